@@ -1,0 +1,126 @@
+"""What the rest of the library needs to know of a pre-trained network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nc_finetune.backbones.pooling import pool_features
+from nc_finetune.errors import unknown_name
+
+STEM = "stem"
+PENULTIMATE = "penultimate"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How the weights want their images.
+
+    Attributes:
+        mean: Mean of each channel, subtracted from images in ``[0, 1]``.
+        std: Standard deviation of each channel, divided by after that.
+        image_size: Height and width of the images that the weights were trained on.
+        interpolation: Resampling filter of their transform, e.g. ``"bicubic"``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    interpolation: str
+
+
+class Backbone(nn.Module, ABC):
+    """A network without its classifier: images in, penultimate features ``(N, num_features)`` out.
+
+    Images come as uint8 in 0...255 or as floats in 0...1, shape ``(N, 3, H, W)``; the normalisation that the weights
+    want happens here, so that no caller can forget it or choose the wrong one.
+
+    Args:
+        model: The network.
+        name: Its architecture.
+        weights: Where its weights came from; ``None`` is random initialisation.
+        num_features: Width of the penultimate feature.
+        block_names: Names of the blocks in ``model``, in the order of the forward pass.
+        preprocessing: How the weights want their images.
+        num_prefix_tokens: Class and register tokens in front of the patch tokens; 0 for convolution nets.
+        maps_channels_last: Inner maps have shape ``(N, H, W, D)``.
+
+    Raises:
+        ValueError: If the network has no blocks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        weights: str | None,
+        num_features: int,
+        block_names: tuple[str, ...],
+        preprocessing: Preprocessing,
+        num_prefix_tokens: int = 0,
+        maps_channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if not block_names:
+            raise ValueError(f"no residual or transformer blocks are known of {name!r}; choose another backbone")
+        self.model = model
+        self.name = name
+        self.weights = weights
+        self.num_features = num_features
+        self.block_names = block_names
+        self.preprocessing = preprocessing
+        self.num_prefix_tokens = num_prefix_tokens
+        self.maps_channels_last = maps_channels_last
+        blocks = (model.get_submodule(block) for block in block_names)
+        convolutional = any(isinstance(part, nn.Conv2d) for block in blocks for part in block.modules())
+        # Worth a factor of two for convolution nets on a CPU, and more on tensor cores.
+        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        for statistic in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, statistic)).view(-1, 1, 1)
+            self.register_buffer(f"_{statistic}", values, persistent=False)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers that are measured, in order: ``"stem"``, every block, ``"penultimate"``."""
+        return (STEM, *self.block_names, PENULTIMATE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the penultimate features.
+
+        Args:
+            images: Shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in 0...1.
+
+        Returns:
+            Shape ``(N, num_features)``.
+        """
+        return self.penultimate(self.normalize(images))
+
+    @abstractmethod
+    def penultimate(self, inputs: Tensor) -> Tensor:
+        """Return the penultimate features of normalised images."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bring images to the scale that the weights were trained on."""
+        mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
+        if images.dtype == torch.uint8:
+            mean, std = mean * 255, std * 255
+        return ((images.to(mean.dtype) - mean) / std).contiguous(memory_format=self.memory_format)
+
+    def pool(self, output: Tensor) -> Tensor:
+        """Reduce a block's output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""
+        return pool_features(output, self.num_prefix_tokens, self.maps_channels_last)
+
+    def get_layer(self, layer: str) -> nn.Module:
+        """Return a block, or another submodule, of the network by name.
+
+        Raises:
+            ValueError: If there is none of that name; the message lists the blocks.
+        """
+        if layer not in dict(self.model.named_modules()) or not layer:
+            raise unknown_name("layer", layer, self.block_names)
+        return self.model.get_submodule(layer)

@@ -1,0 +1,74 @@
+"""Outputs of inner layers, taken by forward hooks that live only as long as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def _check_tensor(layer: str, output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"layer {layer!r} must give one tensor, got {type(output).__name__}; take a block around or inside it"
+        )
+    return output
+
+
+@contextmanager
+def watch_outputs(module: nn.Module, layers: Iterable[str], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``take(name, output)`` for each of the layers at every forward pass inside the ``with`` block.
+
+    Args:
+        module: The network.
+        layers: Names of submodules, as in ``module.named_modules()``.
+        take: What to do with an output; it must not change it.
+
+    Raises:
+        TypeError: At the forward pass, if a layer gives something else than one tensor.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> with watch_outputs(net, ["0"], lambda name, output: print(name, tuple(output.shape))):
+        ...     _ = net(torch.zeros(2, 4))
+        0 (2, 3)
+    """
+
+    def hook(layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        take(layer, _check_tensor(layer, output))
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(module.get_submodule(layer).register_forward_hook(partial(hook, layer)))
+        yield
+
+
+@contextmanager
+def watch_input(module: nn.Module, name: str, take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``take(name, input)`` with what the module is about to see, at every forward pass in the ``with`` block.
+
+    Args:
+        module: The module, e.g. a classifier whose input is the penultimate feature.
+        name: The name under which its input is taken.
+        take: What to do with the input; it must not change it.
+
+    Raises:
+        TypeError: At the forward pass, if the first input is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> head = nn.Linear(4, 3)
+        >>> with watch_input(head, "penultimate", lambda name, features: print(name, tuple(features.shape))):
+        ...     _ = head(torch.zeros(2, 4))
+        penultimate (2, 4)
+    """
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        take(name, _check_tensor(name, inputs[0]))
+
+    with module.register_forward_pre_hook(hook):
+        yield

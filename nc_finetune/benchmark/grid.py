@@ -1,0 +1,250 @@
+"""A benchmark grid: backbones x data sets x methods x training sizes x seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nc_finetune import methods
+from nc_finetune.backbones import TimmBackbone
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.data import ImageData
+from nc_finetune.errors import unknown_name
+from nc_finetune.functional.variability import Normalize
+from nc_finetune.methods import FinetuningMethod, LayerFinetuning
+
+METHOD_NAMES = sorted(name for name in dir(methods) if name.endswith(("Probe", "Finetuning")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """A backbone of the grid.
+
+    Attributes:
+        name: timm's name of the architecture.
+        weights: As for :class:`~nc_finetune.backbones.TimmBackbone`.
+        key_layer: The block that layer FT and SCL-FT tune.
+        model_options: Further arguments of ``timm.create_model``.
+    """
+
+    name: str
+    weights: str | None = "default"
+    key_layer: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A data set of the grid; see :class:`~nc_finetune.ImageData` for what is not said here.
+
+    Attributes:
+        source: Where the images come from.
+        name: Name in results; ``None`` is the source.
+        image_size: Height and width of the images in pixels.
+        val_size: Images held out for validation.
+        test_size: Images held out for the test.
+        image_column: Column of the images in a table.
+        label_column: Column of the labels in a table.
+    """
+
+    source: str
+    name: str | None = None
+    image_size: int = 224
+    val_size: float | int | None = None
+    test_size: float | int = 0.2
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def build(self, samples_per_class: int | None, seed: int, batch_size: int, num_workers: int) -> ImageData:
+        """Build the data module of a training sample."""
+        return ImageData(
+            self.source,
+            image_size=self.image_size,
+            samples_per_class=samples_per_class,
+            seed=seed,
+            val_size=self.val_size,
+            test_size=self.test_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A fine-tuning method of the grid.
+
+    Attributes:
+        method: Name of a class of :mod:`nc_finetune.methods`, or import path of one of your own.
+        learning_rates: Candidates, among which the validation split chooses: rates of the tuned part of the backbone,
+            or of the head where nothing else is tuned.
+        options: Further arguments of the class.
+    """
+
+    method: str
+    learning_rates: list[float]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def method_class(self) -> type[FinetuningMethod]:
+        """Return the class.
+
+        Raises:
+            ValueError: If there is none of that name; the message lists the methods.
+        """
+        module, _, name = self.method.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module) if module else methods, name)
+        except (ImportError, AttributeError) as error:
+            raise unknown_name("method", self.method, METHOD_NAMES) from error
+        if not (isinstance(found, type) and issubclass(found, FinetuningMethod)):
+            raise unknown_name("method", self.method, METHOD_NAMES)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all runs of a grid share.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a batch.
+        head_learning_rate: Rate of the head beside a tuned backbone.
+        normalize: Convention of NC1.
+        num_workers: Processes that decode images.
+    """
+
+    epochs: int = 15
+    batch_size: int = 32
+    head_learning_rate: float = 1e-3
+    normalize: Normalize = "none"
+    num_workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run: a backbone, a data set, a method, a training size and a seed."""
+
+    backbone: BackboneSpec
+    dataset: DatasetSpec
+    method: MethodSpec
+    samples_per_class: int | None
+    seed: int
+    settings: Settings
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the data set in results."""
+        return self.dataset.name or self.dataset.source
+
+    @property
+    def run_id(self) -> str:
+        """A readable name that ends in a hash of everything that the run depends on."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        size = "all" if self.samples_per_class is None else f"n{self.samples_per_class}"
+        method = self.method.method_class().name
+        words = f"{self.dataset_name}-{self.backbone.name}-{method}-{size}-s{self.seed}-{digest}"
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+
+    def build_method(self) -> FinetuningMethod:
+        """Build the method; one that tunes a block takes the key layer of the backbone unless told otherwise.
+
+        Raises:
+            ValueError: If a key layer is needed and none was named.
+        """
+        cls, options = self.method.method_class(), dict(self.method.options)
+        if issubclass(cls, LayerFinetuning) and "key_layer" not in options:
+            if self.backbone.key_layer is None:
+                raise ValueError(f"{self.method.method} needs a key layer: set key_layer of {self.backbone.name!r}")
+            options["key_layer"] = self.backbone.key_layer
+        return cls(**options)
+
+    def build_model(self, num_classes: int, learning_rate: float) -> ImageClassifier:
+        """Build a fresh model from the pre-trained weights."""
+        backbone = TimmBackbone(self.backbone.name, self.backbone.weights, self.backbone.model_options)
+        return ImageClassifier(
+            backbone,
+            num_classes,
+            method=self.build_method(),
+            learning_rate=learning_rate,
+            head_learning_rate=self.settings.head_learning_rate,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All combinations of backbones, data sets, methods, training sizes and seeds.
+
+    Attributes:
+        backbones: The pre-trained networks.
+        datasets: The downstream data.
+        methods: The fine-tuning methods with their candidate learning rates.
+        samples_per_class: Training sizes in images a class; ``None`` is the whole training split.
+        seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
+        settings: What all runs share.
+
+    Raises:
+        ValueError: If a list is empty, or a method is unknown or lacks its key layer or learning rates.
+    """
+
+    backbones: list[BackboneSpec]
+    datasets: list[DatasetSpec]
+    methods: list[MethodSpec]
+    samples_per_class: list[int | None] = field(default_factory=lambda: [None])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        for name in ("backbones", "datasets", "methods", "samples_per_class", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} of a grid must not be empty")
+        for method in self.methods:
+            if not method.learning_rates or min(method.learning_rates) <= 0:
+                raise ValueError(f"{method.method} needs learning_rates above 0, got {method.learning_rates}")
+        for cell in self.cells():
+            cell.build_method()
+
+    def cells(self) -> list[Cell]:
+        """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""
+        axes = itertools.product(self.datasets, self.backbones, self.samples_per_class, self.seeds, self.methods)
+        return [
+            Cell(
+                dataset=dataset,
+                backbone=backbone,
+                samples_per_class=samples,
+                seed=seed,
+                method=method,
+                settings=self.settings,
+            )
+            for dataset, backbone, samples, seed, method in axes
+        ]
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid from YAML.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ValueError: If the file does not describe a grid.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Grid)
+    try:
+        config = parser.parse_path(path)
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"{path} is not a benchmark grid: {error}") from error
+    return Grid(**parser.instantiate_classes(config))

@@ -1,0 +1,147 @@
+"""One JSON file per run: what was run, what came out, and where it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nc_finetune.files import write_text_atomically
+
+SCHEMA_VERSION = 1
+Status = Literal["ok", "diverged", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run of a benchmark grid.
+
+    Attributes:
+        run_id: Name of the run, unique in its grid and the same whenever the same cell is planned again.
+        backbone: Name of the architecture.
+        weights: The weights that were asked for; ``None`` is random initialisation.
+        dataset: Name of the data set.
+        method: Name of the fine-tuning method, e.g. ``"scl_ft"``.
+        key_layer: The tuned block, where the method has one.
+        options: Arguments of the method and of the backbone that differ from their defaults.
+        head: Class of the classifier.
+        loss: Class of the training loss.
+        seed: Seed of the training sample, of the head's initialisation and of the order of the batches.
+        samples_per_class: Training images a class; ``None`` is the whole training split.
+        train_size: Training images in all.
+        accuracy: Test accuracy in per cent.
+        val_accuracy: Validation accuracy in per cent, by which the learning rate was chosen.
+        nc1: NC1 of what the classifier sees, on the training split.
+        nc1_normalize: Convention of every NC1 of the run.
+        nc1_layers: NC1 by layer, from the stem to the penultimate feature.
+        tuned_parameters: Parameters that were trained, the head's included.
+        total_parameters: Parameters of the backbone without its original classifier, and of the head.
+        tuned_percent: ``100 * tuned_parameters / total_parameters``.
+        learning_rate: The chosen rate of the tuned part (of the head, where nothing else is tuned).
+        learning_rates: Validation accuracy in per cent by candidate rate; ``None`` where it diverged.
+        epochs: Passes over the training data.
+        epoch_seconds: Median time of one training pass, validation left out.
+        peak_memory_bytes: Largest memory in use: of the accelerator, or of the process on the CPU.
+        status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide) or ``"failed"``.
+        error: What went wrong, where something did.
+        provenance: Versions, git commit, hash of the weights, fingerprint of the data, platform, device.
+        schema_version: Version of this record.
+    """
+
+    run_id: str
+    backbone: str
+    weights: str | None
+    dataset: str
+    method: str
+    key_layer: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    head: str = "linear"
+    loss: str = "cross_entropy"
+    seed: int = 0
+    samples_per_class: int | None = None
+    train_size: int | None = None
+    accuracy: float | None = None
+    val_accuracy: float | None = None
+    nc1: float | None = None
+    nc1_normalize: str = "none"
+    nc1_layers: dict[str, float | None] = field(default_factory=dict)
+    tuned_parameters: int | None = None
+    total_parameters: int | None = None
+    tuned_percent: float | None = None
+    learning_rate: float | None = None
+    learning_rates: dict[str, float | None] = field(default_factory=dict)
+    epochs: int | None = None
+    epoch_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    status: Status = "ok"
+    error: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """Turn ``nan`` and infinities, for which JSON has no word, into null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    return value
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Write a result as ``<folder>/<run_id>.json``, atomically.
+
+    Args:
+        result: The run.
+        folder: The folder of the results.
+
+    Returns:
+        The path of the file.
+    """
+    path = folder / f"{result.run_id}.json"
+    record = _without_nonfinite(dataclasses.asdict(result))
+    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Read one result.
+
+    Args:
+        path: A JSON file that :func:`write_result` wrote.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: If the file is not a result of this schema version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete the file and run the benchmark again") from error
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}; run it again")
+    try:
+        return Result(**record)
+    except TypeError as error:
+        raise ValueError(f"{path} is not a benchmark result ({error}); delete the file and run it again") from error
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Read every result of a folder, sorted by file name.
+
+    Args:
+        folder: The folder of the results.
+
+    Returns:
+        The runs; empty if the folder is not there.
+
+    Raises:
+        ValueError: If a file is not a result.
+    """
+    return [read_result(path) for path in sorted(folder.glob("*.json"))]

@@ -1,0 +1,277 @@
+"""Run the cells of a grid, one result file each."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import re
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nc_finetune.backbones import PENULTIMATE, weights_hash
+from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid
+from nc_finetune.benchmark.provenance import environment
+from nc_finetune.benchmark.results import Result, read_result, write_result
+from nc_finetune.callbacks import LayerwiseNC1
+from nc_finetune.classifier import DivergedError, ImageClassifier
+from nc_finetune.data import ImageData
+
+
+class _EpochTimer(L.Callback):
+    """Time of each training pass, from its start to its last step; validation comes after that."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self._start)
+
+
+@dataclass
+class _Fit:
+    """A model that was trained with one learning rate, and what was seen on the way."""
+
+    model: ImageClassifier
+    trainer: L.Trainer
+    learning_rate: float
+    val_accuracy: float
+    nc1_layers: dict[str, float]
+    epoch_seconds: float
+    weights_hash: str
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice for single runs out of a grid's progress bar."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reset_peak_memory() -> None:
+    gc.collect()  # trainers and models refer to each other: those of the last run are still there
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark of this process anew
+    except OSError:
+        return
+
+
+def _peak_memory() -> int | None:
+    """Return the most memory in use since the reset: of the accelerator, or of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+# Neighbouring cells of a grid train on the same sample: load it once.
+_build_data = lru_cache(maxsize=1)(DatasetSpec.build)
+
+
+def _snake(cls: type) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
+    """Train once from the pre-trained weights."""
+    L.seed_everything(cell.seed, verbose=False)
+    model = cell.build_model(data.num_classes, learning_rate)
+    hashed = weights_hash(model.backbone.model)
+    measure, timer = LayerwiseNC1(normalize=cell.settings.normalize), _EpochTimer()
+    trainer = L.Trainer(
+        max_epochs=cell.settings.epochs,
+        check_val_every_n_epoch=cell.settings.epochs,
+        callbacks=[measure, timer],
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, datamodule=data)
+    accuracy = 100 * trainer.callback_metrics["val/accuracy"].item()
+    return _Fit(model, trainer, learning_rate, accuracy, measure.values, statistics.median(timer.seconds), hashed)
+
+
+def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[_Fit | None, dict[str, float | None]]:
+    """Train with every candidate rate; return the best fit by validation accuracy, and the accuracy by rate."""
+    best: _Fit | None = None
+    accuracies: dict[str, float | None] = {}
+    for rate in cell.method.learning_rates:
+        try:
+            fit = _fit(cell, data, rate)
+        except DivergedError:
+            accuracies[f"{rate:g}"] = None
+        else:
+            accuracies[f"{rate:g}"] = fit.val_accuracy
+            if best is None or fit.val_accuracy > best.val_accuracy:
+                best = fit
+        advance()
+    return best, accuracies
+
+
+def _planned(cell: Cell) -> Result:
+    """Return what is known of a run before it starts."""
+    return Result(
+        run_id=cell.run_id,
+        backbone=cell.backbone.name,
+        weights=cell.backbone.weights,
+        dataset=cell.dataset_name,
+        method=cell.method.method_class().name,
+        key_layer=cell.build_method().key_layer,
+        options={**cell.backbone.model_options, **cell.method.options},
+        seed=cell.seed,
+        samples_per_class=cell.samples_per_class,
+        nc1_normalize=cell.settings.normalize,
+        epochs=cell.settings.epochs,
+        provenance=environment(),
+    )
+
+
+def _run(cell: Cell, advance: Callable[[], None]) -> Result:
+    settings = cell.settings
+    _reset_peak_memory()
+    data = _build_data(cell.dataset, cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
+    result = replace(
+        _planned(cell),
+        train_size=len(data.train_set),
+        provenance={**environment(), "data_fingerprint": data.fingerprint},
+    )
+    fit, accuracies = _fit_all(cell, data, advance)
+    result = replace(result, learning_rates=accuracies, peak_memory_bytes=_peak_memory())
+    if fit is None:
+        return replace(result, status="diverged", error="the training loss was not finite at any learning rate")
+    return _with_outcome(result, fit, data)
+
+
+def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
+    """Add what the chosen fit came to; this is the one time that the test split is touched."""
+    model = fit.model
+    (test,) = fit.trainer.test(model, datamodule=data, verbose=False)
+    nc1 = fit.nc1_layers[PENULTIMATE]
+    collapsed = math.isnan(nc1)
+    return replace(
+        result,
+        head=_snake(type(model.head)),
+        loss=_snake(type(model.loss)),
+        accuracy=100 * test["test/accuracy"],
+        val_accuracy=fit.val_accuracy,
+        nc1=nc1,
+        nc1_layers=dict(fit.nc1_layers),
+        tuned_parameters=model.tuned_parameters,
+        total_parameters=model.total_parameters,
+        tuned_percent=100 * model.tuned_parameters / model.total_parameters,
+        learning_rate=fit.learning_rate,
+        epoch_seconds=fit.epoch_seconds,
+        status="diverged" if collapsed else "ok",
+        error="NC1 is undefined: the class means coincide" if collapsed else None,
+        provenance={**result.provenance, "weights_hash": fit.weights_hash},
+    )
+
+
+def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
+    """Run one cell: train with every candidate rate, choose on validation, test once.
+
+    Args:
+        cell: What to run.
+        advance: Called after each fit.
+
+    Returns:
+        The result; one that failed carries the error, so that a grid goes on.
+    """
+    try:
+        with _quiet():
+            return _run(cell, advance)
+    except Exception as error:  # a failed cell is a result, too
+        return replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+
+
+def _is_done(path: Path) -> bool:
+    """Tell whether a cell has succeeded; a file that is no result is set aside, so that the cell runs again."""
+    if not path.exists():
+        return False
+    try:
+        return read_result(path).status == "ok"
+    except ValueError:
+        path.replace(path.with_suffix(".invalid"))
+        return False
+
+
+def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """Return the cells that have no successful result yet.
+
+    Args:
+        cells: The cells of a grid.
+        folder: The folder of the results.
+
+    Returns:
+        Those to run, in their order.
+    """
+    return [cell for cell in cells if not _is_done(folder / f"{cell.run_id}.json")]
+
+
+def run_grid(grid: Grid, out: Path, console: Console | None = None) -> list[Result]:
+    """Run what is missing of a grid, with a progress bar that shows the time left.
+
+    Args:
+        grid: What to run.
+        out: Results go to ``<out>/results/``, one file a run, as soon as it is finished.
+        console: Where the progress bar goes; ``None`` is standard error.
+
+    Returns:
+        The results of all cells of the grid, old and new, in their order.
+    """
+    cells, folder = grid.cells(), out / "results"
+    missing = missing_cells(cells, folder)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+        task = progress.add_task("fits", total=sum(len(cell.method.learning_rates) for cell in missing))
+        done = 0
+        for cell in missing:
+            progress.update(task, description=f"{cell.method.method_class().label}, seed {cell.seed}")
+            write_result(run_cell(cell, lambda: progress.advance(task)), folder)
+            done += len(cell.method.learning_rates)
+            progress.update(task, completed=done)  # also past the fits that a failed cell left out
+    return [read_result(folder / f"{cell.run_id}.json") for cell in cells]

@@ -1,0 +1,4 @@
+"""Lightning callbacks that measure collapse while others train."""
+
+from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
+from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter

@@ -1,0 +1,72 @@
+"""Class probabilities of ``trainer.predict`` as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from nc_finetune.files import write_text_atomically
+
+
+class PredictionWriter(L.Callback):
+    """Write what ``trainer.predict`` returns: a line an image, in the order of the data.
+
+    The columns are ``index``, ``prediction`` (the name of the most probable class) and one column a class with its
+    probability, in ``[0, 1]``.
+
+    Args:
+        path: The CSV file; an older one is replaced when predicting has ended.
+
+    Example:
+        >>> PredictionWriter("predictions.csv").path.name
+        'predictions.csv'
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "predictions.csv") -> None:
+        self.path = Path(path)
+        self._rows: list[list[float]] = []
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with no rows.
+
+        Raises:
+            RuntimeError: If several processes predict: each would write its own share.
+        """
+        if trainer.world_size > 1:
+            raise RuntimeError(f"predictions are written by one process, got {trainer.world_size}; set devices=1")
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Tensor,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the probabilities of a batch, shape ``(N, K)``."""
+        self._rows.extend(outputs.tolist())
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file, whole or not at all."""
+        width = len(self._rows[0]) if self._rows else 0
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", tuple(map(str, range(width))))
+        write_text_atomically(self.path, _table(names, self._rows))
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[float]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["index", "prediction", *names])
+    for index, row in enumerate(rows):
+        best = max(range(len(row)), key=row.__getitem__)
+        writer.writerow([index, names[best], *(f"{value:.6g}" for value in row)])
+    return text.getvalue()

@@ -1,0 +1,205 @@
+"""Backbone + fine-tuning method + head + loss + metrics, as one LightningModule."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from nc_finetune.backbones import Backbone, TimmBackbone
+from nc_finetune.methods import FinetuningMethod, LinearProbe
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DivergedError(RuntimeError):
+    """Training cannot go on because the loss is not finite."""
+
+
+def _check_batch(batch: Any, num_classes: int) -> None:
+    """Refuse a batch that is not (image, label), while it is still on the CPU and looking costs nothing."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        kind = f"{type(batch).__name__} of {[type(part).__name__ for part in batch]}" if batch else repr(batch)
+        raise TypeError(f"a batch must be (images, labels), two tensors; got {kind}")
+    images, labels = batch
+    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            "images must have shape (N, 3, H, W) and labels be N integers, got shapes"
+            f" {tuple(images.shape)} and {tuple(labels.shape)}, labels of {labels.dtype}"
+        )
+    if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"labels must lie in [0, {num_classes}), got {int(labels.min())} to {int(labels.max())};"
+            " set num_classes to the number of classes in the data"
+        )
+
+
+class ImageClassifier(L.LightningModule):
+    """Fine-tune a pre-trained backbone for image classification.
+
+    Batches are ``(images, labels)``: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in 0...1
+    (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in ``[0, num_classes)``.
+
+    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy`` (shares in ``[0, 1]``).
+
+    The optimizer gets one group for the head and one for the tuned part of the backbone, each with its own learning
+    rate; both fall to zero along a cosine, step by step.
+
+    Args:
+        backbone: Name of a timm model, or a backbone.
+        num_classes: K, at least 2.
+        weights: Weights of a backbone that is given by name; see :class:`~nc_finetune.backbones.TimmBackbone`.
+        method: What is tuned; ``None`` is :class:`~nc_finetune.methods.LinearProbe`.
+        head: Builds the classifier from the width of the feature and the number of classes.
+        loss: Takes logits ``(N, K)`` and labels ``(N,)``; ``None`` is cross-entropy.
+        learning_rate: Rate of the tuned part of the backbone, or of the head where nothing else is tuned; ``None``
+            takes the method's default (or ``head_learning_rate``).
+        head_learning_rate: Rate of the head beside a tuned backbone. The default did best on small data.
+        optimizer: Builds the optimizer from parameter groups that carry their learning rates.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 2, or the backbone, its weights or the key layer are unknown.
+        DivergedError: At the end of a training epoch in which the loss was not finite.
+
+    Example:
+        >>> from nc_finetune.methods import SkipConnectionFinetuning
+        >>> model = ImageClassifier("test_vit", 10, weights=None, method=SkipConnectionFinetuning("blocks.3"))
+        >>> model.tuned_parameters, model.total_parameters
+        (42378, 306890)
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone,
+        num_classes: int,
+        *,
+        weights: str | None = "default",
+        method: FinetuningMethod | None = None,
+        head: Callable[[int, int], nn.Module] = nn.Linear,
+        loss: nn.Module | None = None,
+        learning_rate: float | None = None,
+        head_learning_rate: float = 1e-3,
+        optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
+        self.num_classes = num_classes
+        self.backbone = TimmBackbone(backbone, weights) if isinstance(backbone, str) else backbone
+        self.method = method or LinearProbe()
+        self.head = head(self.backbone.num_features, num_classes)
+        self.loss = loss or nn.CrossEntropyLoss()
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate
+        self.optimizer = optimizer
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self._diverged: Tensor
+        self.register_buffer("_diverged", torch.tensor(False), persistent=False)
+        self.method.freeze(self.backbone)
+        self.train()
+
+    @property
+    def tuned_parameters(self) -> int:
+        """Number of parameters that are trained: the tuned part of the backbone and the head."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of parameters of the backbone without its original classifier, and of the head."""
+        return sum(parameter.numel() for part in (self.backbone, self.head) for parameter in part.parameters())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape ``(N, num_classes)``."""
+        logits: Tensor = self.head(self.method.features(self.backbone, images))
+        return logits
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Switch modes, but leave what is frozen in eval mode, whoever asks."""
+        super().train(mode)
+        if mode:
+            self.method.set_modes(self.backbone)
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Compare ``num_classes`` with the data, where the data know."""
+        # Checking batches here and not in the datamodule is meant: any datamodule may come.
+        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
+        known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
+        if known != self.num_classes:
+            raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check a batch before it leaves the CPU."""
+        if not isinstance(batch, Tensor):  # images alone are for predicting
+            _check_batch(batch, self.num_classes)
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        """Put frozen parts back into eval mode, and the tuned part into train mode, whatever happened in between."""
+        self.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        images, labels = batch
+        loss: Tensor = self.loss(self(images), labels)
+        self._diverged |= ~loss.detach().isfinite()
+        self.log("train/loss", loss, batch_size=len(labels))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stop if a loss of this epoch was not finite; looking at every step would wait for the device each time."""
+        if self.trainer.strategy.reduce_boolean_decision(bool(self._diverged), all=False):
+            self._diverged.fill_(False)
+            raise DivergedError(
+                f"the training loss was not finite in epoch {self.current_epoch}: lower the learning rate"
+                f" (now {[group['lr'] for group in self._parameter_groups()]}) or look for broken images"
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy of a validation batch."""
+        self._evaluate("val", self.val_accuracy, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy of a test batch."""
+        self._evaluate("test", self.test_accuracy, batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, labels)."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return torch.softmax(self(images).float(), dim=1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over what is tuned, and its schedule."""
+        optimizer = self.optimizer(self._parameter_groups())
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            return optimizer
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(int(steps), 1))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        if not tuned:
+            return [{"params": head, "lr": self.learning_rate or self.head_learning_rate, "name": "head"}]
+        rate = self.learning_rate or self.method.default_learning_rate or self.head_learning_rate
+        groups = [
+            {"params": head, "lr": self.head_learning_rate, "name": "head"},
+            {"params": tuned, "lr": rate, "name": "backbone"},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy.update(logits, labels)
+        self.log(f"{stage}/loss", self.loss(logits, labels), batch_size=len(labels), sync_dist=True)
+        self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val", batch_size=len(labels))

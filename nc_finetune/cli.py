@@ -1,0 +1,146 @@
+"""The command ``nc-finetune``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TRAINER_COMMANDS = {
+    "fit": "fine-tune a model by a recipe",
+    "validate": "measure accuracy on the validation split",
+    "test": "measure accuracy on the test split",
+    "predict": "write class probabilities of the test split to a CSV file",
+}
+EPILOG = """\
+examples:
+  nc-finetune benchmark quickstart                        four methods on real digits, with a report
+  nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
+  nc-finetune recipes                                     what there is; --copy NAME takes one home
+  nc-finetune fit --help                                  every key of a recipe
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nc-finetune",
+        description="Fine-tune a pre-trained image backbone by changing as little of it as possible.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    benchmark = commands.add_parser("benchmark", help="run a grid of methods and write a report")
+    benchmark.add_argument("grid", help="name of a recipe, or path of a YAML file")
+    benchmark.add_argument("--out", type=Path, help="folder of results and report (default: runs/<name of the grid>)")
+    report = commands.add_parser("report", help="write the report of finished runs again")
+    report.add_argument("folder", type=Path, help="what --out of the benchmark was")
+    recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
+    recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
+    recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    return parser
+
+
+def _with_config(words: Sequence[str]) -> list[str]:
+    """Turn recipes that are given by name into ``--config FILE``."""
+    from nc_finetune.recipes import find_recipe
+
+    names = [word for word in words[:1] if not word.startswith("-")]
+    return [part for name in names for part in ("--config", str(find_recipe(name)))] + list(words[len(names) :])
+
+
+def _trainer_command(command: str, words: Sequence[str]) -> None:
+    """Run one of Lightning's subcommands on an ImageClassifier and ImageData."""
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from nc_finetune.callbacks import PredictionWriter
+    from nc_finetune.classifier import ImageClassifier
+    from nc_finetune.data import ImageData
+
+    class FinetuneCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            """Take the number of classes from the data, and write predictions."""
+            parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    FinetuneCLI(
+        ImageClassifier,
+        ImageData,
+        args=[command, *_with_config(words)],
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+    )
+
+
+def _benchmark(grid: str, out: Path | None) -> int:
+    from rich.console import Console
+
+    from nc_finetune.benchmark.grid import read_grid
+    from nc_finetune.benchmark.report import check_report_extra, print_summary, write_report
+    from nc_finetune.benchmark.runner import run_grid
+    from nc_finetune.recipes import find_recipe
+
+    check_report_extra()
+    path = find_recipe(grid)
+    out = out or Path("runs") / path.stem
+    results = run_grid(read_grid(path), out)
+    console = Console()
+    for result in results:
+        if result.status != "ok":
+            console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)
+    _, page = write_report(results, out)
+    print_summary(results, console)
+    console.print(f"Report: {page}", soft_wrap=True, markup=False)
+    return int(any(result.status == "failed" for result in results))
+
+
+def _report(folder: Path) -> int:
+    from nc_finetune.benchmark.report import write_report
+    from nc_finetune.benchmark.results import read_results
+
+    _, page = write_report(read_results(folder / "results"), folder)
+    print(f"Report: {page}")  # noqa: T201
+    return 0
+
+
+def _recipes(copy: str | None, to: Path) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from nc_finetune.recipes import copy_recipe, list_recipes
+
+    console = Console()
+    if copy is not None:
+        console.print(copy_recipe(copy, to), soft_wrap=True, markup=False)
+        return 0
+    table = Table("recipe", "what it does", box=None)
+    for name, purpose in list_recipes().items():
+        table.add_row(name, purpose)
+    console.print(table)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., int]] = {"benchmark": _benchmark, "report": _report, "recipes": _recipes}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``nc-finetune``.
+
+    Args:
+        args: The words after the command's name; ``None`` takes those of the process.
+
+    Returns:
+        The exit status: 0, or 1 if a run of a benchmark failed, or 2 for input that cannot be used.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        if words and words[0] in TRAINER_COMMANDS:
+            _trainer_command(words[0], words[1:])
+            return 0
+        known = vars(_parser().parse_args(words))
+        return _COMMANDS[known.pop("command")](**known)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"nc-finetune: {error}", file=sys.stderr)  # noqa: T201
+        return 2

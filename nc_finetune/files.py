@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part of it.
+
+    Args:
+        path: Where the data goes; its folder is made.
+        data: What to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not a file of tempfile: those are for their owner alone, and results and reports are there to be shared.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write text as UTF-8 through :func:`write_atomically`.
+
+    Args:
+        path: Where the text goes; its folder is made.
+        text: What to write.
+    """
+    write_atomically(path, text.encode("utf-8"))

@@ -1,0 +1,69 @@
+"""What every fine-tuning method decides: what is trained, in which mode, and which features the classifier sees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.errors import unknown_name
+
+BatchNormMode = Literal["eval", "train"]
+
+
+class FinetuningMethod(ABC):
+    """Base of the fine-tuning methods.
+
+    Frozen means frozen: what a method does not tune has ``requires_grad=False``, stays in eval mode (BatchNorm
+    statistics, dropout, stochastic depth), and never reaches the optimizer.
+
+    Args:
+        batch_norm: Mode of the BatchNorm layers inside the tuned part. ``"eval"`` keeps the pre-trained statistics:
+            batch statistics of little data cost accuracy. ``"train"`` updates them.
+
+    Raises:
+        ValueError: If ``batch_norm`` is neither.
+
+    Attributes:
+        name: Name in recipes and results.
+        label: Name in tables and pictures.
+        default_learning_rate: Rate of the tuned part of the backbone with AdamW; ``None`` where nothing is tuned.
+        key_layer: Name of the tuned block, where the method has one.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    default_learning_rate: ClassVar[float | None] = None
+    key_layer: str | None = None
+
+    def __init__(self, batch_norm: BatchNormMode = "eval") -> None:
+        if batch_norm not in get_args(BatchNormMode):
+            raise unknown_name("mode of BatchNorm", batch_norm, get_args(BatchNormMode))
+        self.batch_norm = batch_norm
+
+    @abstractmethod
+    def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
+        """Return the parts of the backbone that are trained."""
+
+    def features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Return what the classifier sees, shape ``(N, num_features)``."""
+        features: Tensor = backbone(images)
+        return features
+
+    def freeze(self, backbone: Backbone) -> None:
+        """Leave gradients to the tuned modules alone."""
+        backbone.requires_grad_(False)
+        for module in self.tuned_modules(backbone):
+            module.requires_grad_(True)
+
+    def set_modes(self, backbone: Backbone) -> None:
+        """Put the tuned modules into train mode and everything else into eval mode."""
+        backbone.eval()
+        for module in self.tuned_modules(backbone):
+            module.train()
+            for part in module.modules():
+                if isinstance(part, _BatchNorm):
+                    part.train(self.batch_norm == "train")

@@ -1,0 +1,180 @@
+import math
+from typing import Any
+
+import pytest
+
+from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.summary import best_rows, method_label, summarize, variant_labels
+from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, nc1_text, overview_table
+
+
+def make_run(**changes: Any) -> Result:
+    fields = {"backbone": "resnet18", "weights": "imagenet", "dataset": "digits", "method": "full_ft", **changes}
+    return Result(run_id="-".join(map(str, fields.values())), **fields)
+
+
+def over_seeds(accuracies: list[float], **changes: Any) -> list[Result]:
+    return [make_run(seed=seed, accuracy=accuracy, **changes) for seed, accuracy in enumerate(accuracies)]
+
+
+def test_mean_and_sample_sd_of_accuracy() -> None:
+    (row,) = summarize(over_seeds([90.0, 92.0, 97.0]))
+    assert row.seeds == 3
+    assert row.accuracy == pytest.approx(93.0)
+    assert row.accuracy_sd == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+
+
+def test_mean_and_sample_sd_of_nc1() -> None:
+    (row,) = summarize([make_run(seed=seed, nc1=nc1) for seed, nc1 in enumerate([1.0, 2.0, 4.0])])
+    assert row.nc1 == pytest.approx(7 / 3)
+    assert row.nc1_sd == pytest.approx(math.sqrt((16 + 1 + 25) / 9 / 2))
+
+
+def test_one_seed_has_no_sd() -> None:
+    (row,) = summarize([make_run(accuracy=90.0, nc1=0.5)])
+    assert row.accuracy_sd is None
+    assert row.nc1_sd is None
+    assert (accuracy_text(row), nc1_text(row)) == ("90.00", "0.500")
+
+
+@pytest.mark.parametrize("undefined", [None, float("nan"), float("inf")])
+def test_undefined_nc1_is_left_out_of_the_mean(undefined: float | None) -> None:
+    (row,) = summarize([make_run(seed=0, nc1=undefined), make_run(seed=1, nc1=0.25)])
+    assert row.nc1 == 0.25
+
+
+def test_row_without_any_measurement_is_all_dashes() -> None:
+    runs = [make_run()]
+    (cells,) = group_table(summarize(runs), variant_labels(runs)).rows
+    assert [cell.text for cell in cells] == ["full FT", *[NOTHING] * 6, "1"]
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_runs_without_a_result_are_left_out(status: Any) -> None:
+    (row,) = summarize([make_run(seed=0, accuracy=90.0), make_run(seed=1, accuracy=10.0, status=status)])
+    assert (row.seeds, row.accuracy) == (1, 90.0)
+
+
+def test_costs_are_chosen_rates_mean_time_and_largest_memory() -> None:
+    runs = [
+        make_run(seed=0, learning_rate=0.1, epoch_seconds=2.0, peak_memory_bytes=5),
+        make_run(seed=1, learning_rate=0.01, epoch_seconds=4.0, peak_memory_bytes=7),
+        make_run(seed=2, learning_rate=0.1, epoch_seconds=3.0, peak_memory_bytes=None),
+    ]
+    (row,) = summarize(runs)
+    assert row.learning_rates == (0.01, 0.1)
+    assert row.epoch_seconds == pytest.approx(3.0)
+    assert row.peak_memory_bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"), [(512 * 2**20, "512 MiB"), (2**30, "1.00 GiB"), (int(6.25 * 2**30), "6.25 GiB")]
+)
+def test_memory_is_written_in_binary_units(bytes_: int, text: str) -> None:
+    runs = [make_run(peak_memory_bytes=bytes_)]
+    table = group_table(summarize(runs), variant_labels(runs))
+    assert table.rows[0][table.columns.index("peak memory")].text == text
+
+
+def test_methods_come_by_what_they_tune_then_by_name() -> None:
+    names = ["linear_probe", "layer_ft", "scl_ft", "full_ft", "adapter", "zoom"]
+    runs = [make_run(method=name) for name in sorted(names)]
+    assert [row.variant.method for row in summarize(runs)] == names
+
+
+def test_groups_come_by_dataset_then_backbone_then_size_the_whole_split_last() -> None:
+    groups = [("a", "x", 5), ("a", "x", 20), ("a", "x", None), ("a", "y", 5), ("b", "x", 5)]
+    runs = [
+        make_run(dataset=dataset, backbone=name, samples_per_class=size) for dataset, name, size in reversed(groups)
+    ]
+    found = [(row.group.dataset, row.group.backbone, row.group.samples_per_class) for row in summarize(runs)]
+    assert found == groups
+
+
+def test_key_layers_come_in_natural_order() -> None:
+    layers = ["blocks.2", "blocks.9", "blocks.10"]
+    rows = summarize(make_run(method="scl_ft", key_layer=layer) for layer in reversed(layers))
+    assert [row.variant.key_layer for row in rows] == layers
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "faces"},
+        {"backbone": "vit"},
+        {"weights": None},
+        {"method": "scl_ft"},
+        {"key_layer": "layer3.0"},
+        {"head": "simplex_etf"},
+        {"loss": "focal"},
+        {"samples_per_class": 5},
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_get_rows_of_their_own(change: dict[str, Any]) -> None:
+    assert len(summarize([make_run(seed=0), make_run(seed=1, **change)])) == 2
+
+
+def test_labels_are_the_names_of_the_papers() -> None:
+    names = ["linear_probe", "layer_ft", "scl_ft", "full_ft"]
+    assert [method_label(name) for name in names] == ["linear probe", "layer FT", "SCL-FT", "full FT"]
+
+
+def test_unknown_method_is_shown_verbatim() -> None:
+    assert method_label("my_method") == "my_method"
+
+
+def test_label_names_the_key_layer_where_one_group_has_several() -> None:
+    runs = [make_run(method="scl_ft", key_layer=layer) for layer in ("layer3.0", "layer4.0")]
+    assert list(variant_labels(runs).values()) == ["SCL-FT · layer3.0", "SCL-FT · layer4.0"]
+
+
+def test_label_does_not_name_key_layers_that_differ_only_between_backbones() -> None:
+    runs = [make_run(method="scl_ft", backbone=name, key_layer=f"{name}.0") for name in ("resnet18", "vit")]
+    assert set(variant_labels(runs).values()) == {"SCL-FT"}
+
+
+def test_mixed_conventions_are_refused() -> None:
+    runs = [make_run(seed=0, nc1_normalize="none"), make_run(seed=1, nc1_normalize="classes")]
+    with pytest.raises(ValueError, match=r"cannot be drawn in one picture.*'classes', 'none'.*separate folders"):
+        summarize(runs)
+
+
+def test_convention_of_a_failed_run_does_not_matter() -> None:
+    runs = [make_run(seed=0, nc1_normalize="classes"), make_run(seed=1, status="failed")]
+    assert len(summarize(runs)) == 1
+
+
+def test_a_seed_that_would_count_twice_is_refused() -> None:
+    runs = [make_run(seed=3, epochs=epochs) for epochs in (5, 10)]
+    with pytest.raises(ValueError, match=r"one run a seed.*share seed 3"):
+        summarize(runs)
+
+
+def test_best_is_the_highest_mean_not_the_highest_run() -> None:
+    runs = [*over_seeds([99.0, 80.0], method="full_ft"), *over_seeds([91.0, 92.0], method="scl_ft")]
+    assert [row.variant.method for row in best_rows(summarize(runs))] == ["scl_ft"]
+
+
+def test_equal_means_are_all_best() -> None:
+    runs = [*over_seeds([90.0, 92.0], method="full_ft"), *over_seeds([91.0], method="scl_ft")]
+    assert len(best_rows(summarize(runs))) == 2
+
+
+def test_group_table_marks_the_best_accuracy_only() -> None:
+    runs = [*over_seeds([91.0], method="layer_ft"), *over_seeds([93.0, 94.0], method="scl_ft")]
+    table = group_table(summarize(runs), variant_labels(runs))
+    assert [cell.text for row in table.rows for cell in row if cell.best] == ["93.50 ± 0.71"]
+
+
+def test_overview_puts_methods_downwards_and_groups_across() -> None:
+    runs = [
+        make_run(method="layer_ft", dataset="a", accuracy=80.0, nc1=0.5),
+        make_run(method="scl_ft", dataset="a", accuracy=81.0, nc1=0.25),
+        make_run(method="scl_ft", dataset="b", accuracy=70.0, nc1=2.0),
+    ]
+    table = overview_table(summarize(runs), variant_labels(runs))
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["layer FT", "80.00 / 0.500", NOTHING],
+        ["SCL-FT", "81.00 / 0.250", "70.00 / 2.00"],
+    ]
+    assert [[cell.best for cell in row] for row in table.rows] == [[False, False, False], [False, True, True]]
