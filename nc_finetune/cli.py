@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
             parser.add_lightning_class_args(PredictionWriter, "predictions")
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
+    # Lightning expects to read the command line itself; ours names recipes, which it does not know.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     FinetuneCLI(
         ImageClassifier,
         ImageData,

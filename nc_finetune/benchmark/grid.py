@@ -57,8 +57,8 @@ class DatasetSpec:
     source: str
     name: str | None = None
     image_size: int = 224
-    val_size: float | int | None = None
-    test_size: float | int = 0.2
+    val_size: int | float | None = None
+    test_size: int | float = 0.2
     image_column: str | None = None
     label_column: str | None = None
 
@@ -247,4 +247,4 @@ def read_grid(path: Path) -> Grid:
         config = parser.parse_path(path)
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{path} is not a benchmark grid: {error}") from error
-    return Grid(**parser.instantiate_classes(config))
+    return Grid(**parser.instantiate(config))

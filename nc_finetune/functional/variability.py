@@ -14,12 +14,18 @@ Normalize = Literal["none", "classes"]
 Between = Literal["classes", "samples"]
 
 
-def _between_class_factor(statistics: ClassStatistics, between: Between) -> Tensor:
-    """Return M of shape (K, D) with Sigma_B = M^T M: the centred class means times the root of their weight."""
+def _between_class_factor(statistics: ClassStatistics, between: Between) -> tuple[Tensor, Tensor]:
+    """Return M of shape (K, D) with Sigma_B = M^T M, and the size of what is no more than rounding in it.
+
+    M holds the centred class means times the root of their weight. Its entries carry the rounding of the means
+    themselves, so what counts is how large these are before centring; that of a running mean grows like sqrt(N).
+    """
     counts, means, _ = statistics
     weights = counts / counts.sum() if between == "samples" else torch.full_like(counts, 1 / counts.numel())
-    factor: Tensor = weights.sqrt().unsqueeze(1) * (means - torch.mv(means.T, weights))
-    return factor
+    roots = weights.sqrt().unsqueeze(1)
+    steps = max(means.shape) + counts.sum().sqrt()
+    rounding = torch.finfo(means.dtype).eps * steps * torch.linalg.vector_norm(roots * means)
+    return roots * (means - torch.mv(means.T, weights)), rounding.detach()
 
 
 def _undefined_reason(statistics: ClassStatistics) -> str | None:
@@ -31,8 +37,8 @@ def _undefined_reason(statistics: ClassStatistics) -> str | None:
         return f"no samples of class {', '.join(map(str, missing))}"
     if not means.isfinite().all():
         return "the features are not finite"
-    spread = (means - means.mean(dim=0)).abs().amax()
-    if spread <= torch.finfo(means.dtype).eps * means.abs().amax() * means.shape[0]:
+    factor, rounding = _between_class_factor(statistics, "classes")
+    if torch.linalg.vector_norm(factor) <= rounding:
         return "all class means coincide (Sigma_B = 0)"
     return None
 
@@ -60,11 +66,10 @@ def nc1_from_statistics(
     if reason := _undefined_reason(statistics):
         warnings.warn(f"NC1 is undefined and reported as nan: {reason}.", stacklevel=2)
         return statistics.means.new_tensor(float("nan"))
-    factor = _between_class_factor(statistics, between)
+    factor, rounding = _between_class_factor(statistics, between)
     # Sigma_B^+ = P P^T with P = pinv(M), cut on the singular values of M: squaring M first would lose half the digits.
-    tolerance = max(factor.shape) * torch.finfo(factor.dtype).eps
-    inverse = torch.linalg.pinv(factor, rtol=tolerance)  # (D, K)
-    value = ((statistics.scatter @ inverse) * inverse).sum() / statistics.counts.sum()
+    inverse = torch.linalg.pinv(factor, atol=rounding, rtol=0.0)  # (D, K)
+    value: Tensor = ((statistics.scatter @ inverse) * inverse).sum() / statistics.counts.sum()
     return value / statistics.counts.numel() if normalize == "classes" else value
 
 

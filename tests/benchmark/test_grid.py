@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, Settings, read_grid
+from nc_finetune.methods import LinearProbe, SkipConnectionFinetuning
+from nc_finetune.recipes import find_recipe
+
+
+def make_grid(**changes: Any) -> Grid:
+    parts: dict[str, Any] = {
+        "backbones": [BackboneSpec(name="test_resnet", weights=None, key_layer="layer2.0")],
+        "datasets": [DatasetSpec(source="sklearn:digits", name="digits", image_size=32)],
+        "methods": [MethodSpec(method="LinearProbe", learning_rates=[1e-3])],
+    }
+    return Grid(**{**parts, **changes})
+
+
+def test_cells_are_all_combinations() -> None:
+    methods = [MethodSpec(method=name, learning_rates=[1e-3]) for name in ("LinearProbe", "FullFinetuning")]
+    cells = make_grid(methods=methods, samples_per_class=[5, None], seeds=[0, 1, 2]).cells()
+    assert len(cells) == 12
+    assert len({cell.run_id for cell in cells}) == 12
+
+
+def test_name_of_a_run_says_what_it_is() -> None:
+    (cell,) = make_grid(samples_per_class=[5], seeds=[3]).cells()
+    assert cell.run_id.startswith("digits-test_resnet-linear_probe-n5-s3-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": Settings(epochs=2)},
+        {"methods": [MethodSpec(method="LinearProbe", learning_rates=[1e-2])]},
+        {"datasets": [DatasetSpec(source="sklearn:digits", name="digits", image_size=64)]},
+    ],
+)
+def test_name_of_a_run_changes_with_what_it_depends_on(change: dict[str, Any]) -> None:
+    assert make_grid(**change).cells()[0].run_id != make_grid().cells()[0].run_id
+
+
+def test_names_of_data_do_not_escape_the_folder() -> None:
+    (cell,) = make_grid(datasets=[DatasetSpec(source="../../etc/pass wd")]).cells()
+    assert "/" not in cell.run_id
+    assert " " not in cell.run_id
+
+
+def test_methods_take_the_key_layer_of_the_backbone_unless_told_otherwise() -> None:
+    own = MethodSpec(method="SkipConnectionFinetuning", learning_rates=[1e-3], options={"key_layer": "layer3.0"})
+    spec = MethodSpec(method="SkipConnectionFinetuning", learning_rates=[1e-3])
+    layers = [cell.build_method().key_layer for cell in make_grid(methods=[spec, own]).cells()]
+    assert layers == ["layer2.0", "layer3.0"]
+
+
+def test_a_method_of_ones_own_is_named_by_its_import_path() -> None:
+    spec = MethodSpec(method="nc_finetune.methods.linear_probe.LinearProbe", learning_rates=[1e-3])
+    assert spec.method_class() is LinearProbe
+
+
+@pytest.mark.parametrize(
+    "name", ["SkipConectionFinetuning", "nowhere.LinearProbe", "json.JSONEncoder", "FinetuningMethod2"]
+)
+def test_unknown_method_lists_the_valid_ones(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"unknown method '{name}'.*Valid: FullFinetuning, LayerFinetuning, LinearProbe"
+    ):
+        make_grid(methods=[MethodSpec(method=name, learning_rates=[1e-3])])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds of a grid must not be empty"),
+        ({"methods": [MethodSpec(method="LinearProbe", learning_rates=[])]}, "needs learning_rates above 0"),
+        ({"methods": [MethodSpec(method="LinearProbe", learning_rates=[-1.0])]}, "needs learning_rates above 0"),
+    ],
+)
+def test_grids_that_cannot_run_are_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(**changes)
+
+
+def test_missing_key_layer_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="needs a key layer: set key_layer of 'test_resnet'"):
+        make_grid(
+            backbones=[BackboneSpec(name="test_resnet", weights=None)],
+            methods=[MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])],
+        )
+
+
+def test_quickstart_is_four_methods_on_three_seeds() -> None:
+    cells = read_grid(find_recipe("quickstart")).cells()
+    assert len(cells) == 12
+    assert isinstance(cells[2].build_method(), SkipConnectionFinetuning)
+
+
+def test_unknown_key_of_a_grid_is_named(tmp_path: Path) -> None:
+    text = find_recipe("quickstart").read_text().replace("seeds:", "seedz:")
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"grid\.yaml is not a benchmark grid: .*seedz"):
+        read_grid(path)

@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nc_finetune.benchmark.results import Result, read_result, read_results, write_result
+
+
+def make_result(**changes: object) -> Result:
+    fields = {"run_id": "r1", "backbone": "resnet18", "weights": None, "dataset": "digits", "method": "scl_ft"}
+    return Result(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    result = make_result(accuracy=91.5, nc1_layers={"stem": 3.0}, provenance={"versions": {"torch": "2"}})
+    assert read_result(write_result(result, tmp_path / "new" / "results")) == result
+
+
+def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    path = write_result(make_result(nc1=float("nan"), nc1_layers={"stem": float("inf")}), tmp_path)
+    record = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert record["nc1"] is None
+    assert record["nc1_layers"] == {"stem": None}
+
+
+def test_results_of_a_folder_come_sorted(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_result(make_result(run_id=name), tmp_path)
+    assert [result.run_id for result in read_results(tmp_path)] == ["a", "b"]
+
+
+def test_folder_that_is_not_there_has_no_results(tmp_path: Path) -> None:
+    assert read_results(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"run_id": "r1", "acc', "is not valid JSON"),
+        ("[1, 2]", "schema version None"),
+        ('{"schema_version": 99}', "schema version 99, this version reads 1"),
+        ('{"schema_version": 1, "run_id": "r1"}', "is not a benchmark result"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"broken\.json.*{message}"):
+        read_result(path)

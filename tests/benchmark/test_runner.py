@@ -1,0 +1,168 @@
+import math
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from nc_finetune import ImageClassifier
+from nc_finetune.benchmark import runner
+from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.benchmark.results import Result, read_results, write_result
+from nc_finetune.benchmark.runner import missing_cells, run_cell, run_grid
+
+
+def make_grid(method: str = "LinearProbe", rates: tuple[float, ...] = (1e-3, 1e-1), **changes: Any) -> Grid:
+    parts: dict[str, Any] = {
+        "backbones": [BackboneSpec(name="test_resnet", weights=None, key_layer="layer2.0")],
+        "datasets": [DatasetSpec(source="sklearn:digits", name="digits", image_size=32, val_size=50, test_size=60)],
+        "methods": [MethodSpec(method=method, learning_rates=list(rates))],
+        "samples_per_class": [4],
+        "settings": Settings(epochs=1),
+    }
+    return Grid(**{**parts, **changes})
+
+
+def make_cell(**options: Any) -> Cell:
+    (cell,) = make_grid(**options).cells()
+    return cell
+
+
+@pytest.fixture(scope="module")
+def finished() -> Result:
+    return run_cell(make_cell(method="SkipConnectionFinetuning"))
+
+
+def test_result_names_what_was_run(finished: Result) -> None:
+    assert (finished.status, finished.error) == ("ok", None)
+    assert (finished.method, finished.key_layer, finished.dataset) == ("scl_ft", "layer2.0", "digits")
+    assert (finished.head, finished.loss) == ("linear", "cross_entropy_loss")
+    assert (finished.train_size, finished.samples_per_class, finished.epochs) == (40, 4, 1)
+
+
+def test_rate_is_the_best_by_validation(finished: Result) -> None:
+    assert list(finished.learning_rates) == ["0.001", "0.1"]
+    best = max(finished.learning_rates, key=lambda rate: finished.learning_rates[rate] or 0.0)
+    assert finished.learning_rate == float(best)
+    assert finished.val_accuracy == finished.learning_rates[best]
+
+
+def test_accuracy_is_in_per_cent_of_the_test_images(finished: Result) -> None:
+    assert finished.accuracy is not None
+    assert (finished.accuracy * 60 / 100) == pytest.approx(round(finished.accuracy * 60 / 100), abs=1e-4)
+
+
+def test_nc1_of_every_layer_is_kept(finished: Result) -> None:
+    assert list(finished.nc1_layers) == ["stem", "layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
+    assert finished.nc1 == finished.nc1_layers["penultimate"]
+
+
+def test_parameters_time_and_memory_are_counted(finished: Result) -> None:
+    assert finished.tuned_parameters is not None
+    assert finished.total_parameters is not None
+    assert finished.tuned_percent == 100 * finished.tuned_parameters / finished.total_parameters
+    assert finished.epoch_seconds is not None
+    assert finished.epoch_seconds > 0
+    assert finished.peak_memory_bytes is not None
+    assert finished.peak_memory_bytes > 2**20
+
+
+def test_provenance_tells_where_it_came_from(finished: Result) -> None:
+    keys = {"versions", "git_commit", "git_dirty", "weights_hash", "data_fingerprint", "platform", "device"}
+    assert keys <= set(finished.provenance)
+    assert finished.provenance["versions"]["torch"] == version("torch")
+
+
+def test_same_cell_gives_the_same_numbers(finished: Result) -> None:
+    again = run_cell(make_cell(method="SkipConnectionFinetuning"))
+    timeless = {"epoch_seconds": None, "peak_memory_bytes": None}
+    assert replace(again, **timeless) == replace(finished, **timeless)  # type: ignore[arg-type]
+
+
+def test_test_split_is_touched_once_per_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    setup = ImageClassifier.setup
+    monkeypatch.setattr(ImageClassifier, "setup", lambda self, stage: (stages.append(stage), setup(self, stage))[1])
+    run_cell(make_cell())
+    assert stages == ["fit", "fit", "test"]
+
+
+def test_loss_that_is_not_finite_is_recorded_as_diverged() -> None:
+    result = run_cell(make_cell(method="FullFinetuning", rates=(1e30,), settings=Settings(epochs=3)))
+    assert result.status == "diverged"
+    assert result.nc1 is None
+    assert "not finite" in (result.error or "")
+
+
+def test_one_diverged_rate_does_not_spoil_the_others() -> None:
+    result = run_cell(make_cell(method="FullFinetuning", rates=(1e30, 1e-4), settings=Settings(epochs=3)))
+    assert result.status == "ok"
+    assert result.learning_rates["1e+30"] is None
+    assert result.learning_rate == 1e-4
+
+
+def test_collapsed_class_means_are_recorded_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Cell.build_model
+
+    def dead(cell: Cell, num_classes: int, learning_rate: float) -> ImageClassifier:
+        model = build(cell, num_classes, learning_rate)
+        for part in model.backbone.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
+        return model
+
+    monkeypatch.setattr(Cell, "build_model", dead)
+    with pytest.warns(UserWarning, match="class means coincide"):
+        result = run_cell(make_cell())
+    assert result.status == "diverged"
+    assert result.nc1 is None or math.isnan(result.nc1)
+
+
+def test_failure_is_recorded_with_its_error() -> None:
+    result = run_cell(make_cell(datasets=[DatasetSpec(source="/nowhere/at/all")]))
+    assert result.status == "failed"
+    assert "no folder of images or tables at '/nowhere/at/all'" in (result.error or "")
+
+
+def test_grid_goes_on_after_a_failure(tmp_path: Path) -> None:
+    good = DatasetSpec(source="sklearn:digits", name="digits", image_size=32, val_size=50)
+    grid = make_grid(datasets=[DatasetSpec(source="/nowhere/at/all"), good], rates=(1e-3,))
+    assert [result.status for result in run_grid(grid, tmp_path)] == ["failed", "ok"]
+    assert len(read_results(tmp_path / "results")) == 2
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    ran: list[str] = []
+
+    def fake(cell: Cell, advance: Any) -> Result:
+        ran.append(cell.run_id)
+        return replace(runner._planned(cell), accuracy=50.0)
+
+    monkeypatch.setattr(runner, "run_cell", fake)
+    return ran
+
+
+def test_what_succeeded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = count_runs(monkeypatch)
+    grid = make_grid(seeds=[0, 1])
+    run_grid(grid, tmp_path)
+    run_grid(grid, tmp_path)
+    assert ran == [cell.run_id for cell in grid.cells()]
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_what_did_not_succeed_is_run_again(tmp_path: Path, status: Any) -> None:
+    cell = make_cell()
+    write_result(replace(runner._planned(cell), status=status), tmp_path)
+    assert missing_cells([cell], tmp_path) == [cell]
+
+
+def test_truncated_result_is_set_aside_and_run_again(tmp_path: Path) -> None:
+    cell = make_cell()
+    path = tmp_path / f"{cell.run_id}.json"
+    path.write_text('{"run_id": ')
+    assert missing_cells([cell], tmp_path) == [cell]
+    assert path.with_suffix(".invalid").read_text() == '{"run_id": '

@@ -1,0 +1,133 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nc_finetune.cli import main
+from nc_finetune.recipes import list_recipes
+
+FIT_RECIPES = sorted(name for name in list_recipes() if "/" in name)
+SMALL = ["--model.backbone", "test_resnet", "--model.weights", "null", "--data.image_size", "32"]
+QUIET = [
+    "--trainer.logger",
+    "false",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_checkpointing",
+    "false",
+]
+GRID = """\
+backbones: [{name: test_resnet, weights: null, key_layer: layer2.0}]
+datasets: [{source: "sklearn:digits", name: digits, image_size: 32, val_size: 40, test_size: 50}]
+methods:
+  - {method: LinearProbe, learning_rates: [1.0e-3]}
+  - {method: SkipConnectionFinetuning, learning_rates: [1.0e-3]}
+samples_per_class: [3]
+settings: {epochs: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", FIT_RECIPES)
+def test_every_recipe_runs_as_it_stands(recipe: str) -> None:
+    assert main(["fit", recipe, "--trainer.fast_dev_run", "true", *QUIET]) == 0
+
+
+def test_recipes_are_found_as_files_too(tmp_path: Path) -> None:
+    assert main(["recipes", "--copy", "digits/efficientnet_lite0_linear_probe", "--to", str(tmp_path / "mine")]) == 0
+    path = tmp_path / "mine" / "efficientnet_lite0_linear_probe.yaml"
+    assert main(["fit", "--config", str(path), *SMALL, "--trainer.fast_dev_run", "true", *QUIET]) == 0
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_of_fit_is_measured_again(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, small = "digits/efficientnet_lite0_linear_probe", [*SMALL, "--trainer.enable_progress_bar", "false"]
+    main(["fit", recipe, *small, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert main([command, recipe, *small, "--ckpt_path", str(checkpoint), "--trainer.logger", "false"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_predict_writes_class_names_and_probabilities(tmp_path: Path) -> None:
+    recipe = "digits/efficientnet_lite0_linear_probe"
+    assert main(["predict", recipe, *SMALL, *QUIET, "--data.test_size", "30", "--predictions.path", "out.csv"]) == 0
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert len(rows) == 30
+    assert rows[0]["prediction"] in {str(digit) for digit in range(10)}
+    assert sum(float(rows[0][str(digit)]) for digit in range(10)) == pytest.approx(1, abs=1e-4)
+
+
+def test_number_of_classes_comes_from_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "digits/efficientnet_lite0_linear_probe", "--model.num_classes", "7"])
+    assert "num_classes" in capsys.readouterr().err
+
+
+def test_benchmark_runs_a_grid_and_leaves_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert main(["benchmark", "grid.yaml", "--out", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "SCL-FT" in printed
+    assert "Report: out/report.html" in printed
+    assert len(list((tmp_path / "out" / "results").glob("*.json"))) == 2
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_benchmark_with_a_failed_run_says_so_and_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID.replace("layer2.0", "layer9.0"))
+    assert main(["benchmark", "grid.yaml", "--out", "out"]) == 1
+    printed = capsys.readouterr().out
+    assert "unknown layer 'layer9.0'" in printed.replace("\n", "")
+
+
+def test_report_is_written_again_from_results(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    main(["benchmark", "grid.yaml", "--out", "out"])
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["report", "out"]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_benchmark_is_started_from_anywhere_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "quikstart"]) == 2
+    assert "unknown recipe 'quikstart'; did you mean 'quickstart'?" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in list_recipes())
+    assert "Four ways to fine-tune" in printed
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    listed = {line.split()[0] for line in printed.splitlines() if line.startswith("    ")}
+    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes"} <= listed
+
+
+def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "digits/efficientnet_lite0_linear_probe"
+    assert main(["fit", recipe, "--model.backbone", "resnet999", *QUIET]) == 2
+    error = capsys.readouterr().err
+    assert "nc-finetune: unknown timm backbone 'resnet999'" in error
+    assert "Traceback" not in error
+
+
+def test_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("nc-finetune")
+    finished = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("usage: nc-finetune")
