@@ -54,11 +54,13 @@ def _with_config(words: Sequence[str]) -> list[str]:
 
 def _trainer_command(command: str, words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands on an ImageClassifier and ImageData."""
+    from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from nc_finetune.callbacks import PredictionWriter
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
+    from nc_finetune.methods import METHOD_NAMES
 
     class FinetuneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -68,13 +70,18 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
 
     # Lightning expects to read the command line itself; ours names recipes, which it does not know.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    FinetuneCLI(
-        ImageClassifier,
-        ImageData,
-        args=[command, *_with_config(words)],
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-    )
+    try:
+        FinetuneCLI(
+            ImageClassifier,
+            ImageData,
+            args=[command, *_with_config(words)],
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
+        )
+    except ArgumentError as error:
+        hint = f"\nValid methods: {', '.join(METHOD_NAMES)}" if "model.method" in str(error) else ""
+        raise ValueError(f"{error}{hint}\nnc-finetune {command} --help lists every key") from error
 
 
 def _benchmark(grid: str, out: Path | None) -> int:

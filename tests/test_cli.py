@@ -66,8 +66,7 @@ def test_predict_writes_class_names_and_probabilities(tmp_path: Path) -> None:
 
 
 def test_number_of_classes_comes_from_the_data(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["fit", "digits/efficientnet_lite0_linear_probe", "--model.num_classes", "7"])
+    assert main(["fit", "digits/efficientnet_lite0_linear_probe", "--model.num_classes", "7"]) == 2
     assert "num_classes" in capsys.readouterr().err
 
 
@@ -131,3 +130,16 @@ def test_command_is_installed() -> None:
     command = Path(sys.executable).with_name("nc-finetune")
     finished = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
     assert finished.stdout.startswith("usage: nc-finetune")
+
+
+@pytest.mark.parametrize("name", ["LinearProb", "nc_finetune.methods.LinearProb"])
+def test_unknown_method_lists_the_valid_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "digits/efficientnet_lite0_linear_probe", "--model.method", name]) == 2
+    assert "Valid methods: LinearProbe, LayerFinetuning" in capsys.readouterr().err
+
+
+def test_unknown_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "digits/efficientnet_lite0_linear_probe", "--data.image_sise", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "image_sise" in error
+    assert "nc-finetune fit --help" in error

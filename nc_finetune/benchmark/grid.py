@@ -18,9 +18,7 @@ from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
-from nc_finetune.methods import FinetuningMethod, LayerFinetuning
-
-METHOD_NAMES = sorted(name for name in dir(methods) if name.endswith(("Probe", "Finetuning")))
+from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_order_of_samples_does_not_matter() -> None:
 def test_merged_shards_are_the_whole_in_any_association(cuts: list[int], seed: int) -> None:
     features, target = sample(seed=seed)
     bounds = [0, *sorted(cuts), 50]
-    shards = [statistics_of(features[a:b], target[a:b], 4) for a, b in zip(bounds, bounds[1:], strict=False)]
+    shards = [statistics_of(features[a:b], target[a:b], 4) for a, b in itertools.pairwise(bounds)]
     from_left, from_right = shards[0], shards[-1]
     for shard in shards[1:]:
         from_left = merge_class_statistics(from_left, shard)
