@@ -110,7 +110,12 @@ class LayerwiseNC1(L.Callback):
         def take(layer: str, output: Tensor) -> None:
             features = pl_module.backbone.pool(output)  # type: ignore[operator, union-attr]
             if layer not in metrics:
-                metric = NeuralCollapse(pl_module.num_classes, features.shape[1], self.normalize)  # type: ignore[arg-type]
+                metric = NeuralCollapse(
+                    pl_module.num_classes,  # type: ignore[arg-type]
+                    features.shape[1],
+                    self.normalize,
+                    measures=("nc1",),
+                )
                 metrics[layer] = metric.to(features.device)
             metrics[layer].update(features, labels)
 

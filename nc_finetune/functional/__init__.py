@@ -1,8 +1,29 @@
 """Pure tensor functions; nothing here imports more than torch."""
 
 from nc_finetune.functional.class_statistics import ClassStatistics as ClassStatistics
+from nc_finetune.functional.class_statistics import class_statistics as class_statistics
 from nc_finetune.functional.class_statistics import empty_class_statistics as empty_class_statistics
 from nc_finetune.functional.class_statistics import merge_class_statistics as merge_class_statistics
+from nc_finetune.functional.class_statistics import sum_class_statistics as sum_class_statistics
 from nc_finetune.functional.class_statistics import update_class_statistics as update_class_statistics
+from nc_finetune.functional.class_statistics import within_class_scatter as within_class_scatter
+from nc_finetune.functional.multilabel import MultilabelCollapse as MultilabelCollapse
+from nc_finetune.functional.multilabel import multilabel_collapse as multilabel_collapse
+from nc_finetune.functional.multilabel import tag_means as tag_means
+from nc_finetune.functional.nearest_class_center import nc4 as nc4
+from nc_finetune.functional.nearest_class_center import ncc_accuracy as ncc_accuracy
+from nc_finetune.functional.nearest_class_center import nearest_class_center as nearest_class_center
+from nc_finetune.functional.self_duality import nc3_etf_distance as nc3_etf_distance
+from nc_finetune.functional.self_duality import nc3_of_distance as nc3_of_distance
+from nc_finetune.functional.separation_law import SeparationLaw as SeparationLaw
+from nc_finetune.functional.separation_law import separation_law as separation_law
+from nc_finetune.functional.simplex_etf import effective_rank as effective_rank
+from nc_finetune.functional.simplex_etf import nc2_equiangle as nc2_equiangle
+from nc_finetune.functional.simplex_etf import nc2_equinorm as nc2_equinorm
+from nc_finetune.functional.simplex_etf import nc2_etf_distance as nc2_etf_distance
+from nc_finetune.functional.simplex_etf import nc2_of_distance as nc2_of_distance
+from nc_finetune.functional.variability import cdnv as cdnv
+from nc_finetune.functional.variability import h_score as h_score
 from nc_finetune.functional.variability import nc1 as nc1
-from nc_finetune.functional.variability import nc1_from_statistics as nc1_from_statistics
+from nc_finetune.functional.variability import trace_ratio as trace_ratio
+from nc_finetune.functional.variability import vci as vci

@@ -1,25 +1,34 @@
-"""Streaming class statistics: counts, class means and within-class scatter in one exact pass."""
+"""Streaming class statistics: counts, means, spreads and within-class scatter in one exact pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+# A scatter of this many columns takes half a GiB. Wider features get none, and measures of them a second pass.
+MAX_SCATTER_FEATURES = 8192
+_CHUNK_ELEMENTS = 2**23  # 64 MiB in float64: bounds what an update takes beside the sums
+_BLOCK = 256
+
 
 class ClassStatistics(NamedTuple):
-    """Everything that the collapse measures need to know about N features of K classes.
+    """What the collapse measures need to know of N features of K classes. All float64, whatever the features are.
 
     Attributes:
-        counts: Samples per class, shape ``(K,)``, float64.
-        means: Class means ``m_k``, shape ``(K, D)``, float64; zero for a class without samples.
-        scatter: Within-class scatter ``sum_i (h_i - m_{y_i})(h_i - m_{y_i})^T``, shape ``(D, D)``, float64.
+        counts: Samples per class, shape ``(K,)``.
+        means: Class means ``m_k``, shape ``(K, D)``; zero for a class without samples.
+        spreads: ``sum_{i in k} |h_i - m_k|^2`` per class, shape ``(K,)``.
+        scatter: Upper triangle of ``sum_i (h_i - m_{y_i})(h_i - m_{y_i})^T``, shape ``(D, D)``; below the diagonal
+            it is not filled, :func:`within_class_scatter` gives all of it. ``None`` for wide features.
     """
 
     counts: Tensor
     means: Tensor
-    scatter: Tensor
+    spreads: Tensor
+    scatter: Tensor | None
 
 
 def empty_class_statistics(
@@ -29,18 +38,22 @@ def empty_class_statistics(
 
     Args:
         num_classes: K, at least 1.
-        num_features: D, at least 1.
+        num_features: D, at least 1. Above ``MAX_SCATTER_FEATURES`` (8,192) there is no scatter.
         device: Where the sums live.
 
     Returns:
-        Zero counts, means and scatter.
+        Zeros: 8 (2 K + K D + D^2) bytes, or 8 (2 K + K D) for wide features.
 
     Example:
         >>> empty_class_statistics(3, 5).means.shape
         torch.Size([3, 5])
     """
-    shapes = (num_classes,), (num_classes, num_features), (num_features, num_features)
-    return ClassStatistics(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
+    scatter = zeros(num_features, num_features) if num_features <= MAX_SCATTER_FEATURES else None
+    return ClassStatistics(zeros(num_classes), zeros(num_classes, num_features), zeros(num_classes), scatter)
 
 
 def update_class_statistics(statistics: ClassStatistics, features: Tensor, target: Tensor) -> ClassStatistics:
@@ -50,31 +63,114 @@ def update_class_statistics(statistics: ClassStatistics, features: Tensor, targe
     ``(H - A[y])^T (H - B[y])`` (Welford 1962, 10.1080/00401706.1962.10490022, for batches of vectors). Both factors
     are deviations, so no digits cancel when the class means are far larger than the spread around them.
 
+    Differentiable in ``features``. Everything is computed in float64, which no TF32 or autocast setting touches.
+
     Args:
         statistics: Sums so far.
-        features: ``H``, shape ``(N, D)``, any floating dtype; accumulated in float64.
-        target: ``y``, shape ``(N,)``, integers in ``[0, K)``. Values are not checked: that would need a
-            device-to-host copy.
+        features: ``H``, shape ``(N, D)``, any floating dtype.
+        target: ``y``, shape ``(N,)``, integers in ``[0, K)``.
 
     Returns:
         New statistics; the argument is left as it was.
+
+    Raises:
+        ValueError: If a label lies outside ``[0, K)``; on an accelerator, where looking would wait for the device,
+            that is the device's own error.
 
     Example:
         >>> import torch
         >>> sums = empty_class_statistics(2, 1)
         >>> sums = update_class_statistics(sums, torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]))
-        >>> sums.counts.tolist(), sums.means.tolist(), sums.scatter.tolist()
-        ([2.0, 1.0], [[2.0], [5.0]], [[2.0]])
+        >>> sums.counts.tolist(), sums.means.tolist(), sums.spreads.tolist(), sums.scatter.tolist()
+        ([2.0, 1.0], [[2.0], [5.0]], [2.0, 0.0], [[2.0]])
     """
-    counts, means, scatter = statistics
-    features = features.to(means.dtype)
-    new_counts = counts.index_add(0, target, torch.ones_like(target, dtype=counts.dtype))
-    step = torch.zeros_like(means).index_add(0, target, features - means[target])
-    new_means = means + step / new_counts.clamp(min=1).unsqueeze(1)
-    # A class seen for the first time has no mean before the batch: its deviations are taken from the new mean twice.
-    old_means = torch.where((counts > 0).unsqueeze(1), means, new_means)
-    left, right = features - old_means[target], features - new_means[target]
-    return ClassStatistics(new_counts, new_means, torch.addmm(scatter, left.T, right))
+    copied = ClassStatistics(*(None if value is None else value.clone() for value in statistics))  # type: ignore[arg-type]
+    update_class_statistics_(copied, features, target)
+    return copied
+
+
+def update_class_statistics_(statistics: ClassStatistics, features: Tensor, target: Tensor) -> None:
+    """Add a batch in place; see :func:`update_class_statistics`. Makes no device-to-host copy.
+
+    Args:
+        statistics: Sums so far; changed.
+        features: Shape ``(N, D)``.
+        target: Shape ``(N,)``.
+
+    Raises:
+        ValueError: As above.
+
+    Example:
+        >>> import torch
+        >>> sums = empty_class_statistics(2, 1)
+        >>> update_class_statistics_(sums, torch.ones(3, 1), torch.tensor([0, 0, 1]))
+        >>> sums.counts.tolist()
+        [2.0, 1.0]
+    """
+    for chunk, labels in row_chunks(features, target):
+        _add_batch_(statistics, chunk.to(statistics.means.dtype), labels)
+
+
+def row_chunks(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split a batch so that copies of a part in float64 stay small, however large the batch is.
+
+    Args:
+        features: Shape ``(N, D)``.
+        target: Shape ``(N,)``.
+
+    Yields:
+        Rows of both.
+    """
+    rows = max(1, _CHUNK_ELEMENTS // features.shape[1])
+    for start in range(0, len(target), rows):
+        yield features[start : start + rows], target[start : start + rows]
+
+
+def _add_batch_(statistics: ClassStatistics, features: Tensor, target: Tensor) -> None:
+    counts, means, spreads, scatter = statistics
+    seen = counts > 0
+    try:
+        counts.index_add_(0, target, torch.ones_like(target, dtype=counts.dtype))
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"labels must be integers in [0, {counts.numel()}): {error}") from error
+    before = features - means[target]
+    means.index_add_(0, target, before / counts[target].unsqueeze(1))
+    after = features - means[target]
+    # A class seen for the first time has no mean before the batch: its deviations are from the new mean twice.
+    before = torch.where(seen[target].unsqueeze(1), before, after)
+    spreads.index_add_(0, target, (before * after).sum(dim=1))
+    if scatter is not None:
+        _add_symmetric_product_(scatter, before, after)
+
+
+def _add_symmetric_product_(upper: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the upper triangle of ``left^T right``, known to be symmetric, block by block: half the multiplications."""
+    for start in range(0, upper.shape[0], _BLOCK):
+        upper[start : start + _BLOCK, start:].addmm_(left[:, start : start + _BLOCK].T, right[:, start:])
+
+
+def within_class_scatter(statistics: ClassStatistics) -> Tensor:
+    """Return the within-class scatter, both triangles filled.
+
+    Args:
+        statistics: Sums of a pass.
+
+    Returns:
+        ``sum_i (h_i - m_{y_i})(h_i - m_{y_i})^T = N Sigma_W``, shape ``(D, D)``.
+
+    Raises:
+        ValueError: If the features are too wide to have one.
+
+    Example:
+        >>> within_class_scatter(empty_class_statistics(2, 3)).shape
+        torch.Size([3, 3])
+    """
+    if statistics.scatter is None:
+        raise ValueError(
+            f"features of width {statistics.means.shape[1]} have no scatter: it is kept up to {MAX_SCATTER_FEATURES};"
+            " pool the features, or ask for measures that need none"
+        )
+    return torch.triu(statistics.scatter) + torch.triu(statistics.scatter, 1).T
 
 
 def merge_class_statistics(first: ClassStatistics, second: ClassStatistics) -> ClassStatistics:
@@ -90,15 +186,102 @@ def merge_class_statistics(first: ClassStatistics, second: ClassStatistics) -> C
     Example:
         >>> import torch
         >>> def of(values):
-        ...     return update_class_statistics(
-        ...         empty_class_statistics(1, 1), torch.tensor(values)[:, None], torch.zeros(len(values), dtype=int)
-        ...     )
+        ...     target = torch.zeros(len(values), dtype=int)
+        ...     return update_class_statistics(empty_class_statistics(1, 1), torch.tensor(values)[:, None], target)
         >>> merge_class_statistics(of([1.0]), of([3.0])).scatter
         tensor([[2.]], dtype=torch.float64)
     """
-    counts = first.counts + second.counts
+    total = (first.counts + second.counts).clamp(min=1).unsqueeze(1)
     offset = second.means - first.means
-    share = (second.counts / counts.clamp(min=1)).unsqueeze(1)
-    weight = (first.counts * second.counts / counts.clamp(min=1)).unsqueeze(1)
-    scatter = first.scatter + second.scatter + (weight * offset).T @ offset
-    return ClassStatistics(counts, first.means + share * offset, scatter)
+    means = first.means + offset * second.counts.unsqueeze(1) / total
+    shift = offset * (first.counts * second.counts).unsqueeze(1) / total
+    spreads = first.spreads + second.spreads + (shift * offset).sum(dim=1)
+    scatter = None
+    if first.scatter is not None and second.scatter is not None:
+        scatter = first.scatter + second.scatter
+        _add_symmetric_product_(scatter, shift, offset)
+    return ClassStatistics(first.counts + second.counts, means, spreads, scatter)
+
+
+def sum_class_statistics(statistics: ClassStatistics, all_sum: Callable[[Tensor], Tensor]) -> ClassStatistics:
+    """Combine the statistics of all ranks: Chan's formula for many shards, each adding its own correction.
+
+    No rank ever holds more than one set of sums beside its own, however many ranks there are.
+
+    Args:
+        statistics: Sums of this rank; may be those of no samples.
+        all_sum: Returns the sum of a tensor over all ranks, leaving its argument alone.
+
+    Returns:
+        The statistics of the union, on every rank.
+
+    Example:
+        >>> import torch
+        >>> sums = empty_class_statistics(1, 1)
+        >>> update_class_statistics_(sums, torch.tensor([[2.0], [4.0]]), torch.zeros(2, dtype=int))
+        >>> sum_class_statistics(sums, lambda value: 2 * value).scatter  # two ranks that saw the same
+        tensor([[4.]], dtype=torch.float64)
+    """
+    own, means, spreads, scatter = statistics
+    counts = all_sum(own)
+    merged = all_sum(means * (own / counts.clamp(min=1)).unsqueeze(1))
+    offset = means - merged
+    weighted = offset * own.unsqueeze(1)
+    spreads = all_sum(spreads + (weighted * offset).sum(dim=1))
+    if scatter is not None:
+        scatter = scatter.clone()
+        _add_symmetric_product_(scatter, weighted, offset)
+        scatter = all_sum(scatter)
+    return ClassStatistics(counts, merged, spreads, scatter)
+
+
+def class_statistics(features: Tensor, target: Tensor, num_classes: int | None = None) -> ClassStatistics:
+    """Compute the statistics of features that are all at hand.
+
+    Args:
+        features: Shape ``(N, D)``, floating point.
+        target: Shape ``(N,)``, integers in ``[0, K)``.
+        num_classes: K; ``None`` takes the largest label plus one.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ValueError: If the shapes do not fit, there are no samples, or a label lies outside ``[0, K)``.
+
+    Example:
+        >>> import torch
+        >>> class_statistics(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1])).means.tolist()
+        [[1.0], [3.0]]
+    """
+    check_features(features, target)
+    if target.numel() == 0:
+        raise ValueError("at least one sample is needed, got none")
+    num_classes = int(target.max()) + 1 if num_classes is None else num_classes
+    if target.min() < 0 or target.max() >= num_classes:
+        raise ValueError(f"labels must lie in [0, {num_classes}), got {int(target.min())} to {int(target.max())}")
+    return update_class_statistics(
+        empty_class_statistics(num_classes, features.shape[1], features.device), features, target
+    )
+
+
+def check_features(features: Tensor, target: Tensor, num_features: int | None = None) -> None:
+    """Refuse what is not one feature vector and one label a sample.
+
+    Args:
+        features: Should have shape ``(N, D)`` and a floating dtype.
+        target: Should have shape ``(N,)`` and an integer dtype.
+        num_features: D, where it is known.
+
+    Raises:
+        ValueError: If they have not.
+    """
+    width = "D" if num_features is None else num_features
+    fits = features.ndim == 2 and num_features in (None, features.shape[1]) and target.shape == features.shape[:1]
+    if not fits:
+        raise ValueError(
+            f"features must have shape (N, {width}) and target (N,), got {tuple(features.shape)} and"
+            f" {tuple(target.shape)}; pool maps and tokens to one vector per sample first"
+        )
+    if not features.is_floating_point() or target.is_floating_point() or target.is_complex():
+        raise ValueError(f"features must be floating point and target integers, got {features.dtype}, {target.dtype}")

@@ -1,75 +1,55 @@
-"""NC1: within-class variability collapse."""
+"""NC1, within-class variability collapse, and its relatives."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nc_finetune.functional.class_statistics import ClassStatistics, empty_class_statistics, update_class_statistics
+from nc_finetune.functional.between_class import Between, between_class_factor, is_undefined
+from nc_finetune.functional.class_statistics import (
+    ClassStatistics,
+    class_statistics,
+    row_chunks,
+    within_class_scatter,
+)
 
 Normalize = Literal["none", "classes"]
-Between = Literal["classes", "samples"]
 
 
-def _between_class_factor(statistics: ClassStatistics, between: Between) -> tuple[Tensor, Tensor]:
-    """Return M of shape (K, D) with Sigma_B = M^T M, and the size of what is no more than rounding in it.
+def _nan(statistics: ClassStatistics) -> Tensor:
+    return statistics.means.new_tensor(float("nan"))
 
-    M holds the centred class means times the root of their weight. Its entries carry the rounding of the means
-    themselves, so what counts is how large these are before centring; that of a running mean grows like sqrt(N).
+
+def _whitener(statistics: ClassStatistics, between: Between) -> Tensor:
+    """Return P of shape (D, K) with Sigma_B^+ = P P^T.
+
+    P is the pseudo-inverse of M, Sigma_B = M^T M, cut on the singular values of M: squaring M first would lose half
+    the digits. Unlike a singular value decomposition it is differentiable at a perfect simplex.
     """
-    counts, means, _ = statistics
-    weights = counts / counts.sum() if between == "samples" else torch.full_like(counts, 1 / counts.numel())
-    roots = weights.sqrt().unsqueeze(1)
-    steps = max(means.shape) + counts.sum().sqrt()
-    rounding = torch.finfo(means.dtype).eps * steps * torch.linalg.vector_norm(roots * means)
-    return roots * (means - torch.mv(means.T, weights)), rounding.detach()
+    factor, rounding = between_class_factor(statistics, between)
+    whitener: Tensor = torch.linalg.pinv(factor, atol=rounding, rtol=0.0)
+    return whitener
 
 
-def _undefined_reason(statistics: ClassStatistics) -> str | None:
-    """Say why no between-class covariance exists, or None where it does."""
-    counts, means, _ = statistics
-    if counts.numel() < 2:
-        return "NC1 needs at least two classes"
-    if missing := (counts == 0).nonzero().flatten().tolist():
-        return f"no samples of class {', '.join(map(str, missing))}"
-    if not means.isfinite().all():
-        return "the features are not finite"
-    factor, rounding = _between_class_factor(statistics, "classes")
-    if torch.linalg.vector_norm(factor) <= rounding:
-        return "all class means coincide (Sigma_B = 0)"
-    return None
+def _projected_spread(whitener: Tensor, means: Tensor, features: Tensor, target: Tensor) -> Tensor:
+    """Sum |P^T (h_i - m_{y_i})|^2 over a batch: what NC1 needs of features that are too wide for a scatter."""
+    parts = [
+        ((chunk.to(means.dtype) - means[labels]) @ whitener).square().sum()
+        for chunk, labels in row_chunks(features, target)
+    ]
+    return torch.stack(parts).sum() if parts else means.new_zeros(())
 
 
-def nc1_from_statistics(
-    statistics: ClassStatistics, normalize: Normalize = "none", between: Between = "classes"
+def _nc1_compute(
+    statistics: ClassStatistics, normalize: Normalize, between: Between, projected: Tensor | None = None
 ) -> Tensor:
-    """Compute NC1 from the sums of a pass; see :func:`nc1`.
-
-    Args:
-        statistics: Sums of :func:`~nc_finetune.functional.update_class_statistics`.
-        normalize: As in :func:`nc1`.
-        between: As in :func:`nc1`.
-
-    Returns:
-        Scalar float64 tensor; ``nan``, with a warning that says why, where NC1 is undefined.
-
-    Example:
-        >>> import torch
-        >>> sums = empty_class_statistics(2, 2)
-        >>> batch = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.3], [-1.0, -0.3]])
-        >>> nc1_from_statistics(update_class_statistics(sums, batch, torch.tensor([0, 0, 1, 1]))).item()
-        0.0
-    """
-    if reason := _undefined_reason(statistics):
-        warnings.warn(f"NC1 is undefined and reported as nan: {reason}.", stacklevel=2)
-        return statistics.means.new_tensor(float("nan"))
-    factor, rounding = _between_class_factor(statistics, between)
-    # Sigma_B^+ = P P^T with P = pinv(M), cut on the singular values of M: squaring M first would lose half the digits.
-    inverse = torch.linalg.pinv(factor, atol=rounding, rtol=0.0)  # (D, K)
-    value: Tensor = ((statistics.scatter @ inverse) * inverse).sum() / statistics.counts.sum()
+    """Compute NC1 from the scatter, or from the projected spread of a second pass."""
+    if projected is None:
+        whitener = _whitener(statistics, between)
+        projected = ((within_class_scatter(statistics) @ whitener) * whitener).sum()
+    value = projected / statistics.counts.sum()
     return value / statistics.counts.numel() if normalize == "classes" else value
 
 
@@ -87,7 +67,8 @@ def nc1(
     (``between="classes"``), or ``1/N sum_k n_k (m_k - m_G)(m_k - m_G)^T`` around the sample mean
     (``between="samples"``, the convention of linear discriminant analysis).
 
-    Differentiable in ``features``. NC1 depends on the number of samples: compare values at equal N only.
+    Differentiable in ``features``. NC1 depends on the number of samples: compare values at equal N only. Features
+    wider than 8,192 are projected in a second pass, in memory O(K D).
 
     Args:
         features: Shape ``(N, D)``, floating point.
@@ -98,7 +79,7 @@ def nc1(
 
     Returns:
         Scalar float64 tensor; ``nan``, with a warning that says why, for fewer than two classes, a class without
-        samples, or class means that coincide.
+        samples, features that are not finite, or class means that coincide.
 
     Raises:
         ValueError: If the shapes do not fit or a label lies outside ``[0, K)``.
@@ -112,15 +93,171 @@ def nc1(
         >>> round(nc1(features, torch.tensor([0, 0, 1, 1])).item(), 4)  # spread 1 around means +-3
         0.1111
     """
-    if features.ndim != 2 or target.shape != features.shape[:1]:
-        raise ValueError(
-            f"features must have shape (N, D) and target (N,), got {tuple(features.shape)} and {tuple(target.shape)};"
-            " pool maps and tokens to one vector per sample first"
-        )
-    if target.numel() == 0:
-        raise ValueError("NC1 needs at least one sample, got none")
-    num_classes = int(target.max()) + 1 if num_classes is None else num_classes
-    if target.min() < 0 or target.max() >= num_classes:
-        raise ValueError(f"labels must lie in [0, {num_classes}), got {int(target.min())} to {int(target.max())}")
-    empty = empty_class_statistics(num_classes, features.shape[1], features.device)
-    return nc1_from_statistics(update_class_statistics(empty, features, target), normalize, between)
+    statistics = class_statistics(features, target, num_classes)
+    if is_undefined(statistics, "NC1"):
+        return _nan(statistics)
+    projected = None
+    if statistics.scatter is None:
+        projected = _projected_spread(_whitener(statistics, between), statistics.means, features, target)
+    return _nc1_compute(statistics, normalize, between, projected)
+
+
+def _trace_ratio_compute(statistics: ClassStatistics, between: Between) -> Tensor:
+    factor, _ = between_class_factor(statistics, between)
+    return statistics.spreads.sum() / statistics.counts.sum() / factor.square().sum()
+
+
+def trace_ratio(
+    features: Tensor, target: Tensor, num_classes: int | None = None, between: Between = "classes"
+) -> Tensor:
+    """Ratio of the traces, ``tr Sigma_W / tr Sigma_B``, in ``[0, inf)``; 0 when collapsed.
+
+    The separation D_l of progressive-separation studies: cheaper and less strict than :func:`nc1`, which weighs each
+    direction of ``Sigma_B`` by itself. With ``between="samples"`` it is ``(N - K) / ((K - 1) CH)`` with CH the
+    Calinski-Harabasz score.
+
+    Args:
+        features: Shape ``(N, D)``, floating point.
+        target: Shape ``(N,)``, integers in ``[0, K)``.
+        num_classes: K; ``None`` takes the largest label plus one.
+        between: As for :func:`nc1`.
+
+    Returns:
+        Scalar float64 tensor; ``nan``, with a warning, where it is undefined.
+
+    Source:
+        Wang et al. 2023, Understanding deep representation learning via layerwise feature compression and
+        discrimination, arXiv:2311.02960.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[2.0, 1.0], [4.0, 1.0], [-2.0, 1.0], [-4.0, 1.0]])
+        >>> round(trace_ratio(features, torch.tensor([0, 0, 1, 1])).item(), 4)
+        0.1111
+    """
+    statistics = class_statistics(features, target, num_classes)
+    return _nan(statistics) if is_undefined(statistics, "trace ratio") else _trace_ratio_compute(statistics, between)
+
+
+def _cdnv_compute(statistics: ClassStatistics) -> Tensor:
+    variances = statistics.spreads / statistics.counts
+    distances = torch.cdist(statistics.means, statistics.means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
+    return ((variances[first] + variances[second]) / (2 * distances[first, second])).mean()
+
+
+def cdnv(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
+    """Class-distance normalised variance, in ``[0, inf]``; 0 when collapsed.
+
+    The mean over pairs of classes of ``(v_k + v_l) / (2 |m_k - m_l|^2)``, with v_k the trace of class k's own
+    covariance. It is infinite where two, but not all, class means coincide and their classes do spread.
+
+    Args:
+        features: Shape ``(N, D)``, floating point.
+        target: Shape ``(N,)``, integers in ``[0, K)``.
+        num_classes: K; ``None`` takes the largest label plus one.
+
+    Returns:
+        Scalar float64 tensor; ``nan``, with a warning, where it is undefined.
+
+    Source:
+        Galanti, György & Hutter 2022, On the role of neural collapse in transfer learning, arXiv:2112.15121.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[2.0], [4.0], [-2.0], [-4.0]])
+        >>> round(cdnv(features, torch.tensor([0, 0, 1, 1])).item(), 4)  # (1 + 1) / (2 * 6^2)
+        0.0278
+    """
+    statistics = class_statistics(features, target, num_classes)
+    return _nan(statistics) if is_undefined(statistics, "CDNV") else _cdnv_compute(statistics)
+
+
+def _rank_between(statistics: ClassStatistics) -> Tensor:
+    factor, rounding = between_class_factor(statistics, "samples")
+    rank: Tensor = torch.linalg.matrix_rank(factor, atol=rounding, rtol=0.0)
+    return rank
+
+
+def _unexplained(statistics: ClassStatistics) -> Tensor:
+    """Compute ``rank Sigma_B - tr(Sigma_T^+ Sigma_B)`` without taking the small difference of the two.
+
+    By the Schur complement it is ``tr(E (I + E)^-1)``, where E is the within-class covariance along the directions of
+    Sigma_B, each in units of its own spread of the class means, as far as the other directions do not predict it.
+    """
+    factor, _ = between_class_factor(statistics, "samples")
+    whitener = _whitener(statistics, "samples")
+    within = within_class_scatter(statistics) / statistics.counts.sum()
+    across = within @ whitener
+    others = across - whitener @ (factor @ across)
+    # (I - V V^T) Sigma_W (I - V V^T), the directions V of Sigma_B taken out on both sides.
+    half = within - whitener @ (factor @ within)
+    rest = half - (half @ whitener) @ factor
+    rounding = torch.finfo(rest.dtype).eps * len(rest) * within.diagonal().sum().detach()
+    predicted = others.T @ torch.linalg.pinv((rest + rest.T) / 2, atol=rounding, rtol=0.0, hermitian=True) @ others
+    remaining = whitener.T @ across - predicted
+    identity = torch.eye(len(remaining), dtype=remaining.dtype, device=remaining.device)
+    unexplained: Tensor = torch.linalg.solve(identity + remaining, remaining).diagonal().sum().clamp(min=0)
+    return unexplained
+
+
+def _h_score_compute(statistics: ClassStatistics) -> Tensor:
+    return _rank_between(statistics) - _unexplained(statistics)
+
+
+def h_score(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
+    """H-score, ``tr(Sigma_T^+ Sigma_B)`` with ``Sigma_T = Sigma_W + Sigma_B``, in ``[0, rank Sigma_B]``.
+
+    It is at most K - 1, and reaches the rank of ``Sigma_B`` when the features have collapsed. Singular directions of
+    ``Sigma_T`` are left out rather than inverted, which is what lets other code print more than the maximum.
+
+    Args:
+        features: Shape ``(N, D)`` with D up to 8,192, floating point.
+        target: Shape ``(N,)``, integers in ``[0, K)``.
+        num_classes: K; ``None`` takes the largest label plus one.
+
+    Returns:
+        Scalar float64 tensor; ``nan``, with a warning, where it is undefined.
+
+    Source:
+        Bao et al. 2019, An information-theoretic approach to transferability in task transfer learning,
+        10.1109/ICIP.2019.8803726.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[2.0], [4.0], [-2.0], [-4.0]])
+        >>> round(h_score(features, torch.tensor([0, 0, 1, 1])).item(), 4)  # 9 / (1 + 9)
+        0.9
+    """
+    statistics = class_statistics(features, target, num_classes)
+    return _nan(statistics) if is_undefined(statistics, "H-score") else _h_score_compute(statistics)
+
+
+def _vci_compute(statistics: ClassStatistics) -> Tensor:
+    return _unexplained(statistics) / _rank_between(statistics)
+
+
+def vci(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
+    """Variability collapse index, ``1 - tr(Sigma_T^+ Sigma_B) / rank Sigma_B``, in ``[0, 1]``; 0 when collapsed.
+
+    Unlike :func:`nc1` it does not change under any invertible linear map of the features.
+
+    Args:
+        features: Shape ``(N, D)`` with D up to 8,192, floating point.
+        target: Shape ``(N,)``, integers in ``[0, K)``.
+        num_classes: K; ``None`` takes the largest label plus one.
+
+    Returns:
+        Scalar float64 tensor; ``nan``, with a warning, where it is undefined.
+
+    Source:
+        Xu & Liu 2023, Quantifying the variability collapse of neural networks, arXiv:2306.03440.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[2.0], [4.0], [-2.0], [-4.0]])
+        >>> round(vci(features, torch.tensor([0, 0, 1, 1])).item(), 4)
+        0.1
+    """
+    statistics = class_statistics(features, target, num_classes)
+    return _nan(statistics) if is_undefined(statistics, "VCI") else _vci_compute(statistics)

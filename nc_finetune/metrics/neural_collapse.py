@@ -2,48 +2,112 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from nc_finetune import functional as F
 from nc_finetune.errors import unknown_name
+from nc_finetune.functional.between_class import Between, undefined_reason
 from nc_finetune.functional.class_statistics import (
     ClassStatistics,
+    check_features,
     empty_class_statistics,
     merge_class_statistics,
-    update_class_statistics,
+    sum_class_statistics,
+    update_class_statistics_,
 )
-from nc_finetune.functional.variability import Between, Normalize, nc1_from_statistics
+from nc_finetune.functional.nearest_class_center import classifier_decisions, nearest_class_center
+from nc_finetune.functional.variability import (
+    Normalize,
+    _cdnv_compute,
+    _h_score_compute,
+    _nc1_compute,
+    _projected_spread,
+    _trace_ratio_compute,
+    _vci_compute,
+    _whitener,
+)
+
+_SECOND_PASS_SUMS = ("projected", "correct", "disagreeing", "decided")
+_NEED_SCATTER = ("vci", "h_score")
+_NEED_CLASSIFIER = ("nc3_etf_distance", "nc3_of_distance", "nc4")
+_NEED_SECOND_PASS = ("ncc_accuracy", "nc4")
+_COMPUTE: dict[str, Callable[[NeuralCollapse, ClassStatistics], Tensor]] = {}
+
+
+def _sum_over_ranks(gather: Callable[..., list[Tensor]], group: Any, value: Tensor) -> Tensor:
+    """Sum a tensor over ranks; by one all-reduce unless torchmetrics was given a way of its own to gather."""
+    if gather is not gather_all_tensors:
+        return torch.stack(gather(value, group=group)).sum(dim=0)
+    total = value.clone()
+    torch.distributed.all_reduce(total, group=group)
+    return total
 
 
 class NeuralCollapse(Metric):
     """Measure how far features have collapsed to their class means, exactly, in one pass over the data.
 
-    The state is the class counts ``(K,)``, class means ``(K, D)`` and within-class scatter ``(D, D)`` in float64,
-    8 (K + K D + D^2) bytes, however many samples are seen. ``update`` makes no device-to-host copy.
+    One state serves all measures: class counts and spreads ``(K,)``, class means ``(K, D)`` and within-class scatter
+    ``(D, D)``, in float64, however many samples are seen; 8 (2 K + K D + D^2) bytes. Features of any floating dtype
+    are accumulated in float64, which neither autocast nor TF32 touches. ``update`` makes no device-to-host copy. Over
+    ranks the sums are reduced by Chan's formula: no rank gathers those of the others.
+
+    The keys of ``compute()`` are those of ``measures``:
+
+    ====================  =====================================================  ==============
+    key                   what it is                                             collapsed
+    ====================  =====================================================  ==============
+    ``nc1``               :func:`nc_finetune.functional.nc1`                     0
+    ``trace_ratio``       :func:`nc_finetune.functional.trace_ratio`             0
+    ``cdnv``              :func:`nc_finetune.functional.cdnv`                    0
+    ``vci``               :func:`nc_finetune.functional.vci`                     0
+    ``h_score``           :func:`nc_finetune.functional.h_score`                 rank Sigma_B
+    ``effective_rank``    :func:`nc_finetune.functional.effective_rank`          K - 1
+    ``nc2_equinorm``      :func:`nc_finetune.functional.nc2_equinorm`            0
+    ``nc2_equiangle``     :func:`nc_finetune.functional.nc2_equiangle`           0
+    ``nc2_etf_distance``  :func:`nc_finetune.functional.nc2_etf_distance`        0
+    ``nc2_of_distance``   :func:`nc_finetune.functional.nc2_of_distance`         0 (bias-free)
+    ``nc3_etf_distance``  :func:`nc_finetune.functional.nc3_etf_distance`; C     0
+    ``nc3_of_distance``   :func:`nc_finetune.functional.nc3_of_distance`; C      0 (bias-free)
+    ``nc4``               :func:`nc_finetune.functional.nc4`; C, 2               0
+    ``ncc_accuracy``      :func:`nc_finetune.functional.ncc_accuracy`; 2         1
+    ====================  =====================================================  ==============
+
+    C: needs :meth:`set_classifier`. 2: looks at every sample again once the class means are known, in a second pass:
+    after the first, call :meth:`begin_second_pass` and update with the same data. Features wider than 8,192 have no
+    scatter: for them ``nc1`` needs the second pass, too, in memory O(K D), and ``vci`` and ``h_score`` cannot be had.
 
     Args:
         num_classes: K, at least 2.
         num_features: D, the width of the features, at least 1.
         normalize: ``"none"`` for ``tr(Sigma_W Sigma_B^+)``, ``"classes"`` to divide it by K.
-        between: Weights of the class means in ``Sigma_B``; see :func:`nc_finetune.functional.nc1`.
+        between: Weights of the class means in ``Sigma_B`` for ``nc1`` and ``trace_ratio``.
+        measures: Keys to compute; ``None`` is all that need neither classifier nor, unless the features are wide, a
+            second pass. ``("nc1",)`` is the cheapest.
         kwargs: Further arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If ``num_classes``, ``num_features`` or a convention is out of range, or if features do not have
-            shape ``(N, D)``.
+        ValueError: If an argument is out of range, if features do not have shape ``(N, D)``, or a label is out of
+            range.
+        RuntimeError: When computing, if a measure lacks its second pass or its classifier.
 
     Source:
         Papyan, Han & Donoho 2020, Prevalence of neural collapse, 10.1073/pnas.2015509117.
 
     Example:
         >>> import torch
-        >>> metric = NeuralCollapse(num_classes=2, num_features=2)
+        >>> metric = NeuralCollapse(num_classes=2, num_features=2, measures=("nc1", "cdnv"))
         >>> metric.update(torch.tensor([[2.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0]))
         >>> metric.update(torch.tensor([[-2.0, 0.0], [-4.0, 0.0]]), torch.tensor([1, 1]))
         >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
-        {'nc1': 0.1111}
+        {'nc1': 0.1111, 'cdnv': 0.0278}
     """
 
     is_differentiable = True
@@ -52,7 +116,12 @@ class NeuralCollapse(Metric):
 
     counts: Tensor
     means: Tensor
+    spreads: Tensor
     scatter: Tensor
+    projected: Tensor
+    correct: Tensor
+    disagreeing: Tensor
+    decided: Tensor
 
     def __init__(
         self,
@@ -60,6 +129,7 @@ class NeuralCollapse(Metric):
         num_features: int,
         normalize: Normalize = "none",
         between: Between = "classes",
+        measures: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -77,41 +147,179 @@ class NeuralCollapse(Metric):
         self.num_features = num_features
         self.normalize: Normalize = normalize
         self.between: Between = between
-        empty = empty_class_statistics(num_classes, num_features)
-        # Means do not add up over ranks: gather the three sums of every rank and merge them in `compute`.
+        self._add_states()
+        # Plain tensors, not buffers: `module.half()` would round those.
+        self._centres: Tensor | None = None
+        self._projector: Tensor | None = None
+        self._classifier: tuple[Tensor, Tensor | None] | None = None
+        self.measures = self._check_measures(measures)
+
+    def _add_states(self) -> None:
+        # Sums over ranks are taken together in `_sync_dist`: means and scatter do not simply add up.
+        empty = empty_class_statistics(self.num_classes, self.num_features)
+        self.wide = empty.scatter is None
         for name, value in empty._asdict().items():
-            self.add_state(name, default=value, dist_reduce_fx=None)
+            if value is not None:
+                self.add_state(name, default=value, dist_reduce_fx=None)
+        for name in _SECOND_PASS_SUMS:
+            self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx=None)
+
+    def _check_measures(self, measures: Sequence[str] | None) -> tuple[str, ...]:
+        impossible = _NEED_SCATTER if self.wide else ()
+        if measures is None:
+            left_out = (*_NEED_CLASSIFIER, *_NEED_SECOND_PASS, *impossible)
+            return tuple(name for name in _COMPUTE if name not in left_out)
+        for name in measures:
+            if name not in _COMPUTE:
+                raise unknown_name("measure", name, _COMPUTE)
+            if name in impossible:
+                raise ValueError(f"{name} needs a scatter, which features of width {self.num_features} do not have")
+        return tuple(measures)
+
+    @property
+    def needs_second_pass(self) -> bool:
+        """Whether a measure must see every sample again once the class means are known."""
+        return any(name in _NEED_SECOND_PASS or (name == "nc1" and self.wide) for name in self.measures)
+
+    def set_classifier(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Say which linear classifier the features go to, for NC3 and NC4.
+
+        Args:
+            weight: Its rows, shape ``(K, D)``; copied.
+            bias: Shape ``(K,)``; ``None`` is zero.
+
+        Raises:
+            ValueError: If a shape is another.
+        """
+        expected = (self.num_classes, self.num_features)
+        if weight.shape != expected or (bias is not None and bias.shape != expected[:1]):
+            given = (tuple(weight.shape), None if bias is None else tuple(bias.shape))
+            raise ValueError(f"weight must have shape {expected} and bias {expected[:1]}, got {given[0]}, {given[1]}")
+        self._classifier = weight.detach().clone(), None if bias is None else bias.detach().clone()
+        self._computed = None
+
+    def begin_second_pass(self) -> None:
+        """Fix the class means, over all ranks; the updates that follow look at the same samples again.
+
+        Raises:
+            RuntimeError: If nothing was seen in the first pass by any rank.
+        """
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn,
+            should_sync=self._to_sync,
+            distributed_available=self.distributed_available_fn,
+        ):
+            statistics = self._statistics()
+            if not statistics.counts.sum() > 0:
+                raise RuntimeError("the second pass needs a first one: update with all the data, then begin it")
+            self._centres = statistics.means.clone()
+            defined = undefined_reason(statistics) is None
+            self._projector = _whitener(statistics, self.between) if self.wide and defined else None
+        for name in _SECOND_PASS_SUMS:
+            getattr(self, name).zero_()
 
     def update(self, features: Tensor, target: Tensor) -> None:
-        """Add a batch.
+        """Add a batch; in the second pass, look at it again.
 
         Args:
             features: Shape ``(N, D)``, any floating dtype.
             target: Shape ``(N,)``, integers in ``[0, K)``.
         """
-        if features.ndim != 2 or features.shape[1] != self.num_features or target.shape != features.shape[:1]:
-            raise ValueError(
-                f"features must have shape (N, {self.num_features}) and target (N,), got {tuple(features.shape)} and"
-                f" {tuple(target.shape)}"
-            )
-        statistics = update_class_statistics(self._statistics(), features, target)
-        self.counts, self.means, self.scatter = statistics
+        check_features(features, target, self.num_features)
+        if self._centres is None:
+            update_class_statistics_(self._statistics(), features, target)
+        else:
+            self._look_again(self._centres, features, target)
+
+    def _look_again(self, centres: Tensor, features: Tensor, target: Tensor) -> None:
+        self.decided = self.decided + len(target)
+        if self._projector is not None:
+            self.projected = self.projected + _projected_spread(self._projector, centres, features, target)
+        if any(name in _NEED_SECOND_PASS for name in self.measures):
+            nearest = nearest_class_center(features, centres)
+            self.correct = self.correct + (nearest == target).sum()
+            if self._classifier is not None:
+                decisions = classifier_decisions(features, *self._classifier)
+                self.disagreeing = self.disagreeing + (nearest != decisions).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``{"nc1": scalar}``; ``nan``, with a warning that says why, where it is undefined."""
-        return {"nc1": nc1_from_statistics(self._statistics(), self.normalize, self.between)}
+        """Return the measures by name, scalars in float64; all ``nan``, with one warning that says why, if undefined.
+
+        Undefined are fewer than two classes, classes without samples, features that are not finite, and class means
+        that coincide.
+        """
+        self._check_ready()
+        statistics = self._statistics()
+        if reason := undefined_reason(statistics):
+            warnings.warn(f"{', '.join(self.measures)} undefined and reported as nan: {reason}.", stacklevel=2)
+            return {name: statistics.means.new_tensor(float("nan")) for name in self.measures}
+        return {name: _COMPUTE[name](self, statistics) for name in self.measures}
+
+    def _check_ready(self) -> None:
+        lacking = [name for name in self.measures if name in _NEED_CLASSIFIER]
+        if lacking and self._classifier is None:
+            raise RuntimeError(f"{', '.join(lacking)} need the classifier: call set_classifier(weight, bias) first")
+        if self.needs_second_pass and self._centres is None:
+            raise RuntimeError("a second pass is needed: call begin_second_pass() and update with the same data again")
+
+    def reset(self) -> None:
+        """Forget all samples, and the second pass; the classifier stays."""
+        super().reset()
+        self._centres = self._projector = None
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot values, of ``compute`` if none are given, as torchmetrics does.
+
+        Args:
+            val: One result of ``compute`` or ``forward``, or a list of them.
+            ax: A matplotlib axis to draw into.
+
+        Returns:
+            The figure and its axis.
+        """
+        return self._plot(val, ax)
 
     def _statistics(self) -> ClassStatistics:
-        """Return the sums, over all ranks after torchmetrics has gathered them along a first dimension."""
-        statistics = ClassStatistics(self.counts, self.means, self.scatter)
-        if self.counts.ndim == 1:
-            return statistics
-        first, *others = (ClassStatistics(*sums) for sums in zip(*statistics, strict=True))
-        for other in others:
-            first = merge_class_statistics(first, other)
-        return first
+        return ClassStatistics(self.counts, self.means, self.spreads, None if self.wide else self.scatter)
+
+    def _keep(self, statistics: ClassStatistics) -> None:
+        for name, value in statistics._asdict().items():
+            if value is not None:
+                setattr(self, name, value)
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """Merge another state into this one: what torchmetrics calls in ``forward`` and ``merge_state``."""
-        incoming = ClassStatistics(**{name: incoming_state[name] for name in ClassStatistics._fields})
-        self.counts, self.means, self.scatter = merge_class_statistics(incoming, self._statistics())
+        incoming = ClassStatistics(*(incoming_state.get(name) for name in ClassStatistics._fields))  # type: ignore[arg-type]
+        self._keep(merge_class_statistics(incoming, self._statistics()))
+        for name in _SECOND_PASS_SUMS:
+            setattr(self, name, incoming_state[name] + getattr(self, name))
+
+    def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
+        """Merge the states of all ranks into this one: what torchmetrics calls to synchronise."""
+        total = partial(_sum_over_ranks, dist_sync_fn, process_group or self.process_group)
+        self._keep(sum_class_statistics(self._statistics(), total))
+        for name in _SECOND_PASS_SUMS:
+            setattr(self, name, total(getattr(self, name)))
+
+
+def _classifier_weight(metric: NeuralCollapse) -> Tensor:
+    assert metric._classifier is not None  # noqa: S101 - compute has refused before
+    return metric._classifier[0].to(metric.means.device)
+
+
+_COMPUTE.update(
+    nc1=lambda metric, s: _nc1_compute(s, metric.normalize, metric.between, metric.projected if metric.wide else None),
+    trace_ratio=lambda metric, s: _trace_ratio_compute(s, metric.between),
+    cdnv=lambda metric, s: _cdnv_compute(s),
+    vci=lambda metric, s: _vci_compute(s),
+    h_score=lambda metric, s: _h_score_compute(s),
+    effective_rank=lambda metric, s: F.effective_rank(s.means),
+    nc2_equinorm=lambda metric, s: F.nc2_equinorm(s.means),
+    nc2_equiangle=lambda metric, s: F.nc2_equiangle(s.means),
+    nc2_etf_distance=lambda metric, s: F.nc2_etf_distance(s.means),
+    nc2_of_distance=lambda metric, s: F.nc2_of_distance(s.means),
+    nc3_etf_distance=lambda metric, s: F.nc3_etf_distance(_classifier_weight(metric), s.means),
+    nc3_of_distance=lambda metric, s: F.nc3_of_distance(_classifier_weight(metric), s.means),
+    nc4=lambda metric, s: metric.disagreeing / metric.decided,
+    ncc_accuracy=lambda metric, s: metric.correct / metric.decided,
+)
