@@ -1,0 +1,209 @@
+"""Accuracy, time and memory of NC1 against the ways that others use.
+
+    python benchmarks/performance/collapse_measures.py accuracy
+    python benchmarks/performance/collapse_measures.py speed
+
+Against: (a) two passes over the features in float32, with a dense pseudo-inverse of the D x D between-class covariance;
+(b) everything in memory, in float64, with a singular value decomposition of the class means. Timings of one line are
+taken in turn, in one process; quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nc_finetune.metrics import NeuralCollapse
+
+Loader = list[tuple[Tensor, Tensor]]
+
+
+def batches(features: Tensor, target: Tensor, size: int) -> Loader:
+    return list(zip(features.split(size), target.split(size), strict=True))
+
+
+def ours_accumulate(loader: Loader, classes: int, width: int) -> NeuralCollapse:
+    metric = NeuralCollapse(classes, width, measures=("nc1",))
+    for features, target in loader:
+        metric.update(features, target)
+    return metric
+
+
+def two_pass_accumulate(loader: Loader, classes: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return class means and within-class covariance, in the dtype of the features."""
+    dtype = loader[0][0].dtype
+    sums, counts = torch.zeros(classes, width, dtype=dtype), torch.zeros(classes, dtype=dtype)
+    for features, target in loader:
+        sums.index_add_(0, target, features)
+        counts.index_add_(0, target, torch.ones_like(target, dtype=dtype))
+    means = sums / counts.unsqueeze(1)
+    within = torch.zeros(width, width, dtype=dtype)
+    for features, target in loader:
+        deviations = features - means[target]
+        within.addmm_(deviations.T, deviations)
+    return means, within / counts.sum()
+
+
+def two_pass_solve(means: Tensor, within: Tensor) -> Tensor:
+    centred = means - means.mean(dim=0)
+    return torch.trace(within @ torch.linalg.pinv(centred.T @ centred / len(means)))
+
+
+def in_memory(loader: Loader, classes: int) -> Tensor:
+    """Keep everything in float64: two passes, singular values of the class means, no more than K - 1 of them."""
+    features = torch.cat([features for features, _ in loader]).double()
+    target = torch.cat([target for _, target in loader])
+    counts = target.bincount(minlength=classes).unsqueeze(1)
+    means = torch.zeros(classes, features.shape[1], dtype=torch.float64).index_add_(0, target, features) / counts
+    means += torch.zeros_like(means).index_add_(0, target, features - means[target]) / counts  # refine the rounding
+    _, values, directions = torch.linalg.svd((means - means.mean(dim=0)) / classes**0.5, full_matrices=False)
+    rank = min(classes - 1, features.shape[1])
+    along = (features - means[target]) @ directions[:rank].T
+    return (along.square().mean(dim=0) / values[:rank].square()).sum()
+
+
+def regime(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, int]:
+    """Make features of a regime: spread of the samples, scale and shift of the class means, shape, counts."""
+    generator = torch.Generator().manual_seed(0)
+    classes, width, shift, spread, each = 10, 64, 10.0, 1.0, [50] * 10
+    scales = torch.ones(width, dtype=torch.float64)
+    if name.startswith("spread"):
+        spread = float(name.split()[1])
+    elif name == "means shifted by 1e4":
+        shift = 1e4
+    elif name == "means over 4 decades":
+        scales, spread = torch.logspace(0, -4, width, dtype=torch.float64), 1e-6
+    elif name == "K > D":
+        classes, width, spread, each = 100, 16, 0.1, [20] * 100
+        scales = torch.ones(width, dtype=torch.float64)
+    elif name == "n_k from 1 to 1000":
+        each = torch.logspace(0, 3, 10).round().int().tolist()
+    target = torch.arange(classes).repeat_interleave(torch.tensor(each))
+    means = torch.randn(classes, width, generator=generator, dtype=torch.float64) * scales + shift
+    noise = torch.randn(len(target), width, generator=generator, dtype=torch.float64)
+    order = torch.randperm(len(target), generator=generator)
+    return (means[target] + spread * noise)[order].to(dtype), target[order], classes
+
+
+REGIMES = (
+    *("spread 1e1", "spread 1", "spread 1e-2", "spread 1e-4", "spread 1e-6", "means shifted by 1e4"),
+    *("means over 4 decades", "K > D", "n_k from 1 to 1000"),
+)
+
+
+def accuracy(console: Console) -> None:
+    table = Table("features", "regime", "NC1", "one pass: 1", "7", "256", "all", "(a) two passes, pinv")
+    for dtype in (torch.float32, torch.float64):
+        for name in REGIMES:
+            features, target, classes = regime(name, dtype)
+            width = features.shape[1]
+            exact = in_memory(batches(features, target, len(target)), classes)
+            errors = [
+                ours_accumulate(batches(features, target, size), classes, width).compute()["nc1"] / exact - 1
+                for size in (1, 7, 256, len(target))
+            ]
+            usual = two_pass_solve(*two_pass_accumulate(batches(features.float(), target, 256), classes, width))
+            cells = [f"{error.abs().item():.0e}" for error in (*errors, usual.double() / exact - 1)]
+            table.add_row(str(dtype).removeprefix("torch."), name, f"{exact.item():.1e}", *cells)
+    console.print(table)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def peak_mebibytes(call: Callable[[], object]) -> float:
+    """Run once and return how far the memory of the process rose above where it was (Linux)."""
+
+    def status(key: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+    before = status("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")
+    kept = call()
+    rise = status("VmHWM:") - before
+    del kept
+    return rise
+
+
+def speed(console: Console, samples: int, repeats: int) -> None:
+    columns = (
+        "accumulate s",
+        "(a)",
+        "ratio",
+        "solve s",
+        "(a)",
+        "(a)/ours",
+        "(b) s",
+        "state MiB",
+        "peak MiB",
+        "(a)",
+        "(b)",
+    )
+    table = Table(
+        "D", "K", *columns, title=f"N = {samples}, float32, batches of 256, {torch.get_num_threads()} threads"
+    )
+    for width in (512, 2048):
+        for classes in (10, 100, 1000):
+            table.add_row(str(width), str(classes), *measure_speed(width, classes, samples, repeats))
+    console.print(table)
+
+
+def measure_speed(width: int, classes: int, samples: int, repeats: int) -> list[str]:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(samples) % classes
+    features = (
+        torch.randn(samples, width, generator=generator) + torch.randn(classes, width, generator=generator)[target]
+    )
+    loader = batches(features, target, 256)
+    metric = ours_accumulate(loader, classes, width)
+    sums = two_pass_accumulate(loader, classes, width)
+    timed: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        timed.setdefault("ours", []).append(seconds(lambda: ours_accumulate(loader, classes, width)))
+        timed.setdefault("theirs", []).append(seconds(lambda: two_pass_accumulate(loader, classes, width)))
+        metric._computed = None
+        timed.setdefault("solve", []).append(seconds(metric.compute))
+        timed.setdefault("in memory", []).append(seconds(lambda: in_memory(loader, classes)))
+    pinv = [seconds(lambda: two_pass_solve(*sums)) for _ in range(min(repeats, 2))]
+    ours, theirs, solve, memory = (statistics.median(timed[name]) for name in ("ours", "theirs", "solve", "in memory"))
+    ratio = statistics.median(a / b for a, b in zip(timed["ours"], timed["theirs"], strict=True))
+    state = sum(getattr(metric, name).nbytes for name in metric._defaults) / 2**20
+    peaks = [
+        peak_mebibytes(lambda: ours_accumulate(loader, classes, width)),
+        peak_mebibytes(lambda: two_pass_accumulate(loader, classes, width)),
+        peak_mebibytes(lambda: in_memory(loader, classes)),
+    ]
+    dense = statistics.median(pinv)
+    figures = [ours, theirs, ratio, solve, dense, dense / solve, memory, state, *peaks]
+    return [f"{figure:.3g}" for figure in figures]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["accuracy", "speed"])
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    console = Console(width=150)
+    if arguments.what == "accuracy":
+        accuracy(console)
+    else:
+        speed(console, arguments.samples, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
