@@ -24,10 +24,10 @@ class DivergedError(RuntimeError):
 
 
 def _check_batch(batch: Any, num_classes: int) -> None:
-    """Refuse a batch that is not (image, label), while it is still on the CPU and looking costs nothing."""
+    """Refuse a batch that is not (images, labels), while it is still on the CPU and looking costs nothing."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        kind = f"{type(batch).__name__} of {[type(part).__name__ for part in batch]}" if batch else repr(batch)
-        raise TypeError(f"a batch must be (images, labels), two tensors; got {kind}")
+        parts = f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else ""
+        raise TypeError(f"a batch must be (images, labels), two tensors; got {type(batch).__name__}{parts}")
     images, labels = batch
     if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
         raise ValueError(
@@ -49,8 +49,8 @@ class ImageClassifier(L.LightningModule):
 
     Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy`` (shares in ``[0, 1]``).
 
-    The optimizer gets one group for the head and one for the tuned part of the backbone, each with its own learning
-    rate; both fall to zero along a cosine, step by step.
+    The optimizer gets one group for the head (and the loss, should it have parameters) and one for the tuned part of
+    the backbone, each with its own learning rate; both fall to zero along a cosine, step by step.
 
     Args:
         backbone: Name of a timm model, or a backbone.
@@ -103,13 +103,15 @@ class ImageClassifier(L.LightningModule):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self._diverged: Tensor
         self.register_buffer("_diverged", torch.tensor(False), persistent=False)
+        self._train_modes: list[bool] = []
         self.method.freeze(self.backbone)
         self.train()
 
     @property
     def tuned_parameters(self) -> int:
         """Number of parameters that are trained: the tuned part of the backbone and the head."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        parts = (self.backbone, self.head)
+        return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
 
     @property
     def total_parameters(self) -> int:
@@ -126,25 +128,35 @@ class ImageClassifier(L.LightningModule):
         super().train(mode)
         if mode:
             self.method.set_modes(self.backbone)
+            self._train_modes = self._modes()
         return self
 
     def setup(self, stage: str) -> None:
         """Compare ``num_classes`` with the data, where the data know."""
         # Checking batches here and not in the datamodule is meant: any datamodule may come.
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
+        # So is the eval mode of what is frozen.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if known != self.num_classes:
             raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check a batch before it leaves the CPU."""
-        if not isinstance(batch, Tensor):  # images alone are for predicting
-            _check_batch(batch, self.num_classes)
-        return batch
+        if isinstance(batch, Tensor) and self.trainer.predicting:  # images alone
+            return batch
+        _check_batch(batch, self.num_classes)
+        images, labels = batch
+        return images, labels.long()  # the loss takes no narrower integers
 
     def on_train_epoch_start(self) -> None:
         """Put frozen parts back into eval mode, and the tuned part into train mode, whatever happened in between."""
         self.train()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Do so again where a callback has switched modes within the epoch; looking costs 0.1 ms."""
+        if self._modes() != self._train_modes:
+            self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -185,17 +197,27 @@ class ImageClassifier(L.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(int(steps), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _modes(self) -> list[bool]:
+        return [part.training for part in self.backbone.modules()]
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        head = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
-        if not tuned:
-            return [{"params": head, "lr": self.learning_rate or self.head_learning_rate, "name": "head"}]
-        rate = self.learning_rate or self.method.default_learning_rate or self.head_learning_rate
-        groups = [
-            {"params": head, "lr": self.head_learning_rate, "name": "head"},
-            {"params": tuned, "lr": rate, "name": "backbone"},
-        ]
-        return [group for group in groups if group["params"]]
+        parts = (self.head, self.loss)  # a loss may learn, too, e.g. a temperature
+        head = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        if not (tuned or head):
+            raise ValueError(
+                f"there is nothing to train: the head has no parameters, and {self.method.label} tunes nothing else;"
+                " choose another method"
+            )
+        groups = zip(("head", "backbone"), (head, tuned), self._learning_rates(bool(tuned)), strict=True)
+        return [{"params": part, "lr": rate, "name": name} for name, part, rate in groups if part]
+
+    def _learning_rates(self, has_tuned: bool) -> tuple[float, float]:
+        """Return the rates of the head and of the tuned part of the backbone."""
+        head, tuned = self.head_learning_rate, self.method.default_learning_rate or self.head_learning_rate
+        if self.learning_rate is None:
+            return head, tuned
+        return (head if has_tuned else self.learning_rate), self.learning_rate
 
     def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
         images, labels = batch

@@ -16,7 +16,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not a file of tempfile: those are for their owner alone, and results and reports are there to be shared.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Its name is short whatever that of the file is: names are limited to 255 bytes.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).parent
 
 def recipe_folder() -> Path:
     """Return the folder of the recipes: inside an installed package, or beside it in a checkout."""
-    installed = _PACKAGE / "_recipes"
+    installed = _PACKAGE / "recipes"
     return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
 
 
@@ -67,11 +67,12 @@ def copy_recipe(name: str, folder: Path) -> Path:
         FileExistsError: If there is a file of that name: what was changed is not overwritten.
     """
     source = find_recipe(name)
+    content = source.read_bytes()
     target = folder / source.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+        with target.open("xb") as file:
+            file.write(content)
     except FileExistsError as error:
         raise FileExistsError(f"{target} is there already; choose another folder or delete it") from error
     return target

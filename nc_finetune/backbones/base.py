@@ -47,6 +47,7 @@ class Backbone(nn.Module, ABC):
         preprocessing: How the weights want their images.
         num_prefix_tokens: Class and register tokens in front of the patch tokens; 0 for convolution nets.
         maps_channels_last: Inner maps have shape ``(N, H, W, D)``.
+        has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
 
     Raises:
         ValueError: If the network has no blocks.
@@ -63,6 +64,7 @@ class Backbone(nn.Module, ABC):
         preprocessing: Preprocessing,
         num_prefix_tokens: int = 0,
         maps_channels_last: bool = False,
+        has_class_token: bool = True,
     ) -> None:
         super().__init__()
         if not block_names:
@@ -75,6 +77,7 @@ class Backbone(nn.Module, ABC):
         self.preprocessing = preprocessing
         self.num_prefix_tokens = num_prefix_tokens
         self.maps_channels_last = maps_channels_last
+        self.has_class_token = has_class_token
         blocks = (model.get_submodule(block) for block in block_names)
         convolutional = any(isinstance(part, nn.Conv2d) for block in blocks for part in block.modules())
         # Worth a factor of two for convolution nets on a CPU, and more on tensor cores.
@@ -105,15 +108,24 @@ class Backbone(nn.Module, ABC):
         """Return the penultimate features of normalised images."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Bring images to the scale that the weights were trained on."""
+        """Bring images to the scale that the weights were trained on.
+
+        Raises:
+            ValueError: If the images have another shape or number of channels.
+            TypeError: If they are neither uint8 nor floating point.
+        """
         mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
+        if images.ndim != 4 or images.shape[1] != len(mean):
+            raise ValueError(f"images must have shape (N, {len(mean)}, H, W), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images must be uint8 in 0...255 or floating point in 0...1, got {images.dtype}")
         if images.dtype == torch.uint8:
             mean, std = mean * 255, std * 255
         return ((images.to(mean.dtype) - mean) / std).contiguous(memory_format=self.memory_format)
 
     def pool(self, output: Tensor) -> Tensor:
         """Reduce a block's output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""
-        return pool_features(output, self.num_prefix_tokens, self.maps_channels_last)
+        return pool_features(output, self.num_prefix_tokens, self.maps_channels_last, self.has_class_token)
 
     def get_layer(self, layer: str) -> nn.Module:
         """Return a block, or another submodule, of the network by name.

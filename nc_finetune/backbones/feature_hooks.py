@@ -57,7 +57,7 @@ def watch_input(module: nn.Module, name: str, take: Callable[[str, Tensor], None
         take: What to do with the input; it must not change it.
 
     Raises:
-        TypeError: At the forward pass, if the first input is not a tensor.
+        TypeError: At the forward pass, if the first input is neither a tensor nor a list of one.
 
     Example:
         >>> import torch
@@ -68,7 +68,10 @@ def watch_input(module: nn.Module, name: str, take: Callable[[str, Tensor], None
     """
 
     def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        take(name, _check_tensor(name, inputs[0]))
+        first = inputs[0]
+        # DenseNet's layers take the list of all maps so far; the first layer's list has one.
+        only = first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else first
+        take(name, _check_tensor(name, only))
 
     with module.register_forward_pre_hook(hook):
         yield

@@ -5,14 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def pool_features(output: Tensor, num_prefix_tokens: int = 0, channels_last: bool = False) -> Tensor:
+def pool_features(
+    output: Tensor, num_prefix_tokens: int = 0, channels_last: bool = False, has_class_token: bool = True
+) -> Tensor:
     """Reduce the output of a layer to shape ``(N, D)``.
 
     Args:
         output: A map ``(N, D, H, W)``, averaged over space; tokens ``(N, T, D)``, of which the class token is taken
-            if there is one and the mean otherwise; or a vector ``(N, D)``, returned as it is.
+            if there is one and the mean of the patch tokens otherwise; or a vector ``(N, D)``, returned as it is.
         num_prefix_tokens: Class and register tokens in front of the patch tokens.
         channels_last: The map has shape ``(N, H, W, D)``, as in Swin.
+        has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
 
     Returns:
         Features of shape ``(N, D)``.
@@ -28,7 +31,8 @@ def pool_features(output: Tensor, num_prefix_tokens: int = 0, channels_last: boo
     if output.ndim == 4:
         return output.mean(dim=(1, 2) if channels_last else (2, 3))
     if output.ndim == 3:
-        return output[:, 0] if num_prefix_tokens else output.mean(dim=1)
+        class_token = num_prefix_tokens > 0 and has_class_token
+        return output[:, 0] if class_token else output[:, num_prefix_tokens:].mean(dim=1)
     if output.ndim == 2:
         return output
     raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,12 @@ from nc_finetune.backbones.weights import match_by_order, packaged_weights, read
 from nc_finetune.errors import unknown_name
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+# Modules of timm whose blocks give (N, H, W, D), or (N, windows, T, D), though their ``output_fmt`` does not say so.
+CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_sam", "volo")
+# Modules of timm whose class token comes in behind (most of) the blocks.
+LATE_CLASS_TOKEN_FAMILIES = ("convit", "xcit")
+# Modules of timm that mix (N, D, H, W) and (N, H, W, D): no one rule pools their blocks.
+MIXED_FAMILIES = ("tiny_vit",)
 
 
 def find_block_names(model: nn.Module) -> tuple[str, ...]:
@@ -35,7 +43,24 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
     grouping = groups.get("blocks", ()) if isinstance(groups, dict) else ()
     # A pattern stands alone or beside its order; an explicit order marks what is no block, such as a final norm.
     patterns = [grouping] if isinstance(grouping, str) else [item[0] for item in grouping if item[1] is None]
-    return tuple(name for name, _ in model.named_modules() if any(re.fullmatch(p, name) for p in patterns))
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if any(re.fullmatch(p, name) for p in patterns) and any(True for _ in module.parameters())
+    )
+
+
+def _layout(model: nn.Module) -> dict[str, Any]:
+    """Say how the blocks of a timm network lay out their outputs, in the words of :class:`Backbone`."""
+    family = type(model).__module__.rpartition(".")[2]
+    if family in MIXED_FAMILIES:
+        raise ValueError(f"the blocks of timm's {family} mix two layouts of maps; choose another backbone")
+    has_class_token = getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
+    return {
+        "num_prefix_tokens": 0 if family in LATE_CLASS_TOKEN_FAMILIES else getattr(model, "num_prefix_tokens", 0),
+        "maps_channels_last": getattr(model, "output_fmt", "NCHW") == "NHWC" or family in CHANNELS_LAST_FAMILIES,
+        "has_class_token": has_class_token,
+    }
 
 
 def _create(name: str, **options: Any) -> nn.Module:
@@ -61,18 +86,24 @@ def _load_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold weights of {name}: {error}") from error
+        reason = textwrap.shorten(str(error), 400)  # torch names every tensor
+        raise ValueError(f"{path} does not hold weights of {name}: {reason}") from error
     return model
 
 
-def _load_hub(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:
+def _tags(architecture: str) -> list[str]:
     import timm
 
-    tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{name.partition('.')[0]}.*")]
+    return [entry.partition(".")[2] for entry in timm.list_pretrained(f"{architecture}.*")]
+
+
+def _load_hub(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:
+    architecture = name.partition(".")[0]
+    tags = _tags(architecture)
     if tag != "default" and tag not in tags:
         raise unknown_name(f"weights of {name}", tag, ["default", "package", "a file", *tags])
     try:
-        return _create(name if tag == "default" else f"{name}.{tag}", pretrained=True, num_classes=0, **options)
+        return _create(name if tag == "default" else f"{architecture}.{tag}", pretrained=True, num_classes=0, **options)
     except Exception as error:  # the hub client has many kinds
         raise RuntimeError(
             f"the pre-trained weights {tag!r} of {name} could not be had from the hub ({error}); pass a local file, "
@@ -88,6 +119,18 @@ def _build(name: str, weights: str | None, options: Mapping[str, Any]) -> nn.Mod
     if weights.endswith(WEIGHT_FILES):
         return _load_file(name, Path(weights).expanduser(), options)
     return _load_hub(name, weights, options)
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture}*")
+        near = near or difflib.get_close_matches(architecture, timm.list_models(), n=20)
+        raise unknown_name("timm backbone", name, [*near[:20], "see timm.list_models()"])
+    if tag and tag not in (tags := _tags(architecture)):
+        raise unknown_name(f"weights of {architecture}", tag, tags)
 
 
 class TimmBackbone(Backbone):
@@ -114,9 +157,7 @@ class TimmBackbone(Backbone):
     def __init__(self, name: str, weights: str | None = "default", model_options: dict[str, Any] | None = None) -> None:
         import timm
 
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name}*") or timm.list_models(f"{name[:6]}*")
-            raise unknown_name("timm backbone", name, near[:20] or ["see timm.list_models()"])
+        _check_name(name)
         model = _build(name, weights, model_options or {})
         config = timm.data.resolve_model_data_config(model)
         super().__init__(
@@ -128,8 +169,7 @@ class TimmBackbone(Backbone):
             preprocessing=Preprocessing(
                 config["mean"], config["std"], config["input_size"][-1], config["interpolation"]
             ),
-            num_prefix_tokens=getattr(model, "num_prefix_tokens", 0),
-            maps_channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
+            **_layout(model),
         )
 
     def penultimate(self, inputs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,7 @@ def run_grid(grid: Grid, out: Path, console: Console | None = None) -> list[Resu
         done = 0
         for cell in missing:
             progress.update(task, description=f"{cell.method.method_class().label}, seed {cell.seed}")
-            write_result(run_cell(cell, lambda: progress.advance(task)), folder)
+            write_result(run_cell(cell, partial(progress.advance, task)), folder)
             done += len(cell.method.learning_rates)
             progress.update(task, completed=done)  # also past the fits that a failed cell left out
     return [read_result(folder / f"{cell.run_id}.json") for cell in cells]

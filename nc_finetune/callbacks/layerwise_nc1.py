@@ -76,6 +76,12 @@ class LayerwiseNC1(L.Callback):
         last = self.history[-1] if self.history else {}
         return {name.removeprefix("nc1/"): value for name, value in last.items() if name.startswith("nc1/")}
 
+    @property
+    def state_key(self) -> str:
+        """Tell several of these callbacks apart in a checkpoint."""
+        layers = None if self.layers is None else list(self.layers)
+        return self._generate_state_key(layers=layers, every_n_epochs=self.every_n_epochs, normalize=self.normalize)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the module and the names of the layers before anything runs."""
         self._chosen_layers(pl_module)

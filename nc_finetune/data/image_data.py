@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.sources import ImageTable, Source, load_source
 from nc_finetune.data.splits import Indices, split_off, take_per_class
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
@@ -50,8 +52,8 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         try:
             image = self.decode(encoded)
         except Exception as error:  # every codec has its own kinds
-            where = encoded.get("path") or f"row {row} of the table"
-            raise ValueError(f"the image at {where} does not decode: {error}; repair or remove it") from error
+            name = f"image {encoded['path']}" if encoded["path"] else "image"
+            raise ValueError(f"the {name} in row {row} does not decode: {error}; repair or remove it") from error
         return image if self.transform is None else self.transform(image), self.table.labels[row]
 
     @property
@@ -119,6 +121,9 @@ class ImageData(L.LightningDataModule):
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, size in (("val_size", val_size), ("test_size", test_size)):
+            if size is not None and not (0 < size < 1 or (size >= 1 and size % 1 == 0)):
+                raise ValueError(f"{name} must be a share in (0, 1) or a number of images of at least 1, got {size}")
         if interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
         self.source = source
@@ -203,37 +208,58 @@ class ImageData(L.LightningDataModule):
         )
 
     def _images(self, split: str, transform: Transform | None = None) -> LabelledImages:
-        rows = self._split_rows()
-        if split not in rows:
-            raise unknown_name("split", split, rows)
-        table, indices = rows[split]
+        if split not in SPLIT_NAMES:
+            raise unknown_name("split", split, SPLIT_NAMES)
+        table, indices = self._split_rows[split]
         decode = DecodeAndResize(self.image_size, self.interpolation)
         return LabelledImages(self.data.splits[table], indices, decode, transform)
 
+    @cached_property
     def _split_rows(self) -> dict[str, tuple[str, Indices | None]]:
-        """Say in which table of the source each split is, and in which of its rows; ``None`` is all of them."""
+        """In which table of the source each split is, and in which of its rows; ``None`` is all of them."""
         tables = self.data.splits
-        labels = tables["train"].labels
         rows: dict[str, tuple[str, Indices | None]] = {name: (name, None) for name in ("val", "test") if name in tables}
-        pool = torch.arange(len(labels)).numpy()
+        pool = np.arange(len(tables["train"].labels), dtype=np.int64)
         if "test" not in rows:
-            held_out, pool = split_off(labels, self.test_size, seed=0)
+            held_out, pool = self._hold_out("test_size", pool, self.test_size, seed=0)
             rows["test"] = ("train", held_out)
         if self.samples_per_class is not None:
-            drawn, rest = take_per_class([labels[row] for row in pool], self.samples_per_class, self.seed)
+            pool, rest = self._draw(pool, self.samples_per_class)
             if "val" not in rows:
-                rows["val"] = ("train", pool[self._cap(rest, [labels[row] for row in pool[rest]])])
-            pool = pool[drawn]
+                rows["val"] = ("train", self._cap(rest))
         elif "val" not in rows:
-            held_out, rest = split_off([labels[row] for row in pool], self.val_size or 0.1, self.seed)
-            rows["val"], pool = ("train", pool[held_out]), pool[rest]
+            size = 0.1 if self.val_size is None else self.val_size
+            held_out, pool = self._hold_out("val_size", pool, size, self.seed)
+            rows["val"] = ("train", held_out)
         rows["train"] = ("train", pool)
-        if empty := [split for split, (_, indices) in rows.items() if indices is not None and not indices.size]:
-            raise ValueError(f"the {empty[0]} split is empty; ask for fewer samples_per_class or give more images")
         return rows
 
-    def _cap(self, rest: Indices, labels: list[int]) -> Indices:
+    def _labels(self, rows: Indices) -> list[int]:
+        labels = self.data.splits["train"].labels
+        return [labels[row] for row in rows]
+
+    def _hold_out(self, name: str, rows: Indices, size: int | float, seed: int) -> tuple[Indices, Indices]:
+        """Split rows of the train table in two."""
+        try:
+            held_out, rest = split_off(self._labels(rows), size, seed)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return rows[held_out], rows[rest]
+
+    def _draw(self, rows: Indices, number: int) -> tuple[Indices, Indices]:
+        """Draw rows of the train table, the same number of each class."""
+        try:
+            drawn, rest = take_per_class(self._labels(rows), number, self.seed, self.class_names)
+        except ValueError as error:
+            raise ValueError(f"samples_per_class: {error}") from error
+        return rows[drawn], rows[rest]
+
+    def _cap(self, rest: Indices) -> Indices:
         """Keep ``val_size`` of the rows that were not drawn for training."""
+        if not rest.size:
+            raise ValueError(
+                f"samples_per_class={self.samples_per_class} takes all images, so the val split is empty; ask for fewer"
+            )
         if self.val_size is None or self.val_size == len(rest):
             return rest
-        return rest[split_off(labels, self.val_size, self.seed)[0]]
+        return self._hold_out("val_size", rest, self.val_size, self.seed)[0]

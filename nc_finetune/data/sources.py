@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.data.folders import by_split, read_folder
+from nc_finetune.data.labels import number_labels
 from nc_finetune.errors import missing_extra, unknown_name
 
 if TYPE_CHECKING:
     import datasets
 
 BUILT_IN = ("sklearn:digits",)
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-TABLE_SUFFIXES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -36,9 +32,9 @@ class ImageTable:
     labels: list[int]
 
     def encoded(self, row: int) -> dict[str, Any]:
-        """Return ``{"bytes": ..., "path": ...}`` of one image."""
-        value: dict[str, Any] = self.rows[row][self.image_column]
-        return value
+        """Return ``{"bytes": ..., "path": ...}`` of one image; both are ``None`` where the row has no image."""
+        value: dict[str, Any] | None = self.rows[row][self.image_column]
+        return value or {"bytes": None, "path": None}
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,16 @@ class Source:
         for split, table in self.splits.items():
             digest.update(repr((split, self.class_names, table.labels)).encode())
             for image in table.rows[table.image_column]:
-                digest.update(image["bytes"] or _file_identity(Path(image["path"])))
+                digest.update(_identity(image))
         return digest.hexdigest()
 
 
-def _file_identity(path: Path) -> bytes:
+def _identity(image: dict[str, Any] | None) -> bytes:
+    if not image or not (image["bytes"] or image["path"]):
+        return b"no image"
+    if image["bytes"]:
+        return bytes(image["bytes"])
+    path = Path(image["path"])
     return f"{path.parent.name}/{path.name} {path.stat().st_size}".encode()
 
 
@@ -75,7 +76,7 @@ def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:
     """Rename splits to train, val and test; the only split of a source is its train split."""
     if len(found) == 1:
         return {"train": next(iter(found.values()))}
-    known = {name: rows for name, aliases in SPLIT_NAMES.items() for alias, rows in found.items() if alias in aliases}
+    known = {split: found[name] for split, name in by_split(found).items()}
     if "train" not in known:
         raise ValueError(f"the source has no train split, only {', '.join(found)}; name one of them 'train'")
     return known
@@ -96,51 +97,35 @@ def _find_columns(rows: datasets.Dataset, image: str | None, label: str | None) 
     return image or images[0], label or labels[0]
 
 
-def _class_names(feature: Any, values: list[list[Any]]) -> tuple[str, ...]:
-    """Return the names that the data declare, or every label that occurs."""
-    if getattr(feature, "names", None):
-        return tuple(feature.names)
-    labels = sorted({label for column in values for label in column})
-    if labels and isinstance(labels[0], int) and labels[0] >= 0:
-        return tuple(str(label) for label in range(labels[-1] + 1))
-    return tuple(map(str, labels))
+def _image_rows(rows: datasets.Dataset, image: str) -> datasets.Dataset:
+    """Keep the images alone, encoded as they are."""
+    import datasets as hf
 
-
-def _as_integers(values: list[Any], names: tuple[str, ...], split: str) -> list[int]:
-    index = {name: number for number, name in enumerate(names)}
-    labels = [value if isinstance(value, int) else index[str(value)] for value in values]
-    if wrong := sorted({label for label in labels if not 0 <= label < len(names)}):
-        raise ValueError(
-            f"labels must lie in [0, {len(names)}), the {split} split has {', '.join(map(str, wrong[:5]))};"
-            " leave rows without a label out"
-        )
-    return labels
+    try:
+        return rows.select_columns([image]).cast_column(image, hf.Image(decode=False))
+    except (NotImplementedError, TypeError, ValueError) as error:  # Arrow's errors are of these kinds
+        found = rows.features[image]
+        raise ValueError(f"column {image!r} must hold images, it holds {found}; pass image_column=") from error
 
 
 def _from_datasets(found: dict[str, datasets.Dataset], image: str | None, label: str | None) -> Source:
     """Build a source from HF datasets by split."""
-    import datasets as hf
-
-    splits = {name: rows for name, rows in _canonical_splits(found).items() if len(rows)}
+    splits = {name: rows.with_format(None) for name, rows in _canonical_splits(found).items() if len(rows)}
     if "train" not in splits:
-        raise ValueError("the train split is empty")
+        raise ValueError("the train split is empty; it must have images of every class")
     image, label = _find_columns(splits["train"], image, label)
-    values = {name: list(rows[label]) for name, rows in splits.items()}
-    names = _class_names(splits["train"].features[label], list(values.values()))
-    tables = {
-        name: ImageTable(
-            rows.select_columns([image]).cast_column(image, hf.Image(decode=False)),
-            image,
-            _as_integers(values[name], names, name),
-        )
-        for name, rows in splits.items()
-    }
+    for name, rows in splits.items():
+        if absent := [column for column in (image, label) if column not in rows.column_names]:
+            raise ValueError(f"the {name} split has no column {absent[0]!r}, only {', '.join(rows.column_names)}")
+    names, labels = number_labels(splits, label)
+    tables = {name: ImageTable(_image_rows(rows, image), image, labels[name]) for name, rows in splits.items()}
     return _checked(Source(tables, names))
 
 
 def _checked(source: Source) -> Source:
-    if len(source.class_names) < 2:
-        raise ValueError(f"the data have one class only ({source.class_names[0]!r}); there is nothing to classify")
+    present = {source.class_names[label] for label in source.splits["train"].labels}
+    if len(present) < 2:
+        raise ValueError(f"the train split has one class only ({present.pop()!r}); there is nothing to classify")
     return source
 
 
@@ -158,54 +143,6 @@ def _digits() -> Source:
     features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=[str(digit) for digit in range(10)])})
     rows = hf.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
     return _from_datasets({"train": rows}, "image", "label")
-
-
-def _image_folder(folders: dict[str, Path]) -> Source:
-    """Read one folder a class, in one folder a split; a class may be absent from a split."""
-    import datasets as hf
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    names = sorted({entry.name for folder in folders.values() for entry in folder.iterdir() if entry.is_dir()})
-    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=names)})
-    splits = {}
-    for split, folder in folders.items():
-        present = {name: number for number, name in enumerate(names) if (folder / name).is_dir()}
-        files = make_dataset(str(folder), present, extensions=IMG_EXTENSIONS, allow_empty=True)
-        if not files:
-            raise ValueError(f"no images in {folder}; expected one folder a class with {', '.join(IMG_EXTENSIONS)}")
-        columns = {"image": [path for path, _ in files], "label": [label for _, label in files]}
-        splits[split] = hf.Dataset.from_dict(columns, features=features)
-    return _from_datasets(splits, "image", "label")
-
-
-def _folder(path: Path, image: str | None, label: str | None) -> Source:
-    """Read a local folder: saved HF datasets, parquet or arrow files, or images."""
-    import datasets as hf
-
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = hf.load_from_disk(str(path))
-        return _from_datasets(dict(saved) if isinstance(saved, hf.DatasetDict) else {"train": saved}, image, label)
-    tables = sorted(file for file in path.rglob("*") if file.suffix in TABLE_SUFFIXES)
-    if tables:
-        kind = "parquet" if tables[0].suffix == ".parquet" else "arrow"
-        files: dict[str, list[str]] = {}
-        for file in tables:
-            files.setdefault(_split_of(file.relative_to(path)), []).append(str(file))
-        return _from_datasets(dict(hf.load_dataset(kind, data_files=files)), image, label)
-    children = {entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir()}
-    if not children:
-        raise ValueError(f"{path} holds no parquet or arrow files and no folders of images")
-    split_folders = {
-        name: children[alias] for name, aliases in SPLIT_NAMES.items() for alias in aliases if alias in children
-    }
-    has_splits = "train" in split_folders and any(entry.is_dir() for entry in split_folders["train"].iterdir())
-    return _image_folder(split_folders if has_splits else {"train": path})
-
-
-def _split_of(file: Path) -> str:
-    """Tell the split from the first word of a table's name, or from its folder: ``test-00000-of-00001.parquet``."""
-    words = (file.stem.split("-")[0].lower(), *(part.lower() for part in file.parts[:-1]))
-    return next((split for word in words for split, aliases in SPLIT_NAMES.items() if word in aliases), "train")
 
 
 def _hub(source: str, image: str | None, label: str | None) -> Source:
@@ -235,7 +172,9 @@ def load_source(source: str, image_column: str | None = None, label_column: str 
 
     Raises:
         FileNotFoundError: If the source is a path and nothing is there.
-        ValueError: If the source is unknown, or has no images, one class only, or labels out of range.
+        NotADirectoryError: If it is a file.
+        PermissionError: If it cannot be read.
+        ValueError: If the source is unknown or damaged, or has no images, one class only, or labels out of range.
         ImportError: If a built-in set needs an extra that is not installed.
 
     Example:
@@ -248,8 +187,14 @@ def load_source(source: str, image_column: str | None = None, label_column: str 
     if source.startswith("sklearn:"):
         raise unknown_name("built-in data", source, BUILT_IN)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder(path, image_column, label_column)
-    if path.exists() or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+    try:
+        if path.is_dir():
+            return _from_datasets(read_folder(path), image_column, label_column)
+        is_file = path.exists()
+    except PermissionError as error:
+        raise PermissionError(f"no permission to read {error.filename or path}; change it or copy the data") from error
+    if is_file:
+        raise NotADirectoryError(f"{source!r} is a file; give the folder that it is in")
+    if path.is_absolute() or source.startswith(".") or source.count("/") > 1:
         raise FileNotFoundError(f"no folder of images or tables at {source!r}")
     return _hub(source, image_column, label_column)

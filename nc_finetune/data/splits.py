@@ -11,29 +11,32 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 
+def _rank(seed: int, row: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
+
+
 def _shuffled_by_class(labels: Sequence[int], seed: int) -> list[list[int]]:
     """List the rows of each class in an order drawn from a hash of seed and row: the same on every platform."""
     rows: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for row, label in enumerate(labels):
         rows[label].append(row)
-
-    def key(row: int) -> bytes:
-        return hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
-
-    return [sorted(group, key=key) for group in rows.values()]
+    return [sorted(group, key=lambda row: _rank(seed, row)) for group in rows.values()]
 
 
 def _indices(rows: list[int]) -> Indices:
     return np.asarray(sorted(rows), dtype=np.int64)
 
 
-def take_per_class(labels: Sequence[int], number: int, seed: int) -> tuple[Indices, Indices]:
-    """Draw the same number of rows from every class.
+def take_per_class(
+    labels: Sequence[int], number: int, seed: int, class_names: Sequence[str] | None = None
+) -> tuple[Indices, Indices]:
+    """Draw the same number of rows from every class that occurs.
 
     Args:
         labels: The label of each row.
         number: Rows a class, at least 1.
         seed: Which sample to draw.
+        class_names: K names for the error; ``None`` names classes by their labels.
 
     Returns:
         The rows that were drawn and the others, both in rising order.
@@ -47,9 +50,11 @@ def take_per_class(labels: Sequence[int], number: int, seed: int) -> tuple[Indic
         (2, 3)
     """
     groups = _shuffled_by_class(labels, seed)
-    for group in groups:
-        if len(group) < number:
-            raise ValueError(f"{number} images a class were asked for, class {labels[group[0]]} has {len(group)}")
+    if short := [group for group in groups if len(group) < number]:
+        smallest = min(short, key=len)
+        label = labels[smallest[0]]
+        name = label if class_names is None else repr(class_names[label])
+        raise ValueError(f"{number} images a class were asked for, class {name} has {len(smallest)}; ask for fewer")
     return _indices([row for group in groups for row in group[:number]]), _indices(
         [row for group in groups for row in group[number:]]
     )
@@ -60,15 +65,15 @@ def split_off(labels: Sequence[int], size: int | float, seed: int) -> tuple[Indi
 
     Args:
         labels: The label of each row.
-        size: Rows to split off: a share in ``(0, 1)``, or a number of rows of at least 1. Every class gives its
-            share, rounded so that the total is met.
+        size: Rows to split off: a share in ``(0, 1)``, or a number of rows of at least 1. The count of every class
+            differs from its exact share by less than 1.
         seed: Which rows to take.
 
     Returns:
         The rows that were split off and the others, both in rising order.
 
     Raises:
-        ValueError: If the size leaves one side empty.
+        ValueError: If the size is neither, or leaves one side empty.
 
     Example:
         >>> held_out, rest = split_off([0, 1] * 10, 0.2, seed=0)
@@ -76,12 +81,17 @@ def split_off(labels: Sequence[int], size: int | float, seed: int) -> tuple[Indi
         (4, 16)
     """
     total = len(labels)
-    number = round(size * total) if isinstance(size, float) else size
-    if not 0 < number < total:
-        raise ValueError(f"cannot split {number} of {total} images off (size {size}): both sides must keep some")
-    # Give each row the quantile that it has within its class: the first rows by quantile hold every class's share.
-    ranked = [
-        ((rank + 0.5) / len(group), row) for group in _shuffled_by_class(labels, seed) for rank, row in enumerate(group)
-    ]
-    chosen = [row for _, row in sorted(ranked)[:number]]
+    number = round(size * total) if 0 < size < 1 else size
+    if not (0 < number < total and number == int(number)):
+        raise ValueError(
+            f"cannot split {size} of {total} images off: give a share in (0, 1) or a whole number, and leave at least"
+            " one image on both sides"
+        )
+    # Round the running total and not each class, so that the total is met; in an order that is drawn, too, so that of
+    # many small classes not always the same ones give a row.
+    chosen: list[int] = []
+    seen = 0
+    for group in sorted(_shuffled_by_class(labels, seed), key=lambda group: _rank(seed, group[0])):
+        seen += len(group)
+        chosen += group[: seen * int(number) // total - len(chosen)]
     return _indices(chosen), _indices(sorted(set(range(total)) - set(chosen)))

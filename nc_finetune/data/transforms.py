@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+def _to_rgb(image: Image) -> Image:
+    """Convert to RGB; transparency is dropped, 16 bits a channel become 8."""
+    from PIL import Image as Pillow
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save them with 8 or 16 bits")
+    if image.mode.startswith("I"):  # Pillow clips these at 255, so that nearly everything would be white
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"pixels must lie in [0, 65535], they reach from {values.min()} to {values.max()}")
+        image = Pillow.fromarray((values >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # palettes with it warn unless they are expanded first
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 class DecodeAndResize:
@@ -44,7 +64,7 @@ class DecodeAndResize:
 
         Raises:
             OSError: If the image cannot be decoded.
+            ValueError: If there is none, or its pixels have no known range.
         """
-        image = self._feature.decode_example(encoded).convert("RGB")
-        result: Tensor = self._resize(image)
+        result: Tensor = self._resize(_to_rgb(self._feature.decode_example(encoded)))
         return result

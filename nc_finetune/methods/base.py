@@ -66,4 +66,5 @@ class FinetuningMethod(ABC):
             module.train()
             for part in module.modules():
                 if isinstance(part, _BatchNorm):
-                    part.train(self.batch_norm == "train")
+                    # Not .train(): timm's BatchNorm has dropout inside, which is none of its statistics.
+                    part.training = self.batch_norm == "train"

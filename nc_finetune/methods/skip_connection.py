@@ -46,12 +46,22 @@ class SkipConnectionFinetuning(LayerFinetuning):
         """Return the penultimate feature plus the scaled, pooled and zero-padded output of the key block.
 
         Raises:
-            ValueError: If the block is wider than the penultimate feature.
+            ValueError: If the block is wider than the penultimate feature, or the forward pass does not call it.
         """
-        outputs: dict[str, Tensor] = {}
-        with watch_outputs(backbone.model, [self.key_layer], outputs.__setitem__):
+        skips: dict[str, Tensor] = {}
+
+        # Pooled at once: a later layer may write into the output in place.
+        def take(layer: str, output: Tensor) -> None:
+            skips[layer] = backbone.pool(output)
+
+        with watch_outputs(backbone.model, [self.key_layer], take):
             penultimate = super().features(backbone, images)
-        skip = backbone.pool(outputs[self.key_layer])
+        if self.key_layer not in skips:
+            raise ValueError(
+                f"the forward pass of {backbone.name!r} does not call {self.key_layer!r} itself;"
+                f" choose one of {', '.join(backbone.block_names)}"
+            )
+        skip = skips[self.key_layer]
         padding = backbone.num_features - skip.shape[1]
         if padding < 0:
             raise ValueError(

@@ -49,9 +49,7 @@ def cdnv(features: Array, target: Labels, num_classes: int) -> float:
     means = class_means(features, target, num_classes)
     variances = [((features[target == k] - means[k]) ** 2).sum(axis=1).mean() for k in range(num_classes)]
     pairs = [(k, j) for k in range(num_classes) for j in range(num_classes) if k != j]
-    return float(
-        np.mean([(variances[k] + variances[j]) / (2 * ((means[k] - means[j]) ** 2).sum()) for k, j in pairs])
-    )
+    return float(np.mean([(variances[k] + variances[j]) / (2 * ((means[k] - means[j]) ** 2).sum()) for k, j in pairs]))
 
 
 def h_score(features: Array, target: Labels, num_classes: int) -> float:

@@ -1,0 +1,42 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+LoaderFactory = Callable[..., DataLoader[Any]]
+TrainerFactory = Callable[..., L.Trainer]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Networks this small gain nothing from more, and lose ten times over where another process computes."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_loader() -> LoaderFactory:
+    """Random images in a fixed order; 9 in batches of 4 by default, so that the last batch is smaller."""
+
+    def make(num_samples: int = 9, num_classes: int = 3, batch_size: int = 4, seed: int = 0) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(256, (num_samples, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(num_classes, (num_samples,), generator=generator)
+        return DataLoader(TensorDataset(images, labels), batch_size=batch_size)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> TrainerFactory:
+    """A quiet trainer on the CPU that writes nothing unless asked."""
+
+    def make(*callbacks: L.Callback, **options: Any) -> L.Trainer:
+        defaults = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+        quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        return L.Trainer(callbacks=list(callbacks), **{**defaults, **quiet, **options})
+
+    return make
