@@ -309,6 +309,11 @@ def test_fingerprint_does_not_depend_on_how_the_data_are_split(pets: str) -> Non
     assert small(pets).fingerprint == small(pets, seed=1, samples_per_class=3, image_size=4).fingerprint
 
 
+def test_interpolation_is_passed_on() -> None:
+    shown = [small("sklearn:digits", image_size=16, interpolation=name).test_set[0][0] for name in ("nearest", "bicubic")]
+    assert not torch.equal(*shown)
+
+
 # Images that do not decode
 
 
