@@ -310,7 +310,8 @@ def test_fingerprint_does_not_depend_on_how_the_data_are_split(pets: str) -> Non
 
 
 def test_interpolation_is_passed_on() -> None:
-    shown = [small("sklearn:digits", image_size=16, interpolation=name).test_set[0][0] for name in ("nearest", "bicubic")]
+    options = [{"image_size": 16, "interpolation": name} for name in ("nearest", "bicubic")]
+    shown = [small("sklearn:digits", **chosen).test_set[0][0] for chosen in options]
     assert not torch.equal(*shown)
 
 
