@@ -1,4 +1,4 @@
-"""Accuracy, time and memory of NC1 against the ways that others use.
+"""Accuracy, time and size of the state of NC1 against the ways that others use.
 
     python benchmarks/performance/collapse_measures.py accuracy
     python benchmarks/performance/collapse_measures.py speed
@@ -14,7 +14,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -122,21 +121,6 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_mebibytes(call: Callable[[], object]) -> float:
-    """Run once and return how far the memory of the process rose above where it was (Linux)."""
-
-    def status(key: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-    before = status("VmRSS:")
-    Path("/proc/self/clear_refs").write_text("5")
-    kept = call()
-    rise = status("VmHWM:") - before
-    del kept
-    return rise
-
-
 def speed(console: Console, samples: int, repeats: int) -> None:
     columns = (
         "accumulate s",
@@ -147,9 +131,6 @@ def speed(console: Console, samples: int, repeats: int) -> None:
         "(a)/ours",
         "(b) s",
         "state MiB",
-        "peak MiB",
-        "(a)",
-        "(b)",
     )
     table = Table(
         "D", "K", *columns, title=f"N = {samples}, float32, batches of 256, {torch.get_num_threads()} threads"
@@ -180,13 +161,8 @@ def measure_speed(width: int, classes: int, samples: int, repeats: int) -> list[
     ours, theirs, solve, memory = (statistics.median(timed[name]) for name in ("ours", "theirs", "solve", "in memory"))
     ratio = statistics.median(a / b for a, b in zip(timed["ours"], timed["theirs"], strict=True))
     state = sum(getattr(metric, name).nbytes for name in metric._defaults) / 2**20
-    peaks = [
-        peak_mebibytes(lambda: ours_accumulate(loader, classes, width)),
-        peak_mebibytes(lambda: two_pass_accumulate(loader, classes, width)),
-        peak_mebibytes(lambda: in_memory(loader, classes)),
-    ]
     dense = statistics.median(pinv)
-    figures = [ours, theirs, ratio, solve, dense, dense / solve, memory, state, *peaks]
+    figures = [ours, theirs, ratio, solve, dense, dense / solve, memory, state]
     return [f"{figure:.3g}" for figure in figures]
 
 
