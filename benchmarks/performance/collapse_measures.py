@@ -2,6 +2,7 @@
 
     python benchmarks/performance/collapse_measures.py accuracy
     python benchmarks/performance/collapse_measures.py speed
+    python benchmarks/performance/collapse_measures.py memory
 
 Against: (a) two passes over the features in float32, with a dense pseudo-inverse of the D x D between-class covariance;
 (b) everything in memory, in float64, with a singular value decomposition of the class means. Timings of one line are
@@ -11,9 +12,12 @@ taken in turn, in one process; quote the ratios.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from rich.console import Console
@@ -166,9 +170,37 @@ def measure_speed(width: int, classes: int, samples: int, repeats: int) -> list[
     return [f"{figure:.3g}" for figure in figures]
 
 
+def peak_growth(way: str, width: int, classes: int, samples: int) -> float:
+    """Return by how many MiB one way raises the peak of this process, which must be a fresh one."""
+    target = torch.arange(samples) % classes
+    loader = batches(torch.randn(samples, width), target, 256)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if way == "ours":
+        ours_accumulate(loader, classes, width).compute()
+    elif way == "two passes":
+        two_pass_solve(*two_pass_accumulate(loader, classes, width))
+    else:
+        in_memory(loader, classes)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory(console: Console, samples: int) -> None:
+    columns = ("ours", "(a) two passes, pinv", "(b) in memory", "our state")
+    table = Table("D", "K", *columns, title=f"peak over the features, MiB; N = {samples}, float32, batches of 256")
+    for width in (512, 2048):
+        for classes in (10, 100, 1000):
+            cells = []
+            for way in ("ours", "two passes", "in memory"):
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+                    cells.append(fresh.submit(peak_growth, way, width, classes, samples).result())
+            state = 8 * (2 * classes + classes * width + width**2) / 2**20
+            table.add_row(str(width), str(classes), *(f"{cell:.3g}" for cell in (*cells, state)))
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["accuracy", "speed"])
+    parser.add_argument("what", choices=["accuracy", "speed", "memory"])
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -177,6 +209,8 @@ def main() -> None:
     console = Console(width=150)
     if arguments.what == "accuracy":
         accuracy(console)
+    elif arguments.what == "memory":
+        memory(console, arguments.samples)
     else:
         speed(console, arguments.samples, arguments.repeats)
 

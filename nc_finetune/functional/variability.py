@@ -12,6 +12,7 @@ from nc_finetune.functional.class_statistics import (
     ClassStatistics,
     class_statistics,
     row_chunks,
+    spread_along,
     within_class_scatter,
 )
 
@@ -47,8 +48,7 @@ def _nc1_compute(
 ) -> Tensor:
     """Compute NC1 from the scatter, or from the projected spread of a second pass."""
     if projected is None:
-        whitener = _whitener(statistics, between)
-        projected = ((within_class_scatter(statistics) @ whitener) * whitener).sum()
+        projected = spread_along(statistics, _whitener(statistics, between))
     value = projected / statistics.counts.sum()
     return value / statistics.counts.numel() if normalize == "classes" else value
 
