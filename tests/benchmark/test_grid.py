@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, Settings, read_grid
-from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
+from nc_finetune.methods import FullFinetuning, LinearProbe, SkipConnectionFinetuning
 from nc_finetune.recipes import find_recipe
 
 
