@@ -220,7 +220,8 @@ def _simplex_basis(num_classes: int) -> Tensor:
     """Return an orthonormal basis of what is orthogonal to the ones (Helmert's), shape (K, K - 1)."""
     index = torch.arange(1, num_classes, dtype=torch.float64)
     basis = torch.ones(num_classes, num_classes - 1, dtype=torch.float64).triu() - torch.diag(index, -1)[:, :-1]
-    return basis / (index * (index + 1)).sqrt()
+    scaled: Tensor = basis / (index * (index + 1)).sqrt()
+    return scaled
 
 
 def _random_isometry(rows: int, columns: int, seed: int) -> Tensor:
@@ -242,7 +243,8 @@ def _nearest_simplex(means: Tensor) -> Tensor:
     """Return the nearest matrix ``V Q``, V a basis of the simplex' space and Q an isometry, in mean length 1."""
     classes, dim = means.shape
     basis = _simplex_basis(classes).to(means.device)
-    return basis @ _nearest_isometry(basis.T @ means) * math.sqrt(classes / min(dim, classes - 1))
+    nearest: Tensor = basis @ _nearest_isometry(basis.T @ means)
+    return nearest * math.sqrt(classes / min(dim, classes - 1))
 
 
 def _with_equal_lengths(frame: Tensor, max_steps: int = 100) -> Tensor:
@@ -266,7 +268,8 @@ def _with_equal_lengths(frame: Tensor, max_steps: int = 100) -> Tensor:
 def _complement(frame: Tensor) -> Tensor:
     """Return an orthonormal basis of what is orthogonal to the ones and to the columns."""
     spanned = torch.cat([torch.ones_like(frame[:, :1]), frame], dim=1)
-    return torch.linalg.qr(spanned, mode="complete").Q[:, spanned.shape[1] :]
+    orthonormal: Tensor = torch.linalg.qr(spanned, mode="complete").Q
+    return orthonormal[:, spanned.shape[1] :]
 
 
 def simplex_etf(num_classes: int, dim: int, *, seed: int | None = None, allow_projection: bool = False) -> Tensor:
@@ -340,7 +343,7 @@ def nearest_simplex_etf(means: Tensor, *, allow_projection: bool = False) -> Ten
         True
     """
     centred = _centred(means)
-    _check_simplex(*means.shape, allow_projection)
+    _check_simplex(len(means), means.shape[1], allow_projection)
     if not centred.isfinite().all() or not centred.any():
         raise ValueError("class means must be finite and not all the same: they give no orientation")
     nearest = _nearest_simplex(centred)
@@ -393,7 +396,7 @@ def nearest_orthogonal_frame(means: Tensor) -> Tensor:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     means = check_class_means(means)
-    orthogonal_frame(*means.shape)  # refuses what is too narrow
+    orthogonal_frame(len(means), means.shape[1])  # refuses what is too narrow
     if not means.isfinite().all() or not means.any():
         raise ValueError("class means must be finite and not all zero: they give no orientation")
     return _nearest_isometry(means)
