@@ -229,7 +229,7 @@ def _random_isometry(rows: int, columns: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
     factor, triangle = torch.linalg.qr(gaussian)
-    isometry = factor * triangle.diagonal().sign()  # without the signs the law depends on how QR is computed
+    isometry: Tensor = factor * triangle.diagonal().sign()  # without the signs the law depends on how QR is computed
     return isometry if rows >= columns else isometry.T
 
 

@@ -25,8 +25,8 @@ class FocalLoss(ClassificationLoss):
         ValueError: If gamma is negative or not finite, or the weights cannot weigh.
 
     Source:
-        Lin et al. 2017, Focal loss for dense object detection, arXiv:1708.02002; its collapse: Zhou et al. 2022, Are all
-        losses created equal: a neural collapse perspective, arXiv:2210.02192.
+        Lin et al. 2017, Focal loss for dense object detection, arXiv:1708.02002; its collapse: Zhou et al. 2022, Are
+        all losses created equal: a neural collapse perspective, arXiv:2210.02192.
 
     Example:
         >>> round(FocalLoss(gamma=2)(torch.zeros(1, 2), torch.tensor([0])).item(), 4)  # 0.5^2 log 2

@@ -67,7 +67,7 @@ class PickAllLabelsLoss(nn.Module):
             )
         check_weight(self.weight, logits)
         if labels.device.type == "cpu" and not ((labels == 0) | (labels == 1)).all():
-            raise ValueError(f"labels must be 0 or 1, got {sorted(labels.unique().tolist())}")
+            raise ValueError(f"labels must be 0 or 1, got values from {labels.min().item()} to {labels.max().item()}")
 
     def extra_repr(self) -> str:
         """Show whether labels are averaged."""
