@@ -80,6 +80,19 @@ class Backbone(nn.Module, ABC):
         """The block halfway through: the key layer unless another is named, ``"layer3.0"`` of a ResNet50."""
         return self.block_names[(len(self.block_names) - 1) // 2]
 
+    @property
+    def final_norm(self) -> nn.LayerNorm:
+        """The layer norm that the penultimate feature comes out of.
+
+        Raises:
+            ValueError: If the network has none, as convolution nets with BatchNorm.
+        """
+        inside = (*(f"{block}." for block in self.block_names), "attn_pool.")
+        for name, part in reversed(list(self.model.named_modules())):
+            if isinstance(part, nn.LayerNorm) and not f"{name}.".startswith(inside):
+                return part
+        raise ValueError(f"{self.name!r} has no layer norm between its last block and the classifier")
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the penultimate features.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.methods.base import FinetuningMethod
-from nc_finetune.methods.skips import SkipConnections, SkipScale, features_with_outputs
+from nc_finetune.methods.skips import SkipConnections, SkipScale, features_with_skips
 
 
 class LinearProbe(FinetuningMethod):
@@ -65,5 +65,4 @@ class SkipProbe(LinearProbe):
         layers = self.skip_layers or [backbone.middle_block]
         for layer in layers:
             backbone.get_layer(layer)
-        features: Tensor = self.skips(*features_with_outputs(backbone, layers, images, super().features))
-        return features
+        return features_with_skips(backbone, layers, images, self.skips)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from torch import Tensor
 
 from nc_finetune.backbones import Backbone
+from nc_finetune.errors import unknown_name
 from nc_finetune.methods.base import BatchNormMode
 from nc_finetune.methods.layer import LayerFinetuning
-from nc_finetune.methods.skips import SkipConnections, SkipScale, features_with_outputs
+from nc_finetune.methods.skips import SkipConnections, SkipJoin, SkipScale, features_with_skips
 
 
 class SkipConnectionFinetuning(LayerFinetuning):
@@ -25,6 +26,12 @@ class SkipConnectionFinetuning(LayerFinetuning):
             :class:`~nc_finetune.methods.SkipConnections`.
         batch_norm: Mode of the block's BatchNorm layers; see :class:`~nc_finetune.methods.FinetuningMethod`.
         skip_layers: Blocks whose outputs go to the classifier; ``None`` is the last of the key layers.
+        join: Where the skip joins: ``"feature"``, the paper's, adds it to the penultimate feature, the others are for
+            networks with a final layer norm: ``"normed_feature"`` takes the skip through it first, ``"before_norm"``
+            adds the skip to what it sees (of a CLIP, before norm and projection).
+
+    Raises:
+        ValueError: If ``scale`` or ``join`` is another word.
 
     Source:
         Li et al. 2022, Principled and efficient transfer learning of deep models via neural collapse,
@@ -47,8 +54,12 @@ class SkipConnectionFinetuning(LayerFinetuning):
         scale: SkipScale = 1.0,
         batch_norm: BatchNormMode = "eval",
         skip_layers: list[str] | None = None,
+        join: SkipJoin = "feature",
     ) -> None:
         super().__init__(key_layer, batch_norm)
+        if join not in get_args(SkipJoin):
+            raise unknown_name("join of a skip", join, get_args(SkipJoin))
+        self.join: SkipJoin = join
         self.skip_layers = skip_layers
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
@@ -59,5 +70,4 @@ class SkipConnectionFinetuning(LayerFinetuning):
             ValueError: If a skip is wider than the penultimate feature, or the forward pass does not call its block.
         """
         layers = self.skip_layers or self.key_layers(backbone)[-1:]
-        features: Tensor = self.skips(*features_with_outputs(backbone, layers, images, super().features))
-        return features
+        return features_with_skips(backbone, layers, images, self.skips, self.join)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nc_finetune.backbones import Backbone, watch_outputs
 
 SkipScale = float | Literal["matched", "learned"]
+SkipJoin = Literal["feature", "normed_feature", "before_norm"]
 
 
 class SkipConnections(nn.Module):
@@ -70,53 +71,89 @@ class SkipConnections(nn.Module):
         return factors.unbind()
 
 
-def features_with_outputs(
-    backbone: Backbone, layers: Sequence[str], images: Tensor, features: Callable[[Backbone, Tensor], Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the penultimate feature, and the pooled outputs of blocks, of one forward pass.
+def features_with_skips(
+    backbone: Backbone,
+    layers: Sequence[str],
+    images: Tensor,
+    skips: SkipConnections,
+    join: SkipJoin = "feature",
+) -> Tensor:
+    """Return the penultimate feature with the outputs of blocks added, in one forward pass.
 
     Args:
         backbone: The network.
         layers: Names of blocks.
         images: Shape ``(N, 3, H, W)``.
-        features: Runs the forward pass.
+        skips: Adds them.
+        join: ``"feature"`` adds the pooled outputs to the penultimate feature, ``"normed_feature"`` takes them through
+            the backbone's final layer norm first, ``"before_norm"`` adds them to what that norm sees.
 
     Returns:
-        Shape ``(N, num_features)``, and one tensor ``(N, D)`` a layer, in their order.
+        Shape ``(N, num_features)``.
 
     Raises:
-        ValueError: If a block is wider than the penultimate feature, or the forward pass does not call it.
+        ValueError: If a block is wider than the penultimate feature, the forward pass does not call it, or the
+            backbone has no final layer norm though it is asked for.
 
     Example:
         >>> from nc_finetune.backbones import TimmBackbone
         >>> net = TimmBackbone("test_vit", weights=None)
-        >>> penultimate, (skip,) = features_with_outputs(
-        ...     net, ["blocks.3"], torch.rand(2, 3, 160, 160), lambda net, images: net(images)
-        ... )
-        >>> penultimate.shape, skip.shape
-        (torch.Size([2, 64]), torch.Size([2, 64]))
+        >>> features_with_skips(net, ["blocks.3"], torch.rand(2, 3, 160, 160), SkipConnections(1)).shape
+        torch.Size([2, 64])
     """
     pooled: dict[str, Tensor] = {}
+    width = backbone.num_features if join == "feature" else int(backbone.final_norm.normalized_shape[0])
 
     # Pooled at once: a later layer may write into the output in place.
     def take(layer: str, output: Tensor) -> None:
         pooled[layer] = backbone.pool(output)
 
+    def outputs() -> list[Tensor]:
+        for layer in layers:
+            _check_skip(backbone, layer, pooled.get(layer), width)
+        return [pooled[layer] for layer in layers]
+
+    def add(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return _add_to_tokens(backbone, skips, inputs[0], outputs()), *inputs[1:]
+
     with watch_outputs(backbone.model, layers, take):
-        penultimate = features(backbone, images)
-    for layer in layers:
-        _check_skip(backbone, layer, pooled.get(layer))
-    return penultimate, [pooled[layer] for layer in layers]
+        if join == "before_norm":
+            with backbone.final_norm.register_forward_pre_hook(add):
+                features: Tensor = backbone(images)
+            return features
+        penultimate = backbone(images)
+    found = outputs() if join == "feature" else [_norm(backbone, value) for value in outputs()]
+    features = skips(penultimate, found)
+    return features  # noqa: RET504 - for mypy: a module's call is untyped
 
 
-def _check_skip(backbone: Backbone, layer: str, skip: Tensor | None) -> None:
+def _add_to_tokens(backbone: Backbone, skips: SkipConnections, inputs: Tensor, outputs: list[Tensor]) -> Tensor:
+    """Add skips to what the final norm sees: a vector a sample, or all tokens, of which each gets the same."""
+    pooled = backbone.pool(inputs)
+    added: Tensor = skips(pooled, outputs) - pooled
+    if inputs.ndim == 4:
+        return inputs + (added[:, None, None] if backbone.maps_channels_last else added[..., None, None])
+    return inputs + (added.unsqueeze(1) if inputs.ndim == 3 else added)
+
+
+def _norm(backbone: Backbone, skip: Tensor) -> Tensor:
+    norm = backbone.final_norm
+    if (skip.shape[1],) != norm.normalized_shape or norm.normalized_shape != (backbone.num_features,):
+        raise ValueError(
+            f"a skip of width {skip.shape[1]} cannot go through the final norm of {backbone.name!r}, which is"
+            f" {norm.normalized_shape[0]} wide, to its feature, which is {backbone.num_features}; use another join"
+        )
+    return F.layer_norm(skip, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _check_skip(backbone: Backbone, layer: str, skip: Tensor | None, width: int) -> None:
     if skip is None:
         raise ValueError(
             f"the forward pass of {backbone.name!r} does not call {layer!r} itself;"
             f" choose one of {', '.join(backbone.block_names)}"
         )
-    if skip.shape[1] > backbone.num_features:
+    if skip.shape[1] > width:
         raise ValueError(
-            f"the skip from {layer!r} is {skip.shape[1]} wide, the penultimate feature of"
-            f" {backbone.name!r} only {backbone.num_features}; choose a narrower block"
+            f"the skip from {layer!r} is {skip.shape[1]} wide, the feature of {backbone.name!r} that it joins only"
+            f" {width}; choose a narrower block"
         )

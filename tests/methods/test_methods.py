@@ -218,7 +218,7 @@ def test_skip_leaves_no_hook_behind() -> None:
 
 
 def test_skip_wider_than_the_penultimate_feature_is_an_error() -> None:
-    match = r"the skip from 'blocks\.3\.mlp\.fc1' is 192 wide, the penultimate feature of 'test_vit' only 64; choose a"
+    match = r"the skip from 'blocks\.3\.mlp\.fc1' is 192 wide, the feature of 'test_vit' that it joins only 64; "
     with pytest.raises(ValueError, match=match):
         SkipConnectionFinetuning("blocks.3.mlp.fc1").features(make_vit(), make_images())
 

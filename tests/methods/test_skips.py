@@ -1,8 +1,11 @@
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from nc_finetune.backbones import TimmBackbone
+from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.methods import LayerFinetuning, SkipConnectionFinetuning, SkipConnections, SkipProbe
 
 
@@ -116,3 +119,61 @@ def test_skips_from_several_blocks_are_those_asked_for() -> None:
     alone = [SkipConnectionFinetuning(layer).features(backbone, make_images()) for layer in ("layer1.0", "layer2.0")]
     expected = alone[0] + alone[1] - backbone(make_images())
     torch.testing.assert_close(both.features(backbone, make_images()), expected)
+
+
+# --- where skips join
+
+
+def make_vit(**options: Any) -> TimmBackbone:
+    torch.manual_seed(0)
+    backbone = TimmBackbone("test_vit", None, {"img_size": 32, **options}).eval()
+    torch.nn.init.normal_(backbone.final_norm.weight)
+    return backbone
+
+
+def tokens_after(backbone: TimmBackbone, number: int) -> Tensor:
+    net = backbone.model
+    tokens = net.norm_pre(net._pos_embed(net.patch_embed(backbone.normalize(make_images()))))
+    for block in net.blocks[:number]:
+        tokens = block(tokens)
+    return tokens
+
+
+def test_a_skip_can_go_through_the_final_norm() -> None:
+    backbone = make_vit()
+    method = SkipConnectionFinetuning("blocks.1", scale=0.5, join="normed_feature")
+    expected = backbone(make_images()) + 0.5 * backbone.model.norm(tokens_after(backbone, 2)[:, 0])
+    torch.testing.assert_close(method.features(backbone, make_images()), expected)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_skip_can_join_before_the_final_norm(pool: str) -> None:
+    backbone = make_vit(global_pool=pool)
+    method = SkipConnectionFinetuning("blocks.1", scale=0.5, join="before_norm")
+    last = tokens_after(backbone, len(backbone.model.blocks))
+    last = last[:, 1:].mean(dim=1) if pool == "avg" else last[:, 0]
+    expected = backbone.final_norm(last + 0.5 * tokens_after(backbone, 2)[:, 0])
+    torch.testing.assert_close(method.features(backbone, make_images()), expected)
+    assert not backbone.final_norm._forward_pre_hooks
+
+
+@pytest.mark.parametrize("join", ["normed_feature", "before_norm"])
+def test_a_skip_of_a_clip_joins_before_the_projection(join: Any) -> None:
+    options = {"force_image_size": 32}
+    backbone = OpenClipBackbone("ViT-B-32", None, options, features="projected").eval()
+    with (
+        pytest.raises(ValueError, match="cannot go through the final norm")
+        if join == "normed_feature"
+        else nullcontext()
+    ):
+        assert SkipConnectionFinetuning(join=join).features(backbone, make_images()).shape == (4, 512)
+
+
+def test_a_network_without_layer_norm_says_so() -> None:
+    with pytest.raises(ValueError, match="'test_resnet' has no layer norm between its last block and the classifier"):
+        SkipConnectionFinetuning(join="before_norm").features(make_resnet(), make_images())
+
+
+def test_unknown_join_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown join of a skip 'norm'"):
+        SkipConnectionFinetuning(join="norm")  # type: ignore[arg-type]
