@@ -1,11 +1,14 @@
-"""Pre-trained networks behind one interface; the only place that knows timm."""
+"""Pre-trained networks behind one interface; the only place that knows timm and open_clip."""
 
 from nc_finetune.backbones.base import PENULTIMATE as PENULTIMATE
 from nc_finetune.backbones.base import STEM as STEM
 from nc_finetune.backbones.base import Backbone as Backbone
-from nc_finetune.backbones.base import Preprocessing as Preprocessing
+from nc_finetune.backbones.create import create_backbone as create_backbone
 from nc_finetune.backbones.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones.feature_hooks import watch_outputs as watch_outputs
+from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone as OpenClipBackbone
 from nc_finetune.backbones.pooling import pool_features as pool_features
+from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
+from nc_finetune.backbones.text_encoder import TextEncoder as TextEncoder
 from nc_finetune.backbones.timm_backbone import TimmBackbone as TimmBackbone
 from nc_finetune.backbones.weights import weights_hash as weights_hash

