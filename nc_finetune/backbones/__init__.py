@@ -3,6 +3,7 @@
 from nc_finetune.backbones.base import PENULTIMATE as PENULTIMATE
 from nc_finetune.backbones.base import STEM as STEM
 from nc_finetune.backbones.base import Backbone as Backbone
+from nc_finetune.backbones.block_chains import find_block_chains as find_block_chains
 from nc_finetune.backbones.create import create_backbone as create_backbone
 from nc_finetune.backbones.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones.feature_hooks import watch_outputs as watch_outputs

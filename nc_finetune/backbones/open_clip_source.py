@@ -189,7 +189,7 @@ def _essentials(config: Mapping[str, Any]) -> dict[str, Any]:
     essentials: dict[str, Any] = {"embed_dim": config.get("embed_dim")}
     for part, kind in parts.items():
         defaults = dataclasses.asdict(kind())
-        for key, value in {**defaults, **config.get(part, {})}.items():
+        for key, value in {**defaults, **(config.get(part) or {})}.items():
             if key not in INESSENTIAL:
                 essentials[f"{part}.{key}"] = list(value) if isinstance(value, tuple) else value
     return essentials

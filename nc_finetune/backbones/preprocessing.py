@@ -53,7 +53,7 @@ def settle_preprocessing(
         warnings.warn(
             f"{source} do not say how their images were normalised, and weights of this architecture differ in that:"
             f" {_describe(choices[0])} is assumed; pass preprocessing=, or a hub folder with its configuration",
-            stacklevel=2,
+            stacklevel=3,
         )
     return choices[0]
 
