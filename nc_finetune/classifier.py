@@ -109,8 +109,8 @@ class ImageClassifier(L.LightningModule):
 
     @property
     def tuned_parameters(self) -> int:
-        """Number of parameters that are trained: the tuned part of the backbone and the head."""
-        parts = (self.backbone, self.head)
+        """Number of parameters that are trained: of the backbone, of the head and of the method itself."""
+        parts = (self.backbone, self.head, self.method)
         return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
 
     @property
@@ -151,6 +151,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Put frozen parts back into eval mode, and the tuned part into train mode, whatever happened in between."""
+        self.method.start_epoch(self.current_epoch)
         self.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -202,7 +203,7 @@ class ImageClassifier(L.LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        parts = (self.head, self.loss)  # a loss may learn, too, e.g. a temperature
+        parts = (self.head, self.method, self.loss)  # a skip or a loss may learn, too, e.g. a temperature
         head = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
         if not (tuned or head):
             raise ValueError(

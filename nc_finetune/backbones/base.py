@@ -75,6 +75,11 @@ class Backbone(nn.Module, ABC):
         """The layers that are measured, in order: ``"stem"``, every block, ``"penultimate"``."""
         return (STEM, *self.block_names, PENULTIMATE)
 
+    @property
+    def middle_block(self) -> str:
+        """The block halfway through: the key layer unless another is named, ``"layer3.0"`` of a ResNet50."""
+        return self.block_names[(len(self.block_names) - 1) // 2]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the penultimate features.
 

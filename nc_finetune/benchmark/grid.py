@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nc_finetune import methods
-from nc_finetune.backbones import TimmBackbone
+from nc_finetune.backbones import Backbone, TimmBackbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.errors import unknown_name
@@ -28,7 +28,7 @@ class BackboneSpec:
     Attributes:
         name: timm's name of the architecture.
         weights: As for :class:`~nc_finetune.backbones.TimmBackbone`.
-        key_layer: The block that layer FT and SCL-FT tune.
+        key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one.
         model_options: Further arguments of ``timm.create_model``.
     """
 
@@ -84,7 +84,8 @@ class MethodSpec:
         method: Name of a class of :mod:`nc_finetune.methods`, or import path of one of your own.
         learning_rates: Candidates, among which the validation split chooses: rates of the tuned part of the backbone,
             or of the head where nothing else is tuned.
-        options: Further arguments of the class.
+        options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
+            ``method`` and ``options`` again.
     """
 
     method: str
@@ -152,21 +153,24 @@ class Cell:
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
 
     def build_method(self) -> FinetuningMethod:
-        """Build the method; one that tunes a block takes the key layer of the backbone unless told otherwise.
+        """Build the method; one that tunes a block takes the key layer of the backbone unless told otherwise."""
+        return self._build_method(self.method)
 
-        Raises:
-            ValueError: If a key layer is needed and none was named.
-        """
-        cls, options = self.method.method_class(), dict(self.method.options)
-        if issubclass(cls, LayerFinetuning) and "key_layer" not in options:
-            if self.backbone.key_layer is None:
-                raise ValueError(f"{self.method.method} needs a key layer: set key_layer of {self.backbone.name!r}")
-            options["key_layer"] = self.backbone.key_layer
+    def _build_method(self, spec: MethodSpec) -> FinetuningMethod:
+        cls, options = spec.method_class(), dict(spec.options)
+        if issubclass(cls, LayerFinetuning):
+            options.setdefault("key_layer", self.backbone.key_layer)
+        if nested := options.get("method"):
+            nested = {"method": nested} if isinstance(nested, str) else nested
+            options["method"] = self._build_method(MethodSpec(**nested, learning_rates=spec.learning_rates))
         return cls(**options)
 
-    def build_model(self, num_classes: int, learning_rate: float) -> ImageClassifier:
-        """Build a fresh model from the pre-trained weights."""
-        backbone = TimmBackbone(self.backbone.name, self.backbone.weights, self.backbone.model_options)
+    def build_backbone(self) -> Backbone:
+        """Load the pre-trained weights anew."""
+        return TimmBackbone(self.backbone.name, self.backbone.weights, self.backbone.model_options)
+
+    def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float) -> ImageClassifier:
+        """Build a fresh model around a backbone."""
         return ImageClassifier(
             backbone,
             num_classes,
@@ -189,7 +193,7 @@ class Grid:
         settings: What all runs share.
 
     Raises:
-        ValueError: If a list is empty, or a method is unknown or lacks its key layer or learning rates.
+        ValueError: If a list is empty, or a method is unknown or lacks its learning rates.
     """
 
     backbones: list[BackboneSpec]

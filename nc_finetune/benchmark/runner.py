@@ -107,11 +107,17 @@ def _snake(cls: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
 
+def _span(layers: str | Sequence[str] | None) -> str | None:
+    """Name a key layer, or a span of them, in one word."""
+    return layers if isinstance(layers, str) else "+".join(layers or ()) or None
+
+
 def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
     """Train once from the pre-trained weights."""
     L.seed_everything(cell.seed, verbose=False)
-    model = cell.build_model(data.num_classes, learning_rate)
-    hashed = weights_hash(model.backbone.model)
+    backbone = cell.build_backbone()
+    hashed = weights_hash(backbone.model)  # before a method adds anything to it
+    model = cell.build_model(backbone, data.num_classes, learning_rate)
     measure, timer = LayerwiseNC1(normalize=cell.settings.normalize), _EpochTimer()
     trainer = L.Trainer(
         max_epochs=cell.settings.epochs,
@@ -154,7 +160,7 @@ def _planned(cell: Cell) -> Result:
         weights=cell.backbone.weights,
         dataset=cell.dataset_name,
         method=cell.method.method_class().name,
-        key_layer=cell.build_method().key_layer,
+        key_layer=_span(cell.build_method().key_layer),
         options={**cell.backbone.model_options, **cell.method.options},
         seed=cell.seed,
         samples_per_class=cell.samples_per_class,
@@ -190,6 +196,7 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         result,
         head=_snake(type(model.head)),
         loss=_snake(type(model.loss)),
+        key_layer=_span(model.method.key_layers(model.backbone)),
         accuracy=100 * test["test/accuracy"],
         val_accuracy=fit.val_accuracy,
         nc1=nc1,

@@ -1,9 +1,25 @@
 """Fine-tuning methods: what is trained of a backbone, and which features reach the classifier."""
 
+from nc_finetune.methods.adapters import AdapterTuning as AdapterTuning
 from nc_finetune.methods.base import FinetuningMethod as FinetuningMethod
 from nc_finetune.methods.full import FullFinetuning as FullFinetuning
 from nc_finetune.methods.layer import LayerFinetuning as LayerFinetuning
 from nc_finetune.methods.linear_probe import LinearProbe as LinearProbe
+from nc_finetune.methods.linear_probe import SkipProbe as SkipProbe
+from nc_finetune.methods.probe_first import ProbeFirst as ProbeFirst
 from nc_finetune.methods.skip_connection import SkipConnectionFinetuning as SkipConnectionFinetuning
+from nc_finetune.methods.skips import SkipConnections as SkipConnections
+from nc_finetune.methods.vectors import BiasTuning as BiasTuning
+from nc_finetune.methods.vectors import NormTuning as NormTuning
 
-METHOD_NAMES = ("LinearProbe", "LayerFinetuning", "SkipConnectionFinetuning", "FullFinetuning")
+METHOD_NAMES = (
+    "LinearProbe",
+    "SkipProbe",
+    "LayerFinetuning",
+    "SkipConnectionFinetuning",
+    "FullFinetuning",
+    "ProbeFirst",
+    "BiasTuning",
+    "NormTuning",
+    "AdapterTuning",
+)

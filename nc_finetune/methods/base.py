@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
@@ -14,11 +15,12 @@ from nc_finetune.errors import unknown_name
 BatchNormMode = Literal["eval", "train"]
 
 
-class FinetuningMethod(ABC):
+class FinetuningMethod(nn.Module, ABC):
     """Base of the fine-tuning methods.
 
     Frozen means frozen: what a method does not tune has ``requires_grad=False``, stays in eval mode (BatchNorm
-    statistics, dropout, stochastic depth), and never reaches the optimizer.
+    statistics, dropout, stochastic depth), and never reaches the optimizer. A method is a module for the sake of what
+    it may learn itself, such as the scale of a skip; the backbone is not part of it.
 
     Args:
         batch_norm: Mode of the BatchNorm layers inside the tuned part. ``"eval"`` keeps the pre-trained statistics:
@@ -31,15 +33,16 @@ class FinetuningMethod(ABC):
         name: Name in recipes and results.
         label: Name in tables and pictures.
         default_learning_rate: Rate of the tuned part of the backbone with AdamW; ``None`` where nothing is tuned.
-        key_layer: Name of the tuned block, where the method has one.
+        key_layer: Name of the tuned block, or names of the span of them, as given.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     default_learning_rate: ClassVar[float | None] = None
-    key_layer: str | None = None
+    key_layer: str | list[str] | None = None
 
     def __init__(self, batch_norm: BatchNormMode = "eval") -> None:
+        super().__init__()
         if batch_norm not in get_args(BatchNormMode):
             raise unknown_name("mode of BatchNorm", batch_norm, get_args(BatchNormMode))
         self.batch_norm = batch_norm
@@ -48,16 +51,27 @@ class FinetuningMethod(ABC):
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return the parts of the backbone that are trained."""
 
+    def tuned_parameters(self, backbone: Backbone) -> Iterable[nn.Parameter]:
+        """Return the parameters of the backbone that are trained: those of the tuned modules."""
+        return (parameter for module in self.tuned_modules(backbone) for parameter in module.parameters())
+
+    def key_layers(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the names of the tuned blocks; none, where the method does not tune by blocks."""
+        return ()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each training epoch, with its number, for methods that go through phases."""
+
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return what the classifier sees, shape ``(N, num_features)``."""
         features: Tensor = backbone(images)
         return features
 
     def freeze(self, backbone: Backbone) -> None:
-        """Leave gradients to the tuned modules alone."""
+        """Leave gradients to what is tuned alone."""
         backbone.requires_grad_(False)
-        for module in self.tuned_modules(backbone):
-            module.requires_grad_(True)
+        for parameter in self.tuned_parameters(backbone):
+            parameter.requires_grad_(True)
 
     def set_modes(self, backbone: Backbone) -> None:
         """Put the tuned modules into train mode and everything else into eval mode."""

@@ -1,13 +1,14 @@
-"""Linear probing: the classifier alone."""
+"""Probing: the classifier alone."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.methods.base import FinetuningMethod
+from nc_finetune.methods.skips import SkipConnections, SkipScale, features_with_outputs
 
 
 class LinearProbe(FinetuningMethod):
@@ -27,3 +28,42 @@ class LinearProbe(FinetuningMethod):
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return nothing: the whole backbone is frozen."""
         return []
+
+
+class SkipProbe(LinearProbe):
+    """Train the head on the penultimate feature plus the pooled, zero-padded outputs of frozen blocks.
+
+    Trains as little as a linear probe; a cheap test of whether inner blocks hold what the last one has dropped.
+
+    Args:
+        skip_layers: Names of the blocks; ``None`` is the middle one.
+        scale: As for :class:`~nc_finetune.methods.SkipConnections`.
+
+    Raises:
+        ValueError: If the list is empty.
+
+    Example:
+        >>> import torch
+        >>> from nc_finetune.backbones import TimmBackbone
+        >>> backbone = TimmBackbone("test_resnet", weights=None)
+        >>> SkipProbe(["layer1.0", "layer2.0"]).features(backbone, torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 96])
+    """
+
+    name: ClassVar[str] = "skip_probe"
+    label: ClassVar[str] = "skip probe"
+
+    def __init__(self, skip_layers: list[str] | None = None, scale: SkipScale = 1.0) -> None:
+        super().__init__()
+        if skip_layers is not None and not skip_layers:
+            raise ValueError("skip_layers must name at least one block; use LinearProbe for none")
+        self.skip_layers = skip_layers
+        self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
+
+    def features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the blocks."""
+        layers = self.skip_layers or [backbone.middle_block]
+        for layer in layers:
+            backbone.get_layer(layer)
+        features: Tensor = self.skips(*features_with_outputs(backbone, layers, images, super().features))
+        return features

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from nc_finetune.backbones import Backbone, watch_outputs
+from nc_finetune.backbones import Backbone
 from nc_finetune.methods.base import BatchNormMode
 from nc_finetune.methods.layer import LayerFinetuning
+from nc_finetune.methods.skips import SkipConnections, SkipScale, features_with_outputs
 
 
 class SkipConnectionFinetuning(LayerFinetuning):
     """Train one block and the head, with a skip connection from the block to the classifier (SCL-FT).
 
     The block's output goes on to the next block as before, and, pooled to a vector and zero-padded to the penultimate
-    width, is added to the penultimate feature. The skip has no parameters: layer FT and SCL-FT train the same number.
+    width, is added to the penultimate feature. Unless its scale is learned, the skip has no parameters: layer FT and
+    SCL-FT train the same number.
 
     Args:
-        key_layer: Name of the block; see :class:`~nc_finetune.methods.LayerFinetuning`.
-        scale: Factor of the skip; 1 is the paper's, 0 is layer FT.
+        key_layer: Name of the block, or a span; see :class:`~nc_finetune.methods.LayerFinetuning`.
+        scale: Factor of the skip; 1 is the paper's, 0 is layer FT; ``"matched"`` or ``"learned"`` as in
+            :class:`~nc_finetune.methods.SkipConnections`.
         batch_norm: Mode of the block's BatchNorm layers; see :class:`~nc_finetune.methods.FinetuningMethod`.
+        skip_layers: Blocks whose outputs go to the classifier; ``None`` is the last of the key layers.
 
     Source:
         Li et al. 2022, Principled and efficient transfer learning of deep models via neural collapse,
@@ -38,34 +41,23 @@ class SkipConnectionFinetuning(LayerFinetuning):
     name: ClassVar[str] = "scl_ft"
     label: ClassVar[str] = "SCL-FT"
 
-    def __init__(self, key_layer: str, scale: float = 1.0, batch_norm: BatchNormMode = "eval") -> None:
+    def __init__(
+        self,
+        key_layer: str | list[str] | None = None,
+        scale: SkipScale = 1.0,
+        batch_norm: BatchNormMode = "eval",
+        skip_layers: list[str] | None = None,
+    ) -> None:
         super().__init__(key_layer, batch_norm)
-        self.scale = scale
+        self.skip_layers = skip_layers
+        self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return the penultimate feature plus the scaled, pooled and zero-padded output of the key block.
+        """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the skip layers.
 
         Raises:
-            ValueError: If the block is wider than the penultimate feature, or the forward pass does not call it.
+            ValueError: If a skip is wider than the penultimate feature, or the forward pass does not call its block.
         """
-        skips: dict[str, Tensor] = {}
-
-        # Pooled at once: a later layer may write into the output in place.
-        def take(layer: str, output: Tensor) -> None:
-            skips[layer] = backbone.pool(output)
-
-        with watch_outputs(backbone.model, [self.key_layer], take):
-            penultimate = super().features(backbone, images)
-        if self.key_layer not in skips:
-            raise ValueError(
-                f"the forward pass of {backbone.name!r} does not call {self.key_layer!r} itself;"
-                f" choose one of {', '.join(backbone.block_names)}"
-            )
-        skip = skips[self.key_layer]
-        padding = backbone.num_features - skip.shape[1]
-        if padding < 0:
-            raise ValueError(
-                f"the skip from {self.key_layer!r} is {skip.shape[1]} wide, the penultimate feature of"
-                f" {backbone.name!r} only {backbone.num_features}; choose a narrower block"
-            )
-        return penultimate + self.scale * F.pad(skip, (0, padding))
+        layers = self.skip_layers or self.key_layers(backbone)[-1:]
+        features: Tensor = self.skips(*features_with_outputs(backbone, layers, images, super().features))
+        return features

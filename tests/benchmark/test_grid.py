@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, Settings, read_grid
-from nc_finetune.methods import LinearProbe, SkipConnectionFinetuning
+from nc_finetune.methods import FullFinetuning, LinearProbe, SkipConnectionFinetuning
 from nc_finetune.recipes import find_recipe
 
 
@@ -63,7 +63,7 @@ def test_a_method_of_ones_own_is_named_by_its_import_path() -> None:
     "name", ["SkipConectionFinetuning", "nowhere.LinearProbe", "json.JSONEncoder", "FinetuningMethod2"]
 )
 def test_unknown_method_lists_the_valid_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"unknown method '{name}'.*Valid: LinearProbe, LayerFinetuning"):
+    with pytest.raises(ValueError, match=rf"unknown method '{name}'.*Valid: LinearProbe, SkipProbe, Layer"):
         make_grid(methods=[MethodSpec(method=name, learning_rates=[1e-3])])
 
 
@@ -80,12 +80,21 @@ def test_grids_that_cannot_run_are_refused_at_once(changes: dict[str, Any], mess
         make_grid(**changes)
 
 
-def test_missing_key_layer_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="needs a key layer: set key_layer of 'test_resnet'"):
-        make_grid(
-            backbones=[BackboneSpec(name="test_resnet", weights=None)],
-            methods=[MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])],
-        )
+def test_without_a_key_layer_the_middle_block_is_tuned() -> None:
+    grid = make_grid(
+        backbones=[BackboneSpec(name="test_resnet", weights=None)],
+        methods=[MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])],
+    )
+    cell = grid.cells()[0]
+    assert cell.build_method().key_layers(cell.build_backbone()) == ("layer2.0",)
+
+
+@pytest.mark.parametrize("inner", ["FullFinetuning", {"method": "FullFinetuning", "options": {"batch_norm": "train"}}])
+def test_a_method_within_a_method_is_built(inner: Any) -> None:
+    spec = MethodSpec(method="ProbeFirst", learning_rates=[1e-3], options={"method": inner, "probe_epochs": 2})
+    method = make_grid(methods=[spec]).cells()[0].build_method()
+    assert isinstance(method.method, FullFinetuning)
+    assert method.method.batch_norm == ("eval" if isinstance(inner, str) else "train")
 
 
 def test_quickstart_is_four_methods_on_three_seeds() -> None:

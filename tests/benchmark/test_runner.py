@@ -106,8 +106,8 @@ def test_one_diverged_rate_does_not_spoil_the_others() -> None:
 def test_collapsed_class_means_are_recorded_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
     build = Cell.build_model
 
-    def dead(cell: Cell, num_classes: int, learning_rate: float) -> ImageClassifier:
-        model = build(cell, num_classes, learning_rate)
+    def dead(cell: Cell, *arguments: Any) -> ImageClassifier:
+        model = build(cell, *arguments)
         for part in model.backbone.modules():
             if isinstance(part, nn.BatchNorm2d):
                 nn.init.zeros_(part.weight)
