@@ -46,7 +46,12 @@ SLIDES = {
     "ViT-B/32": {"Aircraft": ("0.09", "8.18"), "DTD": ("0.04", "8.14"), "Pet": ("0.03", "8.13")},
     "CLIP ViT-B/32": {"Aircraft": ("0.0", "8.16"), "DTD": ("0.0", "8.11"), "Pet": ("0.0", "8.10")},
 }
-SLIDES_SAVED = {"ResNet50, K = 1000": "8", "DenseNet169, K = 1000": "12", "ResNet18, d = 10": "21", "ResNet50, d = 10": "4.5"}
+SLIDES_SAVED = {
+    "ResNet50, K = 1000": "8",
+    "DenseNet169, K = 1000": "12",
+    "ResNet18, d = 10": "21",
+    "ResNet50, d = 10": "4.5",
+}
 
 
 def build(name: str, **options: str) -> Backbone:
