@@ -3,7 +3,9 @@
 from importlib.metadata import version
 
 from nc_finetune.backbones import Backbone as Backbone
+from nc_finetune.backbones import OpenClipBackbone as OpenClipBackbone
 from nc_finetune.backbones import TimmBackbone as TimmBackbone
+from nc_finetune.backbones import create_backbone as create_backbone
 from nc_finetune.callbacks import LayerwiseNC1 as LayerwiseNC1
 from nc_finetune.classifier import DivergedError as DivergedError
 from nc_finetune.classifier import ImageClassifier as ImageClassifier

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from nc_finetune.backbones import Backbone, TimmBackbone
+from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.methods import FinetuningMethod, LinearProbe
 
 Batch = tuple[Tensor, Tensor]
@@ -53,12 +53,14 @@ class ImageClassifier(L.LightningModule):
     the backbone, each with its own learning rate; both fall to zero along a cosine, step by step.
 
     Args:
-        backbone: Name of a timm model, or a backbone.
+        backbone: Name of a timm model, ``"open_clip:..."`` for a visual tower of open_clip, or a backbone.
         num_classes: K, at least 2.
-        weights: Weights of a backbone that is given by name; see :class:`~nc_finetune.backbones.TimmBackbone`.
+        weights: Weights of a backbone that is given by name; see
+            :func:`~nc_finetune.backbones.create_backbone`.
         method: What is tuned; ``None`` is :class:`~nc_finetune.methods.LinearProbe`.
-        head: Builds the classifier from the width of the feature and the number of classes.
-        loss: Takes logits ``(N, K)`` and labels ``(N,)``; ``None`` is cross-entropy.
+        head: Builds the classifier from the width of the feature and the number of classes; ``torch.nn.Linear`` or
+            one of :mod:`nc_finetune.heads`.
+        loss: Takes logits ``(N, K)`` and labels ``(N,)``; ``None`` is cross-entropy. See :mod:`nc_finetune.losses`.
         learning_rate: Rate of the tuned part of the backbone, or of the head where nothing else is tuned; ``None``
             takes the method's default (or ``head_learning_rate``).
         head_learning_rate: Rate of the head beside a tuned backbone. The default did best on small data.
@@ -92,7 +94,7 @@ class ImageClassifier(L.LightningModule):
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
         self.num_classes = num_classes
-        self.backbone = TimmBackbone(backbone, weights) if isinstance(backbone, str) else backbone
+        self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()
         self.head = head(self.backbone.num_features, num_classes)
         self.loss = loss or nn.CrossEntropyLoss()

@@ -8,16 +8,22 @@ import importlib
 import itertools
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from nc_finetune import methods
-from nc_finetune.backbones import Backbone, TimmBackbone
+from torch import nn
+
+from nc_finetune import heads, methods
+from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
+from nc_finetune.heads import HEAD_NAMES
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 
 
@@ -26,16 +32,18 @@ class BackboneSpec:
     """A backbone of the grid.
 
     Attributes:
-        name: timm's name of the architecture.
-        weights: As for :class:`~nc_finetune.backbones.TimmBackbone`.
+        name: As for :func:`~nc_finetune.backbones.create_backbone`.
+        weights: Likewise.
         key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one.
-        model_options: Further arguments of ``timm.create_model``.
+        model_options: Further arguments of the library's own constructor.
+        options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """
 
     name: str
     weights: str | None = "default"
     key_layer: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +106,47 @@ class MethodSpec:
         Raises:
             ValueError: If there is none of that name; the message lists the methods.
         """
-        module, _, name = self.method.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module) if module else methods, name)
-        except (ImportError, AttributeError) as error:
-            raise unknown_name("method", self.method, METHOD_NAMES) from error
-        if not (isinstance(found, type) and issubclass(found, FinetuningMethod)):
-            raise unknown_name("method", self.method, METHOD_NAMES)
+        found: type[FinetuningMethod] = _find_class("method", self.method, methods, FinetuningMethod, METHOD_NAMES)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """A head of the grid.
+
+    Attributes:
+        head: ``"Linear"``, name of a class of :mod:`nc_finetune.heads`, or import path of one of your own.
+        options: Further arguments of the class; a ``head`` among them, as BottleneckHead has, is a name or the keys
+            ``head`` and ``options`` again.
+    """
+
+    head: str = "Linear"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Callable[[int, int], nn.Module]:
+        """Return what builds the head from the width of the feature and the number of classes.
+
+        Raises:
+            ValueError: If there is none of that name; the message lists the heads.
+        """
+        if self.head == "Linear":
+            return partial(nn.Linear, **self.options)
+        options = dict(self.options)
+        if nested := options.get("head"):
+            options["head"] = HeadSpec(**{"head": nested} if isinstance(nested, str) else nested).build()
+        return partial(_find_class("head", self.head, heads, nn.Module, ("Linear", *HEAD_NAMES)), **options)
+
+
+def _find_class(kind: str, path: str, home: ModuleType, base: type, names: Sequence[str]) -> Any:
+    """Find a class by its name in a room of ours, or by its import path."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module) if module else home, name)
+    except (ImportError, AttributeError) as error:
+        raise unknown_name(kind, path, names) from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise unknown_name(kind, path, names)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +175,7 @@ class Cell:
     backbone: BackboneSpec
     dataset: DatasetSpec
     method: MethodSpec
+    head: HeadSpec
     samples_per_class: int | None
     seed: int
     settings: Settings
@@ -167,7 +209,8 @@ class Cell:
 
     def build_backbone(self) -> Backbone:
         """Load the pre-trained weights anew."""
-        return TimmBackbone(self.backbone.name, self.backbone.weights, self.backbone.model_options)
+        spec = self.backbone
+        return create_backbone(spec.name, spec.weights, model_options=spec.model_options, **spec.options)
 
     def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float) -> ImageClassifier:
         """Build a fresh model around a backbone."""
@@ -175,6 +218,7 @@ class Cell:
             backbone,
             num_classes,
             method=self.build_method(),
+            head=self.head.build(),
             learning_rate=learning_rate,
             head_learning_rate=self.settings.head_learning_rate,
         )
@@ -188,6 +232,7 @@ class Grid:
         backbones: The pre-trained networks.
         datasets: The downstream data.
         methods: The fine-tuning methods with their candidate learning rates.
+        heads: The classifiers, each with every method.
         samples_per_class: Training sizes in images a class; ``None`` is the whole training split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
@@ -199,12 +244,13 @@ class Grid:
     backbones: list[BackboneSpec]
     datasets: list[DatasetSpec]
     methods: list[MethodSpec]
+    heads: list[HeadSpec] = field(default_factory=lambda: [HeadSpec()])
     samples_per_class: list[int | None] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        for name in ("backbones", "datasets", "methods", "samples_per_class", "seeds"):
+        for name in ("backbones", "datasets", "methods", "heads", "samples_per_class", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} of a grid must not be empty")
         for method in self.methods:
@@ -212,10 +258,13 @@ class Grid:
                 raise ValueError(f"{method.method} needs learning_rates above 0, got {method.learning_rates}")
         for cell in self.cells():
             cell.build_method()
+            cell.head.build()
 
     def cells(self) -> list[Cell]:
         """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""
-        axes = itertools.product(self.datasets, self.backbones, self.samples_per_class, self.seeds, self.methods)
+        axes = itertools.product(
+            self.datasets, self.backbones, self.samples_per_class, self.seeds, self.methods, self.heads
+        )
         return [
             Cell(
                 dataset=dataset,
@@ -223,9 +272,10 @@ class Grid:
                 samples_per_class=samples,
                 seed=seed,
                 method=method,
+                head=head,
                 settings=self.settings,
             )
-            for dataset, backbone, samples, seed, method in axes
+            for dataset, backbone, samples, seed, method, head in axes
         ]
 
 

@@ -161,7 +161,7 @@ def _planned(cell: Cell) -> Result:
         dataset=cell.dataset_name,
         method=cell.method.method_class().name,
         key_layer=_span(cell.build_method().key_layer),
-        options={**cell.backbone.model_options, **cell.method.options},
+        options={**cell.backbone.model_options, **cell.backbone.options, **cell.method.options, **cell.head.options},
         seed=cell.seed,
         samples_per_class=cell.samples_per_class,
         nc1_normalize=cell.settings.normalize,

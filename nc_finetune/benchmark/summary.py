@@ -10,15 +10,30 @@ from dataclasses import dataclass
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.methods import (
+    AdapterTuning,
+    BiasTuning,
     FinetuningMethod,
     FullFinetuning,
     LayerFinetuning,
     LinearProbe,
+    NormTuning,
+    ProbeFirst,
     SkipConnectionFinetuning,
+    SkipProbe,
 )
 
 # The order of the methods in every table and legend: from least to most that is tuned.
-_METHODS: tuple[type[FinetuningMethod], ...] = (LinearProbe, LayerFinetuning, SkipConnectionFinetuning, FullFinetuning)
+_METHODS: tuple[type[FinetuningMethod], ...] = (
+    LinearProbe,
+    SkipProbe,
+    BiasTuning,
+    NormTuning,
+    AdapterTuning,
+    LayerFinetuning,
+    SkipConnectionFinetuning,
+    ProbeFirst,
+    FullFinetuning,
+)
 METHOD_LABELS = {method.name: method.label for method in _METHODS}
 _ABSENT = {"key_layer": "no key layer", "options": "default options"}
 _DETAILS = ("key_layer", "head", "loss", "options")

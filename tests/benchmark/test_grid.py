@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, Settings, read_grid
+from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings, read_grid
 from nc_finetune.methods import FullFinetuning, LinearProbe, SkipConnectionFinetuning
 from nc_finetune.recipes import find_recipe
 
@@ -109,3 +109,18 @@ def test_unknown_key_of_a_grid_is_named(tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=r"grid\.yaml is not a benchmark grid: .*seedz"):
         read_grid(path)
+
+
+def test_every_head_goes_with_every_method() -> None:
+    nested = HeadSpec(head="BottleneckHead", options={"width": 5, "head": {"head": "SimplexETFHead"}})
+    heads = [HeadSpec(), HeadSpec(head="CosineHead", options={"temperature": 0.2}), nested]
+    cells = make_grid(heads=heads).cells()
+    built = [cell.head.build()(8, 3) for cell in cells[:3]]
+    assert [type(head).__name__ for head in built] == ["Linear", "CosineHead", "BottleneckHead"]
+    assert (type(built[2].head).__name__, built[2].head.in_features) == ("SimplexETFHead", 5)
+    assert len({cell.run_id for cell in cells}) == len(cells)
+
+
+def test_unknown_head_lists_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown head 'CosinHead'; did you mean 'CosineHead'.*Valid: Linear, "):
+        make_grid(heads=[HeadSpec(head="CosinHead")])

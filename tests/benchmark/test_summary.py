@@ -77,7 +77,7 @@ def test_memory_is_written_in_binary_units(bytes_: int, text: str) -> None:
 
 
 def test_methods_come_by_what_they_tune_then_by_name() -> None:
-    names = ["linear_probe", "layer_ft", "scl_ft", "full_ft", "adapter", "zoom"]
+    names = ["linear_probe", "layer_ft", "scl_ft", "full_ft", "another", "zoom"]
     runs = [make_run(method=name) for name in sorted(names)]
     assert [row.variant.method for row in summarize(runs)] == names
 
