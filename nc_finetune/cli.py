@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 TRAINER_COMMANDS = {
@@ -18,6 +19,7 @@ EPILOG = """\
 examples:
   nc-finetune benchmark quickstart                        four methods on real digits, with a report
   nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
+  nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
   nc-finetune recipes                                     what there is; --copy NAME takes one home
   nc-finetune fit --help                                  every key of a recipe
 """
@@ -45,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_config(words: Sequence[str]) -> list[str]:
-    """Turn recipes that are given by name into ``--config FILE``."""
+    """Turn recipes that are given by name, before any option, into one ``--config FILE`` each; later ones win."""
     from nc_finetune.recipes import find_recipe
 
-    names = [word for word in words[:1] if not word.startswith("-")]
+    names = list(takewhile(lambda word: not word.startswith("-"), words))
     return [part for name in names for part in ("--config", str(find_recipe(name)))] + list(words[len(names) :])
 
 

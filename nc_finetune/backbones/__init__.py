@@ -7,6 +7,7 @@ from nc_finetune.backbones.block_chains import find_block_chains as find_block_c
 from nc_finetune.backbones.create import create_backbone as create_backbone
 from nc_finetune.backbones.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones.feature_hooks import watch_outputs as watch_outputs
+from nc_finetune.backbones.narrowing import narrow_features as narrow_features
 from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone as OpenClipBackbone
 from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
