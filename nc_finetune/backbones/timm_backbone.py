@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,54 +11,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from nc_finetune.backbones.base import Backbone, Preprocessing
+from nc_finetune.backbones.block_finder import find_block_names, find_layout
 from nc_finetune.backbones.weights import match_by_order, packaged_weights, read_state_dict
 from nc_finetune.errors import unknown_name
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
-# Modules of timm whose blocks give (N, H, W, D), or (N, windows, T, D), though their ``output_fmt`` does not say so.
-CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_sam", "volo")
-# Modules of timm whose class token comes in behind (most of) the blocks.
-LATE_CLASS_TOKEN_FAMILIES = ("convit", "xcit")
-# Modules of timm that mix (N, D, H, W) and (N, H, W, D): no one rule pools their blocks.
-MIXED_FAMILIES = ("tiny_vit",)
 
 
-def find_block_names(model: nn.Module) -> tuple[str, ...]:
-    """Name the residual or transformer blocks of a timm network, by timm's own grouping of its layers.
-
-    Args:
-        model: A timm network.
-
-    Returns:
-        Names in the order of the forward pass; empty if timm knows no blocks of it.
-
-    Example:
-        >>> import timm
-        >>> find_block_names(timm.create_model("test_vit"))
-        ('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5')
-    """
-    matcher = getattr(model, "group_matcher", None)
-    groups = matcher(coarse=False) if matcher else {}
-    grouping = groups.get("blocks", ()) if isinstance(groups, dict) else ()
-    # A pattern stands alone or beside its order; an explicit order marks what is no block, such as a final norm.
-    patterns = [grouping] if isinstance(grouping, str) else [item[0] for item in grouping if item[1] is None]
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if any(re.fullmatch(p, name) for p in patterns) and any(True for _ in module.parameters())
-    )
-
-
-def _layout(model: nn.Module) -> dict[str, Any]:
-    """Say how the blocks of a timm network lay out their outputs, in the words of :class:`Backbone`."""
-    family = type(model).__module__.rpartition(".")[2]
-    if family in MIXED_FAMILIES:
-        raise ValueError(f"the blocks of timm's {family} mix two layouts of maps; choose another backbone")
-    has_class_token = getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
+def _layout_options(model: nn.Module) -> dict[str, Any]:
+    layout = find_layout(model)
     return {
-        "num_prefix_tokens": 0 if family in LATE_CLASS_TOKEN_FAMILIES else getattr(model, "num_prefix_tokens", 0),
-        "maps_channels_last": getattr(model, "output_fmt", "NCHW") == "NHWC" or family in CHANNELS_LAST_FAMILIES,
-        "has_class_token": has_class_token,
+        "num_prefix_tokens": layout.num_prefix_tokens,
+        "maps_channels_last": layout.maps_channels_last,
+        "has_class_token": layout.has_class_token,
     }
 
 
@@ -169,7 +133,7 @@ class TimmBackbone(Backbone):
             preprocessing=Preprocessing(
                 config["mean"], config["std"], config["input_size"][-1], config["interpolation"]
             ),
-            **_layout(model),
+            **_layout_options(model),
         )
 
     def penultimate(self, inputs: Tensor) -> Tensor:
