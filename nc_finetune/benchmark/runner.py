@@ -112,7 +112,7 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
     L.seed_everything(cell.seed, verbose=False)
     model = cell.build_model(data.num_classes, learning_rate)
     hashed = weights_hash(model.backbone.model)
-    measure, timer = LayerwiseNC1(normalize=cell.settings.normalize), _EpochTimer()
+    measure, timer = LayerwiseNC1(every_n_epochs=None, normalize=cell.settings.normalize), _EpochTimer()
     trainer = L.Trainer(
         max_epochs=cell.settings.epochs,
         check_val_every_n_epoch=cell.settings.epochs,
