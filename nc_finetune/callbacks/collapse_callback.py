@@ -343,7 +343,8 @@ class CollapseCallback(L.Callback):
 
     def _log(self, pl_module: L.LightningModule, values: Mapping[str, float]) -> None:
         for key, value in values.items():
-            pl_module.log(key, value, prog_bar=key == self.shown_key, sync_dist=True, batch_size=1)
+            shown = key == self.shown_key
+            pl_module.log(key, value, prog_bar=shown, sync_dist=True, batch_size=1, add_dataloader_idx=False)
 
     def _write_figures(self, trainer: L.Trainer) -> None:
         if self._recorded:
