@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
+from torch import nn
 
-from nc_finetune.backbones import NetworkLayers, Pooling, find_network_layers
+from nc_finetune.backbones import PENULTIMATE, NetworkLayers, Pooling, find_network_layers
 from nc_finetune.callbacks.batches import Unpack, unpack_batch
 from nc_finetune.callbacks.evaluation import refuse_sharded
 from nc_finetune.callbacks.history import Row, add_row
@@ -50,6 +51,7 @@ class CollapseCallback(L.Callback):
         input_of_classifier: str | None = None,
         train_dataloader: LoaderSource | None = None,
         unpack: Unpack = unpack_batch,
+        prefix: str = "",
         strict: bool = False,
         figure: bool = True,
         folder: str | os.PathLike[str] | None = None,
@@ -65,6 +67,7 @@ class CollapseCallback(L.Callback):
         self.input_of_classifier = input_of_classifier
         self.train_dataloader = train_dataloader
         self.unpack = unpack
+        self.prefix = prefix
         self.strict = strict
         self.history: list[Row] = []
         self._output = HistoryOutput(self.file_name, None if folder is None else Path(folder), figure, strict)
@@ -115,19 +118,29 @@ class CollapseCallback(L.Callback):
     def file_name(self) -> str:
         """Name of the CSV file, without its suffix."""
 
-    @property
-    def shown_key(self) -> str | None:
-        """The one key that the progress bar shows."""
-        return None
-
     # When.
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse strategies that shard the network."""
+        """Refuse strategies that shard the network, and other callbacks that would log to the same keys."""
         refuse_sharded(trainer, type(self).__name__)
+        self._check_keys(trainer)
         self._found = self._trained_step = None
         self._recorded = False
         self._warned.clear()
+
+    def _check_keys(self, trainer: L.Trainer) -> None:
+        """Refuse to mix what is measured differently; Lightning would log the mean of the two."""
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        alike = [other for other in callbacks if isinstance(other, CollapseCallback) and type(other) is type(self)]
+        if any(other.prefix == self.prefix and other._settings() != self._settings() for other in alike):
+            raise ValueError(
+                f"several {type(self).__name__} would log different values to the same keys; let one measure several"
+                " splits, or tell them apart by prefix, e.g. prefix='val/'"
+            )
+
+    def _settings(self) -> tuple[Any, ...]:
+        where = (self.splits, self.network, self.input_of_classifier, self.train_dataloader)
+        return (*where, self.normalize, self.samples_per_class, self.max_batches, self.pool, self.num_classes)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find network and layers before anything runs; what the user named must be there."""
@@ -237,7 +250,7 @@ class CollapseCallback(L.Callback):
         if self._found is None or self._found.root is not pl_module:
             known = self.num_classes or _known_classes(trainer, pl_module)
             found = find_network_layers(pl_module, self.network, self.input_of_classifier, known)
-            known = known or getattr(found.classifier, "out_features", None)
+            known = known or _rows_of(found.classifier)
             if known is None:
                 raise ValueError(
                     "the number of classes is not known: neither module nor datamodule has num_classes, and no linear"
@@ -315,7 +328,7 @@ class CollapseCallback(L.Callback):
 
     def _name(self, split: str, measured: Sequence[tuple[Measurement, Values]]) -> dict[str, float]:
         named: dict[str, float] = {}
-        prefix = "" if split == self.splits[0] else f"{split}/"
+        prefix = self.prefix if split == self.splits[0] else f"{self.prefix}{split}/"
         for number, (measurement, values) in enumerate(measured):
             suffix = f"/dataloader_idx_{number}" if number else ""
             named.update({f"{prefix}{key}{suffix}": value for key, value in self.name_values(values).items()})
@@ -343,7 +356,7 @@ class CollapseCallback(L.Callback):
 
     def _log(self, pl_module: L.LightningModule, values: Mapping[str, float]) -> None:
         for key, value in values.items():
-            shown = key == self.shown_key
+            shown = key == f"{self.prefix}nc1/{PENULTIMATE}"
             pl_module.log(key, value, prog_bar=shown, sync_dist=True, batch_size=1, add_dataloader_idx=False)
 
     def _write_figures(self, trainer: L.Trainer) -> None:
@@ -355,3 +368,8 @@ def _known_classes(trainer: L.Trainer, pl_module: L.LightningModule) -> int | No
     holders: Iterable[Any] = (pl_module, pl_module.hparams, getattr(trainer, "datamodule", None))
     found = (getattr(holder, "num_classes", None) for holder in holders)
     return next((value for value in found if isinstance(value, int) and value >= 2), None)
+
+
+def _rows_of(classifier: nn.Module | None) -> int | None:
+    linear = [part for part in (classifier.modules() if classifier else ()) if isinstance(part, nn.Linear)]
+    return linear[-1].out_features if linear else None

@@ -42,7 +42,7 @@ class CollapseMonitor(CollapseCallback):
             penultimate feature. The penultimate feature is measured in any case.
         options: As for :class:`~nc_finetune.callbacks.LayerwiseNC1`: ``split``, ``every_n_epochs``, ``normalize``,
             ``samples_per_class``, ``max_batches``, ``pool``, ``num_classes``, ``network``, ``input_of_classifier``,
-            ``train_dataloader``, ``unpack``, ``strict``, ``figure`` and ``folder``.
+            ``train_dataloader``, ``unpack``, ``prefix``, ``strict``, ``figure`` and ``folder``.
 
     Raises:
         ValueError: As there; also where no classifier is found.
@@ -64,7 +64,8 @@ class CollapseMonitor(CollapseCallback):
     def state_key(self) -> str:
         """Tell several of these callbacks apart in a checkpoint."""
         layers = self.layers if isinstance(self.layers, (int, str, type(None))) else list(self.layers)
-        return self._generate_state_key(layers=layers, splits=self.splits, every_n_epochs=self.every_n_epochs)
+        settings = {"layers": layers, "splits": self.splits, "every_n_epochs": self.every_n_epochs}
+        return self._generate_state_key(**settings, prefix=self.prefix)
 
     @property
     def file_name(self) -> str:

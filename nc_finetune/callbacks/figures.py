@@ -48,15 +48,14 @@ def draw_layers(history: Sequence[Row], keys: Mapping[str, str], title: str) -> 
         >>> figure.axes[0].get_yscale()
         'log'
     """
-    import matplotlib
-
     figure = _new_figure(max(5.0, min(14.0, 1.5 + 0.35 * len(keys))), 4.2)
     axes = figure.add_subplot()
     rows = [row for row in history if any(key in row for key in keys.values())]
-    colours = matplotlib.colormaps["viridis"]
+    from matplotlib import colormaps
+
     for number, row in enumerate(rows):
         values = [_positive(row.get(key, math.nan)) for key in keys.values()]
-        colour = colours(0.9 * number / max(1, len(rows) - 1))
+        colour = colormaps["viridis"](0.9 * number / max(1, len(rows) - 1))
         axes.plot(range(len(keys)), values, marker="o", markersize=3, color=colour, label=_moment(rows, row))
     step = max(1, math.ceil(len(keys) / _MAX_LABELS))
     axes.set_yscale("log")

@@ -25,8 +25,8 @@ class LayerwiseNC1(CollapseCallback):
     Logs, for every chosen layer:
 
     * ``<measure>/<layer>``, such as ``nc1/stem`` (the input of the first block), ``nc1/layer3.0`` and
-      ``nc1/penultimate``: usable as ``monitor`` of ``EarlyStopping`` and ``ModelCheckpoint``. The one on the progress
-      bar is the first measure of the last layer.
+      ``nc1/penultimate``: usable as ``monitor`` of ``EarlyStopping`` and ``ModelCheckpoint``. Only
+      ``nc1/penultimate`` is on the progress bar.
     * ``<split>/<measure>/<layer>`` for the second and further splits.
     * ``.../dataloader_idx_<i>`` for the second and further loaders of a split.
 
@@ -72,6 +72,7 @@ class LayerwiseNC1(CollapseCallback):
         train_dataloader: Training data without augmentation, or a function that returns them.
         unpack: Takes a batch and returns ``(inputs, labels)``; the default knows pairs, and mappings with ``image``
             and ``label``, ``pixel_values`` and ``labels`` and the like.
+        prefix: Stands in front of every key, to tell two callbacks apart in one trainer, e.g. ``"val/"``.
         strict: Raise :class:`MeasurementError` where otherwise ``nan`` would be recorded.
         figure: Draw the figure at the end (extra ``plot``).
         folder: Where CSV and PNG go; ``None`` is the log folder of the first logger, if there is one.
@@ -112,7 +113,7 @@ class LayerwiseNC1(CollapseCallback):
     @property
     def values(self) -> dict[str, float]:
         """The last measurement: the first measure by layer, in the order of the network; empty before the first."""
-        prefix = f"{self.measures[0]}/"
+        prefix = f"{self.prefix}{self.measures[0]}/"
         last = next((row for row in reversed(self.history) if any(key.startswith(prefix) for key in row)), {})
         return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
 
@@ -129,17 +130,13 @@ class LayerwiseNC1(CollapseCallback):
             samples_per_class=self.samples_per_class,
             pool=self.pool,
             network=self.network,
+            prefix=self.prefix,
         )
 
     @property
     def file_name(self) -> str:
         """``layerwise_nc1``."""
         return "layerwise_nc1"
-
-    @property
-    def shown_key(self) -> str | None:
-        """The first measure of the last layer."""
-        return f"{self.measures[0]}/{list(self._measures)[-1]}" if self._measures else None
 
     def choose_measures(self, network: NetworkLayers) -> dict[str, tuple[str, ...]]:
         """Give every chosen layer the same measures; those that need the classifier to the penultimate one alone."""

@@ -102,7 +102,7 @@ def test_half_precision_is_measured_on_what_autocast_gives(make_trainer: Trainer
 
 
 def test_every_nth_epoch_and_the_last(make_trainer: TrainerFactory) -> None:
-    train, val = CountingNC1(every_n_epochs=2), CountingNC1(every_n_epochs=2, split="val")
+    train, val = CountingNC1(every_n_epochs=2), CountingNC1(every_n_epochs=2, split="val", prefix="val/")
     make_trainer(train, val, max_epochs=5).fit(PlainModule(), make_loader(), make_loader(16))
     assert train.records == val.records == [1, 3, 4]
 
@@ -200,6 +200,19 @@ def test_number_of_classes_that_nobody_knows_is_an_error(make_trainer: TrainerFa
 def test_arguments_out_of_range_are_refused_at_once(options: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         LayerwiseNC1(**options)
+
+
+def test_two_callbacks_that_would_mix_their_values_are_refused(make_trainer: TrainerFactory) -> None:
+    with pytest.raises(ValueError, match="several LayerwiseNC1 would log different values to the same keys"):
+        make_trainer(LayerwiseNC1(), LayerwiseNC1(split="val")).fit(PlainModule(), make_loader(), make_loader(16))
+
+
+def test_a_prefix_tells_two_callbacks_apart(make_trainer: TrainerFactory) -> None:
+    train, val = LayerwiseNC1(), LayerwiseNC1(1, split="val", prefix="val/")
+    trainer = make_trainer(train, val)
+    trainer.fit(PlainModule(), make_loader(), make_loader(16))
+    assert trainer.callback_metrics["nc1/layer4.0"] == pytest.approx(train.values["layer4.0"])
+    assert trainer.callback_metrics["val/nc1/layer4.0"] == pytest.approx(val.values["layer4.0"])
 
 
 def test_nothing_is_warned_of_where_all_is_well(make_trainer: TrainerFactory) -> None:
