@@ -63,8 +63,9 @@ class LayerwiseNC1(CollapseCallback):
         samples_per_class: Take the first samples of each class alone, up to this number. Compare at equal numbers.
         max_batches: Take the first batches alone, of each rank.
         pool: From a layer's output to a vector. ``"default"`` averages maps over space and takes of tokens the class
-            token, or the mean where there is none; ``"average"``, ``"class_token"``, or ``"flatten"`` for every
-            entry of the output: in memory O(K D), and above 8,192 entries in two passes.
+            token, or the mean where there is none, and at the stem, where it has seen nothing yet; ``"average"``,
+            ``"class_token"``, or ``"flatten"`` for every entry of the output: in memory O(K D), and above 8,192
+            entries in two passes.
         num_classes: K; ``None`` takes it from the module, its hyperparameters, the datamodule or the classifier.
         network: Name of the submodule to look into, where the module has several with blocks.
         input_of_classifier: Name of the module whose input is the penultimate feature, e.g. ``"fc"``; ``None``

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones import NetworkLayers, Pooling
-from nc_finetune.backbones.base import PENULTIMATE
+from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling
 from nc_finetune.metrics import NeuralCollapse
 
 MakeMetric = Callable[[int, tuple[str, ...]], NeuralCollapse]
@@ -132,18 +131,20 @@ class Measurement:
             return
         sums.taken = True
         try:
-            features = self._features(output)
+            features = self._features(layer, output)
             if len(features) != len(self._labels):
                 raise ValueError(f"{len(features)} features came for {len(self._labels)} labels")
             sums.add(features[self._rows], self._labels[self._rows], self._batch)
         except Exception as error:  # a measurement must not end a training, whatever went wrong in it
             sums.fail(f"batch {self._batch}: {error}", error)
 
-    def _features(self, output: Any) -> Tensor:
+    def _features(self, layer: str, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(f"it must give one tensor, got {type(output).__name__}; take a block around or inside it")
         dtype = torch.float32 if output.dtype in _HALF else None
-        return self.network.pool(output.detach(), self.pooling, dtype)
+        # Before the first block the class token has seen nothing of the image.
+        pooling: Pooling = "average" if layer == STEM and self.pooling == "default" else self.pooling
+        return self.network.pool(output.detach(), pooling, dtype)
 
     def fail(self, problem: str, error: Exception | None = None) -> None:
         """Give up all layers."""

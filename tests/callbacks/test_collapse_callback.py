@@ -80,6 +80,15 @@ def test_tokens_are_pooled_as_asked(make_trainer: TrainerFactory) -> None:
     assert values[0] != values[1]
 
 
+def test_the_stem_of_a_transformer_has_a_value(make_trainer: TrainerFactory) -> None:
+    model = PlainModule("test_vit", lr=0.0)
+    model.net = timm.create_model("test_vit", num_classes=CLASSES, img_size=32)
+    callback = LayerwiseNC1(strict=True)
+    fit(make_trainer, callback, model)
+    by_hand = measure_by_hand(model, model.net.blocks[0], make_loader(), True, lambda t: t[:, 1:].mean(dim=1))
+    assert callback.values["stem"] == pytest.approx(by_hand, rel=1e-6)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("limit", [8192, 100])
 def test_whole_maps_are_measured_with_a_scatter_or_in_two_passes(

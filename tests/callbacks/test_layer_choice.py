@@ -57,7 +57,5 @@ def test_a_net_without_blocks_asks_for_names() -> None:
 
 @pytest.mark.parametrize("layers", [None, ["penultimate"]])
 def test_a_net_without_classifier_asks_for_its_name(layers: Any) -> None:
-    with pytest.raises(
-        ValueError, match="the classifier of ResNet was not found; name it"
-    ):
+    with pytest.raises(ValueError, match="the classifier of ResNet was not found; name it"):
         choose(layers, timm.create_model("test_resnet", num_classes=0))
