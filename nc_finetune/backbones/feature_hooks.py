@@ -19,13 +19,16 @@ def _check_tensor(layer: str, output: Any) -> Tensor:
 
 
 @contextmanager
-def watch_outputs(module: nn.Module, layers: Iterable[str], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watch_outputs(
+    module: nn.Module, layers: Iterable[str], take: Callable[[str, Any], None], *, check: bool = True
+) -> Iterator[None]:
     """Call ``take(name, output)`` for each of the layers at every forward pass inside the ``with`` block.
 
     Args:
         module: The network.
         layers: Names of submodules, as in ``module.named_modules()``.
         take: What to do with an output; it must not change it.
+        check: Refuse outputs that are not one tensor; otherwise ``take`` gets whatever comes.
 
     Raises:
         TypeError: At the forward pass, if a layer gives something else than one tensor.
@@ -39,7 +42,7 @@ def watch_outputs(module: nn.Module, layers: Iterable[str], take: Callable[[str,
     """
 
     def hook(layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        take(layer, _check_tensor(layer, output))
+        take(layer, _check_tensor(layer, output) if check else output)
 
     with ExitStack() as hooks:
         for layer in layers:
@@ -48,13 +51,16 @@ def watch_outputs(module: nn.Module, layers: Iterable[str], take: Callable[[str,
 
 
 @contextmanager
-def watch_input(module: nn.Module, name: str, take: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watch_input(
+    module: nn.Module, name: str, take: Callable[[str, Any], None], *, check: bool = True
+) -> Iterator[None]:
     """Call ``take(name, input)`` with what the module is about to see, at every forward pass in the ``with`` block.
 
     Args:
         module: The module, e.g. a classifier whose input is the penultimate feature.
         name: The name under which its input is taken.
-        take: What to do with the input; it must not change it.
+        take: What to do with the first input, given by position or by name; it must not change it.
+        check: Refuse inputs that are not one tensor; otherwise ``take`` gets whatever comes.
 
     Raises:
         TypeError: At the forward pass, if the first input is neither a tensor nor a list of one.
@@ -67,11 +73,11 @@ def watch_input(module: nn.Module, name: str, take: Callable[[str, Tensor], None
         penultimate (2, 4)
     """
 
-    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        first = inputs[0]
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first = next(iter((*inputs, *named.values())), None)
         # DenseNet's layers take the list of all maps so far; the first layer's list has one.
         only = first[0] if isinstance(first, (list, tuple)) and len(first) == 1 else first
-        take(name, _check_tensor(name, only))
+        take(name, _check_tensor(name, only) if check else only)
 
-    with module.register_forward_pre_hook(hook):
+    with module.register_forward_pre_hook(hook, with_kwargs=True):
         yield

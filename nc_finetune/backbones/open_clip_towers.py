@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nc_finetune.backbones.timm_backbone import block_layout, find_block_names
+from nc_finetune.backbones.block_finder import find_block_names
+from nc_finetune.backbones.timm_backbone import block_layout
 
 
 @dataclass(frozen=True)

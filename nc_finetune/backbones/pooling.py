@@ -2,39 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
 from torch import Tensor
+
+Pooling = Literal["default", "average", "class_token", "flatten"]
 
 
 def pool_features(
-    output: Tensor, num_prefix_tokens: int = 0, channels_last: bool = False, has_class_token: bool = True
+    output: Tensor,
+    num_prefix_tokens: int = 0,
+    channels_last: bool = False,
+    has_class_token: bool = True,
+    *,
+    pooling: Pooling = "default",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Reduce the output of a layer to shape ``(N, D)``.
 
     Args:
-        output: A map ``(N, D, H, W)``, averaged over space; tokens ``(N, T, D)``, of which the class token is taken
-            if there is one and the mean of the patch tokens otherwise; or a vector ``(N, D)``, returned as it is.
+        output: A map ``(N, D, H, W)``, tokens ``(N, T, D)``, or a vector ``(N, D)``, returned as it is.
         num_prefix_tokens: Class and register tokens in front of the patch tokens.
         channels_last: The map has shape ``(N, H, W, D)``, as in Swin.
         has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
+        pooling: ``"default"`` averages maps over space and takes of tokens the class token if there is one, the mean
+            of the patch tokens otherwise; ``"average"`` takes the mean of the patch tokens in any case;
+            ``"class_token"`` refuses tokens without one; ``"flatten"`` keeps every entry, in any number of dimensions.
+        dtype: Dtype of the result; averages are taken in it, so that half precision loses nothing more.
 
     Returns:
         Features of shape ``(N, D)``.
 
     Raises:
-        ValueError: If the output has another number of dimensions.
+        ValueError: If the output has another number of dimensions, or lacks the class token that was asked for.
 
     Example:
-        >>> import torch
         >>> pool_features(torch.ones(2, 8, 4, 4)).shape, pool_features(torch.ones(2, 17, 8), 1).shape
         (torch.Size([2, 8]), torch.Size([2, 8]))
+        >>> pool_features(torch.ones(2, 8, 4, 4), pooling="flatten").shape
+        torch.Size([2, 128])
     """
+    if pooling == "flatten" and output.ndim >= 2:
+        return output.flatten(1).to(dtype or output.dtype)
     if output.ndim == 4:
-        return output.mean(dim=(1, 2) if channels_last else (2, 3))
+        return output.mean(dim=(1, 2) if channels_last else (2, 3), dtype=dtype)
     if output.ndim == 3:
-        class_token = num_prefix_tokens > 0 and has_class_token
-        return output[:, 0] if class_token else output[:, num_prefix_tokens:].mean(dim=1)
+        return _pool_tokens(output, num_prefix_tokens, num_prefix_tokens > 0 and has_class_token, pooling, dtype)
     if output.ndim == 2:
-        return output
+        return output.to(dtype or output.dtype)
     raise ValueError(
         f"a layer's output must have 2 (N, D), 3 (N, T, D) or 4 (N, D, H, W) dimensions, got {tuple(output.shape)}"
     )
+
+
+def _pool_tokens(
+    tokens: Tensor, num_prefix_tokens: int, has_class_token: bool, pooling: Pooling, dtype: torch.dtype | None
+) -> Tensor:
+    if pooling == "class_token" and not has_class_token:
+        raise ValueError("there is no class token to take; choose pooling 'default' or 'average'")
+    if has_class_token and pooling != "average":
+        return tokens[:, 0].to(dtype or tokens.dtype)
+    return tokens[:, num_prefix_tokens:].mean(dim=1, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """How the blocks of a network lay out their outputs.
+
+    Attributes:
+        num_prefix_tokens: Class and register tokens in front of the patch tokens; 0 for convolution nets.
+        maps_channels_last: Maps have shape ``(N, H, W, D)``.
+        has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
+        tokens_first: Tokens have shape ``(T, N, D)``.
+    """
+
+    num_prefix_tokens: int = 0
+    maps_channels_last: bool = False
+    has_class_token: bool = True
+    tokens_first: bool = False
+
+    def pool(self, output: Tensor, pooling: Pooling = "default", dtype: torch.dtype | None = None) -> Tensor:
+        """Reduce an output to shape ``(N, D)``; see :func:`pool_features`.
+
+        Example:
+            >>> BlockLayout(num_prefix_tokens=1, tokens_first=True).pool(torch.ones(17, 2, 8)).shape
+            torch.Size([2, 8])
+        """
+        batch_first = output.transpose(0, 1) if self.tokens_first and output.ndim == 3 else output
+        return pool_features(
+            batch_first,
+            self.num_prefix_tokens,
+            self.maps_channels_last,
+            self.has_class_token,
+            pooling=pooling,
+            dtype=dtype,
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from nc_finetune.backbones.base import Backbone
+from nc_finetune.backbones.block_finder import find_block_names, find_layout
 from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
 from nc_finetune.backbones.weights import (
@@ -24,58 +24,6 @@ from nc_finetune.errors import unknown_name
 
 # Names of the weights in a folder of timm's on the hub, in timm's own order.
 HUB_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-# Modules of timm whose own grouping names no blocks, or too small ones: a dense layer gives its few new maps alone,
-# and only a dense block gives what the next one sees.
-FAMILY_BLOCKS = {
-    "cait": r"blocks\.\d+",
-    "densenet": r"features\.(denseblock|transition)\d+",
-    "inception_v3": r"Mixed_\w+",
-    "metaformer": r"stages\.\d+\.blocks\.\d+",
-}
-# Modules of timm whose blocks give (N, H, W, D), or (N, windows, T, D), though their ``output_fmt`` does not say so.
-CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_sam", "volo")
-# Modules of timm whose class token comes in behind (most of) the blocks.
-LATE_CLASS_TOKEN_FAMILIES = ("cait", "convit", "xcit")
-# Modules of timm that mix (N, D, H, W) and (N, H, W, D): no one rule pools their blocks.
-MIXED_FAMILIES = ("tiny_vit",)
-
-
-def find_block_names(model: nn.Module) -> tuple[str, ...]:
-    """Name the residual or transformer blocks of a timm network, by timm's own grouping of its layers.
-
-    A DenseNet's blocks are its dense blocks and the transitions between them.
-
-    Args:
-        model: A timm network.
-
-    Returns:
-        Names in the order of the forward pass; empty if timm knows no blocks of it.
-
-    Example:
-        >>> import timm
-        >>> find_block_names(timm.create_model("test_vit"))
-        ('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5')
-    """
-    patterns = _block_patterns(model)
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if any(re.fullmatch(p, name) for p in patterns) and any(True for _ in module.parameters())
-    )
-
-
-def _family(model: nn.Module) -> str:
-    return type(model).__module__.rpartition(".")[2]
-
-
-def _block_patterns(model: nn.Module) -> list[str]:
-    if (family := _family(model)) in FAMILY_BLOCKS:
-        return [FAMILY_BLOCKS[family]]
-    matcher = getattr(model, "group_matcher", None)
-    groups = matcher(coarse=False) if matcher else {}
-    grouping = groups.get("blocks", ()) if isinstance(groups, dict) else ()
-    # A pattern stands alone or beside its order; an explicit order marks what is no block, such as a final norm.
-    return [grouping] if isinstance(grouping, str) else [item[0] for item in grouping if item[1] is None]
 
 
 def block_layout(model: nn.Module) -> dict[str, Any]:
@@ -95,14 +43,11 @@ def block_layout(model: nn.Module) -> dict[str, Any]:
         >>> block_layout(timm.create_model("test_vit"))
         {'num_prefix_tokens': 1, 'maps_channels_last': False, 'has_class_token': True}
     """
-    family = _family(model)
-    if family in MIXED_FAMILIES:
-        raise ValueError(f"the blocks of timm's {family} mix two layouts of maps; choose another backbone")
-    has_class_token = getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
+    layout = find_layout(model)
     return {
-        "num_prefix_tokens": 0 if family in LATE_CLASS_TOKEN_FAMILIES else getattr(model, "num_prefix_tokens", 0),
-        "maps_channels_last": getattr(model, "output_fmt", "NCHW") == "NHWC" or family in CHANNELS_LAST_FAMILIES,
-        "has_class_token": has_class_token,
+        "num_prefix_tokens": layout.num_prefix_tokens,
+        "maps_channels_last": layout.maps_channels_last,
+        "has_class_token": layout.has_class_token,
     }
 
 

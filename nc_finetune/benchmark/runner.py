@@ -118,7 +118,7 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
     backbone = cell.build_backbone()
     hashed = weights_hash(backbone.model)  # before a method adds anything to it
     model = cell.build_model(backbone, data.num_classes, learning_rate)
-    measure, timer = LayerwiseNC1(normalize=cell.settings.normalize), _EpochTimer()
+    measure, timer = LayerwiseNC1(every_n_epochs=None, normalize=cell.settings.normalize), _EpochTimer()
     trainer = L.Trainer(
         max_epochs=cell.settings.epochs,
         check_val_every_n_epoch=cell.settings.epochs,

@@ -1,4 +1,7 @@
 """Lightning callbacks that measure collapse while others train."""
 
+from nc_finetune.callbacks.collapse_callback import CollapseCallback as CollapseCallback
+from nc_finetune.callbacks.collapse_monitor import CollapseMonitor as CollapseMonitor
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
+from nc_finetune.callbacks.measurement import MeasurementError as MeasurementError
 from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter

@@ -1,177 +1,164 @@
-"""NC1 of every layer on the training data, as a Lightning callback."""
+"""NC1 of every layer, as a Lightning callback for anybody's module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-from nc_finetune.backbones import PENULTIMATE, STEM, Backbone, watch_input, watch_outputs
-from nc_finetune.errors import unknown_name
+from nc_finetune.backbones import PENULTIMATE, NetworkLayers
+from nc_finetune.callbacks.collapse_callback import CollapseCallback, Values
+from nc_finetune.callbacks.figures import draw_layers
+from nc_finetune.callbacks.history import layer_groups
+from nc_finetune.callbacks.layer_choice import LayerChoice, choose_layers
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every submodule is in the mode it was in, and so is the RNG."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.inference_mode(), isolate_rng():
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
+class LayerwiseNC1(CollapseCallback):
+    """Measure how far the data have collapsed in every layer, epoch by epoch.
 
+    Works on any ``LightningModule``: ``Trainer(callbacks=[LayerwiseNC1()])``. It finds the blocks of timm, torchvision
+    and open_clip networks, and of others that keep their blocks in an ``nn.Sequential`` or ``nn.ModuleList``; the
+    penultimate feature is what the last ``nn.Linear`` outside the blocks sees. Where it cannot know, it asks, before
+    anything runs.
 
-class LayerwiseNC1(L.Callback):
-    """Measure NC1 of every layer on the training data and log it as ``nc1/<layer>``.
+    Logs, for every chosen layer:
 
-    The training split is passed through the network once, in eval mode and under inference mode. With a datamodule
-    that has ``eval_dataloader("train")``, as :class:`~nc_finetune.ImageData` has, it comes without augmentation;
-    otherwise the dataset of the training loader is used in its own order.
+    * ``<measure>/<layer>``, such as ``nc1/stem`` (the input of the first block), ``nc1/layer3.0`` and
+      ``nc1/penultimate``: usable as ``monitor`` of ``EarlyStopping`` and ``ModelCheckpoint``. Only
+      ``nc1/penultimate`` is on the progress bar.
+    * ``<split>/<measure>/<layer>`` for the second and further splits.
+    * ``.../dataloader_idx_<i>`` for the second and further loaders of a split.
 
-    Logs ``nc1/stem`` (the input of the first block), ``nc1/<block>`` for each block (average over space, or the class
-    token, or the mean token), and ``nc1/penultimate`` (what the classifier sees, a skip connection included). A value
-    that is undefined, such as that of a diverged network, is ``nan``, with a warning.
+    Values that could not be had, or are undefined because a class has no samples, features are not finite or class
+    means coincide, are ``nan``, with one warning that names layer, batch and reason.
+
+    *The training split* is measured at the end of a training epoch, in a pass of its own over the training data: one
+    forward pass, on all ranks, in eval mode, in the trainer's precision, without ``torch.compile``. The trainer says
+    ``validating`` then, so that augmentation in ``on_after_batch_transfer`` can stay away; augmentation in a dataset
+    cannot be seen from outside, so give the data without it by ``train_dataloader`` or by a datamodule with
+    ``eval_dataloader("train")``, as :class:`~nc_finetune.ImageData`. Modes, buffers and random generators are left as
+    they were. Where ``ModelCheckpoint`` saves at the end of validation, as it does with ``val_check_interval`` other
+    than 1, tell it ``save_on_train_epoch_end=True`` to monitor such a value.
+
+    *The validation and test splits* are measured along their loops, with no extra forward pass: the first run of a
+    layer for a batch counts. Samples that a ``DistributedSampler`` repeats count once. With ``samples_per_class``,
+    ``pool="flatten"``, or measures that need every sample twice (``nc4``, ``ncc_accuracy``) they get a pass of their
+    own, too.
+
+    ``callback.history`` and ``layerwise_nc1.csv`` in the log folder have one row for each moment; at the end,
+    ``layerwise_nc1_nc1.png`` has one line an epoch, and goes to TensorBoard, W&B and MLflow loggers, too.
+
+    Refused are strategies that shard the network (FSDP, model parallelism, DeepSpeed stage 3).
 
     Args:
-        layers: Names among ``backbone.layer_names``; ``None`` is all of them.
-        every_n_epochs: Measure after each n-th training epoch, too; ``None`` measures at the end of fitting alone.
+        layers: ``None`` for the stem, every block and the penultimate feature; an int n for the last n blocks; or
+            a list of names (submodules of the network or of the module, too), patterns such as ``"layer4.*"``, and
+            indices of blocks, negative ones from the end.
+        every_n_epochs: Measure in each n-th epoch, and in the last; ``None`` is the last alone.
         normalize: ``"none"`` for ``tr(Sigma_W Sigma_B^+)``, ``"classes"`` to divide it by K.
+        measures: Keys of :class:`~nc_finetune.NeuralCollapse`; those that need the classifier fit the penultimate
+            layer alone.
+        split: ``"train"``, ``"val"``, ``"test"`` or several.
+        samples_per_class: Take the first samples of each class alone, up to this number. Compare at equal numbers.
+        max_batches: Take the first batches alone, of each rank.
+        pool: From a layer's output to a vector. ``"default"`` averages maps over space and takes of tokens the class
+            token, or the mean where there is none, and at the stem, where it has seen nothing yet; ``"average"``,
+            ``"class_token"``, or ``"flatten"`` for every entry of the output: in memory O(K D), and above 8,192
+            entries in two passes.
+        num_classes: K; ``None`` takes it from the module, its hyperparameters, the datamodule or the classifier.
+        network: Name of the submodule to look into, where the module has several with blocks.
+        input_of_classifier: Name of the module whose input is the penultimate feature, e.g. ``"fc"``; ``None``
+            finds it.
+        train_dataloader: Training data without augmentation, or a function that returns them.
+        unpack: Takes a batch and returns ``(inputs, labels)``; the default knows pairs, and mappings with ``image``
+            and ``label``, ``pixel_values`` and ``labels`` and the like.
+        prefix: Stands in front of every key, to tell two callbacks apart in one trainer, e.g. ``"val/"``.
+        strict: Raise :class:`MeasurementError` where otherwise ``nan`` would be recorded.
+        figure: Draw the figure at the end (extra ``plot``).
+        folder: Where CSV and PNG go; ``None`` is the log folder of the first logger, if there is one.
+        options: All from ``split`` on, by name.
 
     Raises:
-        ValueError: At the start, if a layer is unknown; the message lists those that are there.
-        TypeError: At the start, if the module has no ``backbone`` and ``head`` to look into.
+        ValueError: At once for an argument out of range; before anything runs for unknown names, a network that
+            cannot be told, or a number of classes that is not known.
 
     Attributes:
-        history: One ``{"epoch": ..., "step": ..., "nc1/<layer>": ...}`` for every measurement.
+        history: One ``{"epoch": ..., "step": ..., "nc1/<layer>": ...}`` for every moment; kept in checkpoints.
+
+    Source:
+        Papyan, Han & Donoho 2020, Prevalence of neural collapse, 10.1073/pnas.2015509117.
 
     Example:
-        >>> callback = LayerwiseNC1(layers=["stem", "penultimate"])
+        >>> callback = LayerwiseNC1(layers=["layer4.*", "penultimate"], split="val", samples_per_class=100)
         >>> callback.values
         {}
     """
 
     def __init__(
-        self, layers: Sequence[str] | None = None, every_n_epochs: int | None = None, normalize: Normalize = "none"
+        self,
+        layers: LayerChoice = None,
+        every_n_epochs: int | None = 1,
+        normalize: Normalize = "none",
+        *,
+        measures: Sequence[str] = ("nc1",),
+        **options: Any,
     ) -> None:
-        if every_n_epochs is not None and every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        super().__init__(every_n_epochs=every_n_epochs, normalize=normalize, **options)
         self.layers = layers
-        self.every_n_epochs = every_n_epochs
-        self.normalize: Normalize = normalize
-        self.history: list[dict[str, float]] = []
+        self.measures = tuple(measures)
+        if not self.measures:
+            raise ValueError("measures must name at least one, got none; the usual one is 'nc1'")
+        NeuralCollapse(2, 1, normalize, measures=self.measures)  # knows the valid names
 
     @property
     def values(self) -> dict[str, float]:
-        """The last measurement: NC1 by layer, in the order of the network; empty before the first."""
-        last = self.history[-1] if self.history else {}
-        return {name.removeprefix("nc1/"): value for name, value in last.items() if name.startswith("nc1/")}
+        """The last measurement: the first measure by layer, in the order of the network; empty before the first."""
+        prefix = f"{self.prefix}{self.measures[0]}/"
+        last = next((row for row in reversed(self.history) if any(key.startswith(prefix) for key in row)), {})
+        return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
 
     @property
     def state_key(self) -> str:
         """Tell several of these callbacks apart in a checkpoint."""
-        layers = None if self.layers is None else list(self.layers)
-        return self._generate_state_key(layers=layers, every_n_epochs=self.every_n_epochs, normalize=self.normalize)
+        layers = self.layers if isinstance(self.layers, (int, str, type(None))) else list(self.layers)
+        return self._generate_state_key(
+            layers=layers,
+            every_n_epochs=self.every_n_epochs,
+            normalize=self.normalize,
+            measures=self.measures,
+            splits=self.splits,
+            samples_per_class=self.samples_per_class,
+            pool=self.pool,
+            network=self.network,
+            prefix=self.prefix,
+        )
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check the module and the names of the layers before anything runs."""
-        self._chosen_layers(pl_module)
+    @property
+    def file_name(self) -> str:
+        """``layerwise_nc1``."""
+        return "layerwise_nc1"
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure if this epoch is due, or the last."""
-        epoch = trainer.current_epoch + 1
-        last = trainer.should_stop or epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if last or (self.every_n_epochs and epoch % self.every_n_epochs == 0):
-            pl_module.log_dict(self._record(trainer, pl_module))
+    def choose_measures(self, network: NetworkLayers) -> dict[str, tuple[str, ...]]:
+        """Give every chosen layer the same measures; those that need the classifier to the penultimate one alone."""
+        return {layer: self._measures_of(layer) for layer in choose_layers(network, self.layers)}
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure where fitting ended before the epoch did."""
-        if not self.history or self.history[-1]["step"] != trainer.global_step:
-            values = self._record(trainer, pl_module)
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.global_step)
+    def name_values(self, values: Values) -> dict[str, float]:
+        """Name a value ``<measure>/<layer>``."""
+        return {
+            f"{measure}/{layer}": value
+            for measure in self.measures
+            for layer, found in values.items()
+            for name, value in found.items()
+            if name == measure
+        }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Keep the history in checkpoints."""
-        return {"history": self.history}
+    def draw(self) -> dict[str, Any]:
+        """Draw each measure of each split against depth."""
+        groups = layer_groups(self.history)
+        return {name: draw_layers(self.history, keys, name) for name, keys in groups.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history back from a checkpoint."""
-        self.history = list(state_dict["history"])
-
-    def measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
-        """Pass the training split through the network once and return NC1 by layer."""
-        metrics: dict[str, NeuralCollapse] = {}
-        labels = torch.empty(0)
-
-        def take(layer: str, output: Tensor) -> None:
-            features = pl_module.backbone.pool(output)  # type: ignore[operator, union-attr]
-            if layer not in metrics:
-                metric = NeuralCollapse(
-                    pl_module.num_classes,  # type: ignore[arg-type]
-                    features.shape[1],
-                    self.normalize,
-                    measures=("nc1",),
-                )
-                metrics[layer] = metric.to(features.device)
-            metrics[layer].update(features, labels)
-
-        with _evaluating(pl_module), self._watch(pl_module, take), trainer.precision_plugin.forward_context():
-            for batch in _training_data(trainer):
-                images, labels = trainer.strategy.batch_to_device(batch)
-                pl_module(images)
-        return {layer: metrics[layer].compute()["nc1"].item() for layer in self._chosen_layers(pl_module)}
-
-    def _record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
-        values = {f"nc1/{layer}": value for layer, value in self.measure(trainer, pl_module).items()}
-        self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **values})
-        return values
-
-    def _chosen_layers(self, pl_module: L.LightningModule) -> list[str]:
-        backbone = getattr(pl_module, "backbone", None)
-        if not isinstance(backbone, Backbone) or not isinstance(getattr(pl_module, "head", None), nn.Module):
-            raise TypeError(
-                "LayerwiseNC1 looks into the backbone and the head of an ImageClassifier, got"
-                f" {type(pl_module).__name__}"
-            )
-        for layer in self.layers or ():
-            if layer not in backbone.layer_names:
-                raise unknown_name("layer", layer, backbone.layer_names)
-        return [layer for layer in backbone.layer_names if self.layers is None or layer in self.layers]
-
-    @contextmanager
-    def _watch(self, pl_module: Any, take: Any) -> Iterator[None]:
-        """Hold the hooks of the chosen layers."""
-        layers = self._chosen_layers(pl_module)
-        backbone: Backbone = pl_module.backbone
-        with ExitStack() as hooks:
-            if STEM in layers:
-                hooks.enter_context(watch_input(backbone.get_layer(backbone.block_names[0]), STEM, take))
-            blocks = [layer for layer in layers if layer not in (STEM, PENULTIMATE)]
-            hooks.enter_context(watch_outputs(backbone.model, blocks, take))
-            if PENULTIMATE in layers:
-                hooks.enter_context(watch_input(pl_module.head, PENULTIMATE, take))
-            yield
-
-
-def _training_data(trainer: L.Trainer) -> DataLoader[Any]:
-    """Return the training split in its own order and, where the datamodule can, without augmentation."""
-    from_datamodule = getattr(getattr(trainer, "datamodule", None), "eval_dataloader", None)
-    if from_datamodule is not None:
-        loader: DataLoader[Any] = from_datamodule("train")
-        return loader
-    train = trainer.train_dataloader
-    if not isinstance(train, DataLoader):
-        raise TypeError(f"LayerwiseNC1 needs one DataLoader of training data, got {type(train).__name__}")
-    return DataLoader(
-        train.dataset, batch_size=train.batch_size, num_workers=train.num_workers, collate_fn=train.collate_fn
-    )
+    def _measures_of(self, layer: str) -> tuple[str, ...]:
+        if layer == PENULTIMATE:
+            return self.measures
+        return tuple(name for name in self.measures if not name.startswith(("nc3", "nc4")))

@@ -100,3 +100,18 @@ def test_input_of_another_kind_is_an_error_that_names_it(given: Any, kind: str) 
     match = f"layer 'stem' must give one tensor, got {kind}"
     with watch_input(module := nn.Identity(), "stem", ignore), pytest.raises(TypeError, match=match):
         module(given)
+
+
+def test_input_may_be_given_by_name() -> None:
+    taken: dict[str, Tensor] = {}
+    inputs = torch.randn(2, 4)
+    with watch_input(module := nn.Linear(4, 2), "penultimate", taken.__setitem__):
+        module(input=inputs)
+    assert taken["penultimate"] is inputs
+
+
+def test_anything_is_taken_where_the_caller_checks() -> None:
+    net, taken = make_net(), dict[str, Any]()
+    with watch_outputs(net, ["2"], taken.__setitem__, check=False):
+        net(torch.randn(1, 4))
+    assert isinstance(taken["2"], tuple)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nc_finetune.backbones import pool_features
+from nc_finetune.backbones.pooling import BlockLayout
 
 
 def test_map_is_averaged_over_space() -> None:
@@ -46,3 +47,30 @@ def test_vector_comes_back_as_it_is() -> None:
 def test_other_dimensions_are_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must have 2 \(N, D\), 3 \(N, T, D\) or 4 .* got \(" + str(shape[0])):
         pool_features(torch.zeros(shape))
+
+
+def test_flatten_keeps_every_entry() -> None:
+    output = torch.randn(2, 3, 4, 5)
+    assert torch.equal(pool_features(output, pooling="flatten"), output.reshape(2, 60))
+
+
+def test_average_leaves_the_class_token_out() -> None:
+    tokens = torch.randn(2, 5, 8)
+    torch.testing.assert_close(pool_features(tokens, 1, pooling="average"), tokens[:, 1:].mean(dim=1))
+
+
+def test_class_token_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no class token to take"):
+        pool_features(torch.randn(2, 5, 8), pooling="class_token")
+
+
+def test_half_precision_is_averaged_in_the_dtype_that_was_asked_for() -> None:
+    output = torch.randn(2, 3, 16, 16).bfloat16()
+    expected = output.float().mean(dim=(2, 3))
+    assert torch.equal(pool_features(output, dtype=torch.float32), expected)
+    assert not torch.equal(pool_features(output).float(), expected)
+
+
+def test_samples_may_come_second() -> None:
+    tokens = torch.randn(5, 2, 8)
+    assert torch.equal(BlockLayout(num_prefix_tokens=1, tokens_first=True).pool(tokens), tokens[0])

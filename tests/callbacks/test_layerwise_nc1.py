@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
+from nc_finetune.callbacks import MeasurementError
 from nc_finetune.functional import nc1
 from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
 
@@ -70,8 +71,8 @@ def test_values_are_those_of_features_extracted_by_hand(method: Any) -> None:
     assert callback.values["penultimate"] == pytest.approx(by_hand(model, model.head, take_input=True), rel=1e-6)
 
 
-def test_it_measures_at_the_end_alone_unless_asked() -> None:
-    often, once = LayerwiseNC1(every_n_epochs=2), LayerwiseNC1()
+def test_it_measures_each_nth_epoch_and_the_last() -> None:
+    often, once = LayerwiseNC1(every_n_epochs=2), LayerwiseNC1(every_n_epochs=None)
     make_trainer(often, once, max_epochs=5).fit(make_model(), make_data())
     assert [row["epoch"] for row in often.history] == [1, 3, 4]
     assert [row["epoch"] for row in once.history] == [4]
@@ -79,7 +80,7 @@ def test_it_measures_at_the_end_alone_unless_asked() -> None:
 
 @pytest.mark.parametrize("limit", [{"max_steps": 3}, {"max_epochs": 1}, {"max_epochs": 3, "limit_train_batches": 2}])
 def test_it_measures_once_wherever_fitting_ends(limit: dict[str, Any]) -> None:
-    callback = LayerwiseNC1()
+    callback = LayerwiseNC1(every_n_epochs=None)
     make_trainer(callback, **limit).fit(make_model(), make_data())
     assert len(callback.history) == 1
 
@@ -102,7 +103,7 @@ def test_modes_and_hooks_are_as_before_also_after_an_error() -> None:
         def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             pl_module.head.register_forward_hook(self.fail)  # type: ignore[union-attr, operator]
             modes = {name: part.training for name, part in pl_module.named_modules()}
-            with pytest.raises(RuntimeError, match="planted"):
+            with pytest.raises(MeasurementError, match="batch 0: planted"):
                 self.measure(trainer, pl_module)
             assert modes == {name: part.training for name, part in pl_module.named_modules()}
             hooks = [name for name, part in pl_module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
@@ -113,7 +114,7 @@ def test_modes_and_hooks_are_as_before_also_after_an_error() -> None:
         def fail(self, *_: Any) -> None:
             raise RuntimeError("planted")
 
-    callback = Failing()
+    callback = Failing(every_n_epochs=None, strict=True)
     make_trainer(callback, max_epochs=1).fit(make_model(method=FullFinetuning()), make_data())
     assert callback.seen
 
@@ -164,11 +165,6 @@ def test_diverged_network_is_nan_with_a_reason() -> None:
 def test_unknown_layer_lists_the_valid_ones_before_anything_runs() -> None:
     with pytest.raises(ValueError, match=r"unknown layer 'layer9.0'; did you mean .*Valid: stem, layer1.0"):
         make_trainer(LayerwiseNC1(layers=["layer9.0"])).fit(make_model(), make_data())
-
-
-def test_other_modules_are_refused_with_what_is_needed() -> None:
-    with pytest.raises(TypeError, match="looks into the backbone and the head"):
-        LayerwiseNC1().setup(L.Trainer(logger=False), L.LightningModule(), "fit")
 
 
 def test_interval_below_one_is_refused() -> None:

@@ -1,0 +1,80 @@
+"""A pass of one's own through data in the middle of somebody else's training, which leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+
+def refuse_sharded(trainer: L.Trainer, name: str) -> None:
+    """Refuse strategies under which no rank holds the whole network.
+
+    Raises:
+        ValueError: Under FSDP, model parallelism or DeepSpeed's third stage: their ranks must run every forward pass
+            together, and weights of the classifier are only parts.
+    """
+    strategy = trainer.strategy
+    zero = getattr(strategy, "config", None) if "DeepSpeed" in type(strategy).__name__ else None
+    third_stage = isinstance(zero, dict) and zero.get("zero_optimization", {}).get("stage") == 3
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) or third_stage:
+        raise ValueError(
+            f"{name} measures where every process holds the whole network (one device, or DDP), got"
+            f" {type(strategy).__name__}, which shards it; measure the checkpoint afterwards, with trainer.validate on"
+            " one device"
+        )
+
+
+def run_eagerly(module: nn.Module) -> Any:
+    """Return a context in which ``torch.compile`` is left out, so that hooks on inner modules are called."""
+    compiled = getattr(module, "_compiler_ctx", None) is not None or any(
+        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+        for part in module.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+@contextmanager
+def _modes_and_buffers_kept(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    buffers = [
+        (part, name, buffer, buffer.clone()) for part in modes for name, buffer in part.named_buffers(recurse=False)
+    ]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+        with torch.no_grad():
+            for part, name, buffer, copy in buffers:
+                part._buffers[name] = buffer.copy_(copy)
+
+
+@contextmanager
+def evaluating(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Eval mode, no gradients, the trainer's precision, no ``torch.compile``, and a trainer that says ``validating``.
+
+    Afterwards every submodule is in the mode it was in, and every buffer, the random generators and the trainer's
+    stage are as they were.
+    """
+    stage = trainer.state.stage
+    inference = trainer.fit_loop.epoch_loop.val_loop.inference_mode
+    with ExitStack() as contexts:
+        contexts.enter_context(_modes_and_buffers_kept(module))
+        contexts.enter_context(torch.inference_mode() if inference else torch.no_grad())
+        contexts.enter_context(isolate_rng())
+        contexts.enter_context(run_eagerly(module))
+        contexts.enter_context(trainer.precision_plugin.forward_context())
+        if not trainer.testing:
+            trainer.validating = True
+        try:
+            yield
+        finally:
+            trainer.state.stage = stage

@@ -1,0 +1,211 @@
+"""The collapse measures of several layers while batches go through a network."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling
+from nc_finetune.metrics import NeuralCollapse
+
+MakeMetric = Callable[[int, tuple[str, ...]], NeuralCollapse]
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class MeasurementError(RuntimeError):
+    """A measurement failed, and the callback was told to be strict."""
+
+
+class _LayerSums:
+    """The metric of one layer, made when its width is known, and why it cannot be had."""
+
+    def __init__(self, name: str, make: Callable[[int], NeuralCollapse]) -> None:
+        self.name = name
+        self.make = make
+        self.metric: NeuralCollapse | None = None
+        self.problem: str | None = None
+        self.error: Exception | None = None
+        self.taken = False
+        self.second_pass = False
+        self._first_not_finite: Tensor | None = None
+
+    def add(self, features: Tensor, labels: Tensor, batch: int) -> None:
+        self.ensure_metric(features.shape[1], features.device).update(features, labels)
+        if not self.second_pass:
+            self._note_not_finite(features, batch)
+
+    def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:
+        if self.metric is None:
+            with torch.device(device):
+                self.metric = self.make(width)
+            self.metric.to(device)
+        return self.metric
+
+    def _note_not_finite(self, features: Tensor, batch: int) -> None:
+        """Keep the first batch with features that are not finite, on the device: nobody waits for it."""
+        number = torch.full((), batch, device=features.device)
+        found = torch.where(features.isfinite().all(), torch.full_like(number, -1), number)
+        first = self._first_not_finite
+        self._first_not_finite = found if first is None else torch.where(first < 0, found, first)
+
+    def fail(self, problem: str, error: Exception | None = None) -> None:
+        if self.problem is None:
+            self.problem, self.error = problem, error
+
+    def compute(self, measures: tuple[str, ...]) -> dict[str, float]:
+        if self.problem is not None or self.metric is None:
+            return dict.fromkeys(measures, math.nan)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            values = {name: value.item() for name, value in self.metric.compute().items()}
+        # torchmetrics also warns of a rank that had no samples, which is no problem here.
+        if reasons := [str(w.message).rstrip(".") for w in caught if "undefined" in str(w.message)]:
+            first = -1 if self._first_not_finite is None else int(self._first_not_finite)
+            self.fail("; ".join(reasons) + (f" (first in batch {first})" if first >= 0 else ""))
+        return {name: values.get(name, math.nan) for name in measures}
+
+
+class Measurement:
+    """Sums of the chosen layers over one pass, or two, through the data.
+
+    Args:
+        network: Where the layers are.
+        measures: What to measure of each layer, by name of the layer, in the order of the network.
+        make_metric: Builds the metric from the width of the features and the measures.
+        pooling: How outputs become vectors.
+        device: Where ranks agree on what they have seen.
+    """
+
+    def __init__(
+        self,
+        network: NetworkLayers,
+        measures: Mapping[str, tuple[str, ...]],
+        make_metric: MakeMetric,
+        pooling: Pooling,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.measures = dict(measures)
+        self.pooling = pooling
+        self.device = device
+        self._make_metric = make_metric
+        self._sums = {layer: _LayerSums(layer, self._maker(layer)) for layer in self.measures}
+        self._labels: Tensor | None = None
+        self._rows: slice | Tensor = slice(None)
+        self._batch = 0
+        self._second_pass = False
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why a layer has no values, by its name."""
+        return {name: sums.problem for name, sums in self._sums.items() if sums.problem is not None}
+
+    @property
+    def cause(self) -> Exception | None:
+        """The first exception behind :attr:`problems` on this rank."""
+        return next((sums.error for sums in self._sums.values() if sums.error is not None), None)
+
+    def begin_batch(self, batch: int, labels: Tensor, rows: slice | Tensor | None = None) -> None:
+        """Say which labels the next features have, and which rows of these count; ``None`` is all."""
+        self._batch = batch
+        self._rows = slice(None) if rows is None else rows
+        self._labels = labels
+        for sums in self._sums.values():
+            sums.taken = False
+
+    def end_batch(self) -> None:
+        """Take no more features until the next batch begins."""
+        self._labels = None
+
+    def take(self, layer: str, output: Any) -> None:
+        """Add what a layer gave; only its first run in a batch counts. A failure is kept, not raised."""
+        sums = self._sums[layer]
+        unwanted = self._second_pass and not sums.second_pass
+        if self._labels is None or sums.taken or unwanted or sums.problem is not None:
+            return
+        sums.taken = True
+        try:
+            features = self._features(layer, output)
+            if len(features) != len(self._labels):
+                raise ValueError(f"{len(features)} features came for {len(self._labels)} labels")
+            sums.add(features[self._rows], self._labels[self._rows], self._batch)
+        except Exception as error:  # a measurement must not end a training, whatever went wrong in it
+            sums.fail(f"batch {self._batch}: {error}", error)
+
+    def _features(self, layer: str, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TypeError(f"it must give one tensor, got {type(output).__name__}; take a block around or inside it")
+        dtype = torch.float32 if output.dtype in _HALF else None
+        # Before the first block the class token has seen nothing of the image.
+        pooling: Pooling = "average" if layer == STEM and self.pooling == "default" else self.pooling
+        return self.network.pool(output.detach(), pooling, dtype)
+
+    def fail(self, problem: str, error: Exception | None = None) -> None:
+        """Give up all layers."""
+        for sums in self._sums.values():
+            sums.fail(problem, error)
+
+    def watch(self, take: Callable[[str, Any], None]) -> ExitStack:
+        """Register the hooks of all layers; they are gone when the returned stack is closed."""
+        with ExitStack() as hooks:
+            for layer in self.measures:
+                hooks.enter_context(self.network.watch(layer, take))
+            return hooks.pop_all()
+
+    def begin_second_pass(self) -> bool:
+        """Fix the class means of the layers that must see every sample again; say whether there are any."""
+        self._agree()
+        for sums in self._sums.values():
+            if sums.metric is not None and sums.problem is None and sums.metric.needs_second_pass:
+                try:
+                    sums.metric.begin_second_pass()
+                except Exception as error:  # the same on all ranks: they look at the same sums
+                    sums.fail(str(error), error)
+                sums.second_pass = True
+        self._second_pass = True
+        return any(sums.second_pass for sums in self._sums.values())
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Return the measures of each layer over all ranks; ``nan`` where :attr:`problems` says why."""
+        self.end_batch()
+        self._agree()
+        return {layer: self._sums[layer].compute(measures) for layer, measures in self.measures.items()}
+
+    def _maker(self, layer: str) -> Callable[[int], NeuralCollapse]:
+        def make(width: int) -> NeuralCollapse:
+            metric = self._make_metric(width, self.measures[layer])
+            classifier = self.network.classifier
+            if layer == PENULTIMATE and classifier is not None and _fits(classifier, metric):
+                metric.set_classifier(classifier.weight, getattr(classifier, "bias", None))  # type: ignore[arg-type]
+            return metric
+
+        return make
+
+    def _agree(self) -> None:
+        """Let all ranks know what any of them saw: a rank may have had no sample, or have failed."""
+        widths = [0 if s.metric is None else s.metric.num_features for s in self._sums.values()]
+        failed = [int(s.problem is not None) for s in self._sums.values()]
+        rows = [[w, -w if w else -(2**62), f] for w, f in zip(widths, failed, strict=True)]
+        seen = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        for sums, (largest, smallest, any_failed) in zip(self._sums.values(), seen.tolist(), strict=True):
+            if any_failed:
+                sums.fail("it failed in another process")
+            elif largest == 0:
+                sums.fail("it gave nothing: it did not run in the forward pass of any batch")
+            elif largest != -smallest:
+                sums.fail(f"its width differs between processes: {-smallest} to {largest}")
+            else:
+                sums.ensure_metric(largest, self.device)
+
+
+def _fits(classifier: nn.Module, metric: NeuralCollapse) -> bool:
+    weight = getattr(classifier, "weight", None)
+    return isinstance(weight, Tensor) and weight.shape == (metric.num_classes, metric.num_features)

@@ -1,0 +1,94 @@
+from collections import Counter
+
+import open_clip
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from nc_finetune.backbones.block_finder import find_block_names, find_layout, named_layers
+from nc_finetune.backbones.pooling import BlockLayout
+
+
+def kinds(model: nn.Module) -> Counter[str]:
+    return Counter(type(model.get_submodule(name)).__name__ for name in find_block_names(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", {"BasicBlock": 8}),
+        ("resnet50", {"Bottleneck": 16}),
+        ("vit_b_32", {"EncoderBlock": 12}),
+        ("swin_t", {"SwinTransformerBlock": 12}),
+        ("convnext_tiny", {"CNBlock": 18}),
+        ("efficientnet_b0", {"MBConv": 16}),
+        ("mobilenet_v3_small", {"InvertedResidual": 11}),
+        ("vgg11", {}),
+    ],
+)
+def test_blocks_of_torchvision(name: str, expected: dict[str, int]) -> None:
+    with torch.device("meta"):
+        assert kinds(getattr(torchvision.models, name)(weights=None)) == expected
+
+
+def test_layers_of_densenet_are_its_blocks() -> None:
+    assert kinds(torchvision.models.densenet121()) == {"_DenseLayer": 58}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("ViT-B-32", "visual.transformer.resblocks.0"), ("RN50", "visual.layer1.0")]
+)
+def test_only_the_visual_tower_of_clip_is_looked_at(name: str, expected: str) -> None:
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        names = find_block_names(open_clip.CLIP(**config))
+    assert names[0] == expected
+    assert all(block.startswith("visual.") for block in names)
+
+
+def test_a_network_of_timm_inside_another_module_says_itself() -> None:
+    module = nn.ModuleDict({"wrapper": nn.ModuleDict({"net": timm.create_model("test_convnext")})})
+    inner = find_block_names(timm.create_model("test_convnext"))
+    assert find_block_names(module) == tuple(f"wrapper.net.{name}" for name in inner)
+
+
+def test_compiled_parts_have_their_own_names() -> None:
+    net = torchvision.models.resnet18()
+    plain = find_block_names(net)
+    net.layer1[0] = torch.compile(net.layer1[0])
+    assert find_block_names(nn.ModuleDict({"net": torch.compile(net)})) == tuple(f"net.{name}" for name in plain)
+
+
+def test_layers_are_those_that_compile_wrapped() -> None:
+    inner = nn.Linear(2, 2)
+    assert named_layers(nn.ModuleDict({"net": torch.compile(inner)})) == {"net": inner}
+
+
+def test_layouts_differ() -> None:
+    with torch.device("meta"):
+        layouts = {
+            "torchvision ViT": find_layout(torchvision.models.vit_b_32()),
+            "torchvision Swin": find_layout(torchvision.models.swin_t()),
+            "torchvision ResNet": find_layout(torchvision.models.resnet18()),
+            "timm ViT": find_layout(timm.create_model("test_vit")),
+            "open_clip ViT": find_layout(open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).visual),
+        }
+    assert layouts == {
+        "torchvision ViT": BlockLayout(num_prefix_tokens=1),
+        "torchvision Swin": BlockLayout(maps_channels_last=True, has_class_token=False),
+        "torchvision ResNet": BlockLayout(has_class_token=False),
+        "timm ViT": BlockLayout(num_prefix_tokens=1),
+        "open_clip ViT": BlockLayout(num_prefix_tokens=1),
+    }
+
+
+def test_tokens_in_front_of_samples_are_seen() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2), 2, enable_nested_tensor=False)
+    assert find_layout(encoder).tokens_first
+
+
+def test_mixed_layouts_are_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="tiny_vit mix two layouts"):
+        find_layout(timm.create_model("tiny_vit_5m_224"))
