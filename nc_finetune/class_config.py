@@ -88,15 +88,22 @@ def build(config: Any, trust: bool = False) -> Any:
 
 
 def _describe_factory(factory: Any) -> dict[str, Any]:
-    arguments: dict[str, Any] = {}
-    if isinstance(factory, partial):
-        # jsonargparse calls classes through a function of its own: partial(function, class, ...).
-        words = factory.args if inspect.isclass(factory.func) else factory.args[1:]
-        if words:
-            raise TypeError(f"positional arguments of {factory} have no names; pass them by keyword")
-        arguments = {name: describe(value) for name, value in factory.keywords.items()}
-        factory = factory.func if inspect.isclass(factory.func) else (factory.args or [None])[0]
-    return {"class_path": _class_path(factory), "init_args": arguments, "partial": True}
+    if not isinstance(factory, partial):
+        return {"class_path": _class_path(factory), "init_args": {}, "partial": True}
+    # jsonargparse calls a class through functions of its own: partial(function, ..., class, **keywords).
+    words = [factory.func, *factory.args]
+    found = next((word for word in words if inspect.isclass(word)), factory.func)
+    if words[-1] is not found:
+        raise TypeError(f"positional arguments of {factory} have no names; pass them by keyword")
+    path = _class_path(found)
+    defaults = inspect.signature(found).parameters
+    # jsonargparse passes defaults, too; without them both ways to ask for the same have one description.
+    arguments = {
+        name: describe(value)
+        for name, value in factory.keywords.items()
+        if name not in defaults or value is not defaults[name].default
+    }
+    return {"class_path": path, "init_args": arguments, "partial": True}
 
 
 def _class_path(found: Any) -> str:

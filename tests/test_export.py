@@ -129,5 +129,5 @@ def test_missing_extra_is_named(missing: str, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("export", [export_state_dict, export_program, export_onnx])
 def test_the_end_of_the_name_says_what_it_is(export: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got 'it.bin'"):
+    with pytest.raises(ValueError, match=r"got 'it\.bin'"):
         export(make_model("test_resnet"), tmp_path / "it.bin")
