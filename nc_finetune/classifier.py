@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.class_config import describe_if_possible
 from nc_finetune.methods import FinetuningMethod, LinearProbe
+from nc_finetune.model_config import describe_model
 
 Batch = tuple[Tensor, Tensor]
+# Where a checkpoint says how its model is built.
+CHECKPOINT_KEY = "nc_finetune"
 
 
 class DivergedError(RuntimeError):
@@ -97,6 +101,7 @@ class ImageClassifier(L.LightningModule):
         self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()
         self.head = head(self.backbone.num_features, num_classes)
+        self.head_config = describe_if_possible(head)
         self.loss = loss or nn.CrossEntropyLoss()
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
@@ -190,6 +195,10 @@ class ImageClassifier(L.LightningModule):
         """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, labels)."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return torch.softmax(self(images).float(), dim=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how the model is built, so that it can be exported and used without its recipe."""
+        checkpoint[CHECKPOINT_KEY] = describe_model(self).to_json()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over what is tuned, and its schedule."""

@@ -13,14 +13,18 @@ TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
     "validate": "measure accuracy on the validation split",
     "test": "measure accuracy on the test split",
-    "predict": "write class probabilities of the test split to a CSV file",
+    "predict": "write class probabilities to a CSV file: of a recipe's test split, or MODEL FOLDER",
 }
+MODEL_FILES = (".safetensors", ".ckpt")
+EXPORT_FORMATS = ("state-dict", "program", "onnx")
 EPILOG = """\
 examples:
   nc-finetune benchmark quickstart                        four methods on real digits, with a report
   nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
   nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
   nc-finetune recipes                                     what there is; --copy NAME takes one home
+  nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
+  nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
   nc-finetune fit --help                                  every key of a recipe
 """
 
@@ -43,7 +47,35 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
     recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
     recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
     return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    _add_model(export)
+    export.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="timm's own weights, .pt2, or ONNX")
+    export.add_argument("--out", required=True, type=Path, help="file to write")
+    export.add_argument("--uint8", action="store_true", help="images come as uint8 in 0...255, not as floats in 0...1")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="a delta (.safetensors) or a checkpoint (.ckpt)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: what the model was fine-tuned on")
+    parser.add_argument("--trust", action="store_true", help="let the file name classes of other packages")
+
+
+def _folder_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nc-finetune predict", description="Class probabilities of a folder.")
+    _add_model(parser)
+    parser.add_argument("folder", type=Path, help="images, in any depth")
+    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
+    return parser
+
+
+def _names_a_model(words: Sequence[str]) -> bool:
+    """Tell ``predict MODEL FOLDER`` from ``predict RECIPE``."""
+    return words[0] == "predict" and len(words) > 1 and Path(words[1]).suffix in MODEL_FILES
 
 
 def _with_config(words: Sequence[str]) -> list[str]:
@@ -134,7 +166,36 @@ def _recipes(copy: str | None, to: Path) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[..., int]] = {"benchmark": _benchmark, "report": _report, "recipes": _recipes}
+def _predict_folder(words: Sequence[str]) -> int:
+    from nc_finetune.predict import predict_folder
+
+    known = vars(_folder_parser().parse_args(words))
+    predict_folder(**known)
+    print(f"Predictions: {known['out']}")  # noqa: T201
+    return 0
+
+
+def _export(to: str, model: Path, out: Path, uint8: bool, image_size: int | None, trust: bool) -> int:
+    from nc_finetune.delta import load_model
+    from nc_finetune.export import export_onnx, export_program, export_state_dict
+
+    classifier, config = load_model(model, trust=trust)
+    image_size = image_size or config.image_size
+    if to == "state-dict":
+        export_state_dict(classifier, out)
+    else:
+        write = {"program": export_program, "onnx": export_onnx}[to]
+        write(classifier, out, image_size=image_size, uint8=uint8)
+    print(f"Model: {out}")  # noqa: T201
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "benchmark": _benchmark,
+    "report": _report,
+    "recipes": _recipes,
+    "export": _export,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -148,6 +209,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
+        if words and _names_a_model(words):
+            return _predict_folder(words[1:])
         if words and words[0] in TRAINER_COMMANDS:
             _trainer_command(words[0], words[1:])
             return 0

@@ -3,9 +3,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
+from PIL import Image
 
+from nc_finetune import ImageClassifier, save_delta
+from nc_finetune.backbones import TimmBackbone
 from nc_finetune.cli import main
+from nc_finetune.data.transforms import DecodeAndResize
 from nc_finetune.recipes import list_recipes
 
 FIT_RECIPES = sorted(name for name in list_recipes() if name.startswith("digits/"))
@@ -65,6 +72,93 @@ def test_predict_writes_class_names_and_probabilities(tmp_path: Path) -> None:
     assert sum(float(rows[0][str(digit)]) for digit in range(10)) == pytest.approx(1, abs=1e-4)
 
 
+def make_photos(folder: Path) -> None:
+    (folder / "inner").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in ("b.png", "a.png", "inner/c.png"):
+        Image.fromarray(generator.integers(256, size=(40, 50, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+
+
+def make_delta(path: Path) -> ImageClassifier:
+    """Save a delta on weights from a file, so that it can be built from what it says."""
+    torch.manual_seed(0)
+    torch.save(TimmBackbone("test_resnet", None).model.state_dict(), path.with_name("base.pt"))
+    model = ImageClassifier(TimmBackbone("test_resnet", str(path.with_name("base.pt"))), 3).eval()
+    save_delta(model, path, ["cat", "dog", "owl"])
+    return model
+
+
+def test_predict_takes_a_delta_and_a_folder(tmp_path: Path) -> None:
+    model = make_delta(tmp_path / "it.safetensors")
+    make_photos(tmp_path / "photos")
+    assert main(["predict", "it.safetensors", "photos", "--out", "out.csv", "--batch-size", "2"]) == 0
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "inner/c.png"]
+    decode = DecodeAndResize(model.backbone.preprocessing.image_size)
+    for row in rows:
+        image = decode({"bytes": None, "path": str(tmp_path / "photos" / row["file"])})
+        with torch.no_grad():
+            expected = model(image[None]).softmax(1)[0].tolist()
+        found = [float(row[name]) for name in ("cat", "dog", "owl")]
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert row["prediction"] == ("cat", "dog", "owl")[found.index(max(found))]
+
+
+def test_predict_takes_a_checkpoint_of_fit_as_it_was_trained(tmp_path: Path) -> None:
+    recipe, small = "digits/efficientnet_lite0_linear_probe", [*SMALL, "--trainer.enable_progress_bar", "false"]
+    main(["fit", recipe, *small, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path / "run")])
+    (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
+    make_photos(tmp_path / "photos")
+    assert main(["predict", str(checkpoint), "photos"]) == 0
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert list(rows[0]) == ["file", "prediction", *map(str, range(10))]
+    assert main(["predict", str(checkpoint), "photos", "--image-size", "32", "--out", "same.csv"]) == 0
+    assert (tmp_path / "same.csv").read_text() == (tmp_path / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.safetensors", "photos"], "no delta at nowhere.safetensors"),
+        (["it.safetensors", "nowhere"], "no folder of images at nowhere"),
+        (["it.safetensors", "empty"], "holds no images"),
+        (["it.safetensors", "photos", "--batch-size", "0"], "at least 1"),
+        (["it.safetensors", "broken"], "broken/x.png does not decode"),
+    ],
+)
+def test_predict_says_what_is_wrong(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_delta(tmp_path / "it.safetensors")
+    make_photos(tmp_path / "photos")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "x.png").write_bytes(b"nothing")
+    assert main(["predict", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_export_writes_weights_that_timm_loads(tmp_path: Path) -> None:
+    model = make_delta(tmp_path / "it.safetensors")
+    assert main(["export", "it.safetensors", "--to", "state-dict", "--out", "plain.safetensors"]) == 0
+    plain = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(tmp_path / "plain.safetensors")).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(model.backbone.normalize(images)), model(images), rtol=0, atol=1e-5)
+
+
+def test_export_writes_a_program(tmp_path: Path) -> None:
+    model = make_delta(tmp_path / "it.safetensors")
+    words = ["export", "it.safetensors", "--to", "program", "--out", "it.pt2", "--image-size", "32", "--uint8"]
+    assert main(words) == 0
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    program = torch.export.load(tmp_path / "it.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), model(images), rtol=0, atol=1e-5)
+
+
 def test_number_of_classes_comes_from_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "digits/efficientnet_lite0_linear_probe", "--model.num_classes", "7"]) == 2
     assert "num_classes" in capsys.readouterr().err
@@ -115,7 +209,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     listed = {line.split()[0] for line in printed.splitlines() if line.startswith("    ")}
-    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes"} <= listed
+    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes", "export"} <= listed
 
 
 def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,9 +32,14 @@ class Backbone(nn.Module, ABC):
         maps_channels_last: Inner maps have shape ``(N, H, W, D)``.
         has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
 
+    Attributes:
+        base_hash: :func:`~nc_finetune.backbones.weights_hash` of ``model`` before it was tuned, once recorded.
+
     Raises:
         ValueError: If the network has no blocks.
     """
+
+    base_hash: str | None = None
 
     def __init__(
         self,
@@ -57,7 +62,6 @@ class Backbone(nn.Module, ABC):
         self.weights = weights
         self.num_features = num_features
         self.block_names = block_names
-        self.preprocessing = preprocessing
         self.num_prefix_tokens = num_prefix_tokens
         self.maps_channels_last = maps_channels_last
         self.has_class_token = has_class_token
@@ -66,9 +70,7 @@ class Backbone(nn.Module, ABC):
         # Worth a factor of two for convolution nets on a CPU, and more on tensor cores.
         self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        for statistic in ("mean", "std"):
-            values = torch.tensor(getattr(preprocessing, statistic)).view(-1, 1, 1)
-            self.register_buffer(f"_{statistic}", values, persistent=False)
+        self.set_preprocessing(preprocessing)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -123,6 +125,13 @@ class Backbone(nn.Module, ABC):
         if images.dtype == torch.uint8:
             mean, std = mean * 255, std * 255
         return ((images.to(mean.dtype) - mean) / std).contiguous(memory_format=self.memory_format)
+
+    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Prepare images in another way; for weights that are loaded after the network was built."""
+        self.preprocessing = preprocessing
+        for statistic in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, statistic)).view(-1, 1, 1)
+            self.register_buffer(f"_{statistic}", values, persistent=False)
 
     def pool(self, output: Tensor) -> Tensor:
         """Reduce a block's output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""

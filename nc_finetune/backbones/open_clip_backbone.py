@@ -85,6 +85,7 @@ class OpenClipBackbone(Backbone):
             ),
             **tower.layout,
         )
+        self.model_options = model_options or {}
         self.features = features
         self.projection = None if projection is None else projection.requires_grad_(False)
         self._source = source

@@ -196,9 +196,32 @@ class TimmBackbone(Backbone):
             preprocessing=_settle_preprocessing(model, name, weights, preprocessing, stated),
             **block_layout(model),
         )
+        self.model_options = model_options
 
     def penultimate(self, inputs: Tensor) -> Tensor:
         """Return what timm's classifier would see."""
         features = self.model.forward_features(inputs)  # type: ignore[operator]
         result: Tensor = self.model.forward_head(features, pre_logits=True)  # type: ignore[operator]
         return result
+
+    def state_dict_with_classifier(self, classifier: nn.Linear) -> dict[str, Tensor]:
+        """Return the weights of ``timm.create_model(self.name, num_classes=K, **self.model_options)``.
+
+        Args:
+            classifier: Stands in place of the one that timm would build; K outputs.
+
+        Raises:
+            ValueError: If that model has other names or shapes, e.g. two classifiers, or the network was changed.
+        """
+        options = {**(self.model_options or {}), "num_classes": classifier.out_features}
+        plain = _create(self.name, **options).state_dict()
+        names = getattr(self.model, "pretrained_cfg", {}).get("classifier")
+        own = {f"{names}.{name}": value for name, value in classifier.state_dict().items()}
+        state: dict[str, Tensor] = {**self.model.state_dict(), **own}
+        if {name: value.numel() for name, value in state.items()} != {n: v.numel() for n, v in plain.items()}:
+            different = sorted(state.keys() ^ plain.keys()) or sorted(own)
+            raise ValueError(
+                f"timm's {self.name} with {classifier.out_features} classes has other weights, e.g. {different[0]};"
+                " export a program or ONNX instead"
+            )
+        return {name: value.reshape(plain[name].shape) for name, value in state.items()}

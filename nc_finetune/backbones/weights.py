@@ -38,8 +38,20 @@ def weights_hash(module: nn.Module) -> str:
         >>> weights_hash(layer) == before
         False
     """
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Hash tensors by name, dtype, shape and bytes; :func:`weights_hash` of a part of a network.
+
+    Args:
+        state: Tensors by name; their order counts.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    for name, value in state.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

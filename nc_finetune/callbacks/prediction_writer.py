@@ -19,7 +19,7 @@ class PredictionWriter(L.Callback):
     """Write what ``trainer.predict`` returns: a line an image, in the order of the data.
 
     The columns are ``index``, ``prediction`` (the name of the most probable class) and one column a class with its
-    probability, in ``[0, 1]``.
+    probability, in ``[0, 1]``. Where the datamodule names its ``files``, they stand in place of the index, as ``file``.
 
     Args:
         path: The CSV file; an older one is replaced when predicting has ended.
@@ -58,15 +58,16 @@ class PredictionWriter(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file, whole or not at all."""
         width = len(self._rows[0]) if self._rows else 0
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", tuple(map(str, range(width))))
-        write_text_atomically(self.path, _table(names, self._rows))
+        data = getattr(trainer, "datamodule", None)
+        names = getattr(data, "class_names", tuple(map(str, range(width))))
+        write_text_atomically(self.path, _table(names, self._rows, getattr(data, "files", None)))
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[float]]) -> str:
+def _table(names: Sequence[str], rows: Sequence[Sequence[float]], files: Sequence[str] | None) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["index", "prediction", *names])
-    for index, row in enumerate(rows):
+    writer.writerow(["index" if files is None else "file", "prediction", *names])
+    for item, row in zip(range(len(rows)) if files is None else files, rows, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
-        writer.writerow([index, names[best], *(f"{value:.6g}" for value in row)])
+        writer.writerow([item, names[best], *(f"{value:.6g}" for value in row)])
     return text.getvalue()

@@ -62,14 +62,21 @@ def read_folder(path: Path) -> dict[str, datasets.Dataset]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         saved = _readable(path, lambda: hf.load_from_disk(str(path)))
         return dict(saved) if isinstance(saved, hf.DatasetDict) else {"train": saved}
-    files = _visible_files(path)
+    files = visible_files(path)
     if tables := [file for file in files if file.suffix.lower() in TABLE_KINDS]:
         return _read_tables(path, tables)
     return _read_images(path, files)
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    """List all files below a folder, relative to it, in an order that is the same on every machine."""
+def visible_files(folder: Path) -> list[Path]:
+    """List all files below a folder, relative to it, in an order that is the same on every machine.
+
+    Args:
+        folder: The folder; links are followed, hidden files and folders left out.
+
+    Raises:
+        OSError: If a part of it cannot be listed.
+    """
 
     def fail(error: OSError) -> None:
         raise error

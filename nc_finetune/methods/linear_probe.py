@@ -58,6 +58,7 @@ class SkipProbe(LinearProbe):
         if skip_layers is not None and not skip_layers:
             raise ValueError("skip_layers must name at least one block; use LinearProbe for none")
         self.skip_layers = skip_layers
+        self.scale = scale
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:

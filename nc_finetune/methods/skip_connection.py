@@ -61,6 +61,7 @@ class SkipConnectionFinetuning(LayerFinetuning):
             raise unknown_name("join of a skip", join, get_args(SkipJoin))
         self.join: SkipJoin = join
         self.skip_layers = skip_layers
+        self.scale = scale
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""Models from files: onto a given model, or built from what the file says."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nc_finetune.backbones import Backbone, Preprocessing
+from nc_finetune.class_config import build
+from nc_finetune.classifier import CHECKPOINT_KEY, ImageClassifier
+from nc_finetune.delta_file import apply_delta, read_delta
+from nc_finetune.delta_file import save_delta as save_delta
+from nc_finetune.methods import FinetuningMethod
+from nc_finetune.model_config import ModelConfig
+
+
+def load_delta(
+    path: str | os.PathLike[str], model: ImageClassifier | None = None, *, trust: bool = False
+) -> ImageClassifier:
+    """Load a delta; the logits are then those of the model that it was saved from, bit for bit.
+
+    Args:
+        path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote.
+        model: A model that was built like the one it was saved from, on the same pre-trained weights. ``None`` builds
+            it as the file says.
+        trust: Let the file name classes outside of ``nc_finetune`` and ``torch.nn``; importing them runs their code.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or no delta, or belongs to another model, other pre-trained weights (the message
+            gives both hashes), or does not say how the model is built.
+
+    Example:
+        >>> import tempfile
+        >>> model = ImageClassifier("test_resnet", 3, weights=None)
+        >>> path = Path(tempfile.mkdtemp()) / "delta.safetensors"
+        >>> save_delta(model, path, class_names=["cat", "dog", "owl"])
+        >>> loaded = load_delta(path, model)
+    """
+    delta = read_delta(path)
+    loaded = build_model(delta.config, str(path), trust=trust) if model is None else model
+    apply_delta(delta, loaded)
+    return loaded
+
+
+def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[ImageClassifier, ModelConfig]:
+    """Load a delta, or a checkpoint of Lightning, and build the model that it belongs to; in eval mode.
+
+    A checkpoint holds all weights; those that the backbone was pre-trained with need not be there.
+
+    Args:
+        path: A ``.safetensors`` or a ``.ckpt`` file.
+        trust: As for :func:`load_delta`.
+
+    Returns:
+        The model, and what the file says of it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or of another kind; for a delta as :func:`load_delta`.
+    """
+    path = Path(path)
+    if path.suffix != ".ckpt":
+        model, config = load_delta(path, trust=trust), read_delta(path).config
+    else:
+        model, config = _load_checkpoint(path, trust)
+    model.eval()
+    return model, config
+
+
+def build_model(config: ModelConfig, where: str, *, trust: bool = False, with_weights: bool = True) -> ImageClassifier:
+    """Build a model as its description says.
+
+    Args:
+        config: The description.
+        where: What it was read from, for the message.
+        trust: As for :func:`load_delta`.
+        with_weights: Load the weights that the backbone was pre-trained with.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the description has gaps, or names what is not trusted, unknown or of the wrong kind.
+    """
+    parts = {"backbone": config.backbone, "method": config.method, "head": config.head}
+    if gaps := [name for name, part in parts.items() if part is None]:
+        raise ValueError(f"{where} does not say how its {gaps[0]} is built; pass the model to load_delta")
+    if not with_weights and config.backbone is not None:
+        parts["backbone"] = {**config.backbone, "init_args": {**config.backbone["init_args"], "weights": None}}
+    backbone, method, head = (build(part, trust) for part in parts.values())
+    for part, kind in ((backbone, Backbone), (method, FinetuningMethod)):
+        if not isinstance(part, kind):
+            raise ValueError(f"{where} names a {type(part).__name__} where a {kind.__name__} belongs")
+    if not with_weights:
+        _set_preprocessing(backbone, config.preprocessing)
+    return ImageClassifier(backbone, config.num_classes, method=method, head=head)
+
+
+def _set_preprocessing(backbone: Backbone, wanted: dict[str, Any]) -> None:
+    """Prepare images as the weights want it that are loaded later: a network without weights has another default."""
+    fields: dict[str, Any] = build(wanted)
+    backbone.set_preprocessing(Preprocessing(**fields))
+
+
+def _load_checkpoint(path: Path, trust: bool) -> tuple[ImageClassifier, ModelConfig]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values: {error}") from error
+    if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
+        raise ValueError(f"{path} is no checkpoint of an ImageClassifier")
+    config = ModelConfig.from_json(content[CHECKPOINT_KEY], str(path))
+    model = build_model(config, str(path), trust=trust, with_weights=False)
+    try:
+        model.load_state_dict(_without_loss(content["state_dict"]))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} are not of the model that it describes: {error}") from error
+    return model, config
+
+
+def _without_loss(state: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the weights of the loss, which nobody needs to predict."""
+    return {name: value for name, value in state.items() if not name.startswith("loss.")}

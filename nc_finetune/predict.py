@@ -1,0 +1,61 @@
+"""Predictions of a saved model for a folder of images."""
+
+from __future__ import annotations
+
+import os
+
+import lightning as L
+
+from nc_finetune.callbacks import PredictionWriter
+from nc_finetune.data import UnlabelledFolder
+from nc_finetune.delta import load_model
+
+DEFAULT_INTERPOLATION = "bicubic"
+
+
+def predict_folder(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "predictions.csv",
+    *,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    trust: bool = False,
+) -> None:
+    """Write class probabilities of every image in a folder to a CSV file.
+
+    The columns are ``file`` (relative to the folder), ``prediction`` (the name of the most probable class) and one
+    column a class with its probability.
+
+    Args:
+        model: A delta (``.safetensors``) or a checkpoint (``.ckpt``).
+        folder: Where the images are, in any depth.
+        out: The CSV file.
+        image_size: Height and width in pixels to which images are resized; ``None`` is what the model was fine-tuned
+            on, or else what its weights were trained on.
+        batch_size: Images a batch.
+        trust: As for :func:`~nc_finetune.load_delta`.
+
+    Raises:
+        ValueError: If a file cannot be read, or the folder has no images.
+        FileNotFoundError: If there is no such model.
+        NotADirectoryError: If there is no such folder.
+    """
+    classifier, config = load_model(model, trust=trust)
+    preprocessing = classifier.backbone.preprocessing
+    data = UnlabelledFolder(
+        folder,
+        config.class_names or [str(label) for label in range(config.num_classes)],
+        image_size=image_size or config.image_size or preprocessing.image_size,
+        interpolation=config.interpolation or DEFAULT_INTERPOLATION,
+        batch_size=batch_size,
+    )
+    trainer = L.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[PredictionWriter(out)],
+    )
+    trainer.predict(classifier, data, return_predictions=False)
