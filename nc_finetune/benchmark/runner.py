@@ -104,7 +104,7 @@ _build_data = lru_cache(maxsize=1)(DatasetSpec.build)
 
 
 def _snake(cls: type) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def _span(layers: str | Sequence[str] | None) -> str | None:

@@ -23,8 +23,8 @@ class AdapterTuning(FinetuningMethod):
         adapter: ``"lora"``, ``"loha"`` or ``"lokr"``.
         rank: Rank of the updates, at least 1.
         target_modules: Names of layers in the network, as peft reads them. ``None`` takes, within the blocks, the
-            linear layers of the attention where there is attention, otherwise the 1 x 1 convolutions, and failing
-            those all linear layers and convolutions without groups.
+            linear layers of the attention where they can be reached (not in torch's own, as in CLIP), otherwise the
+            1 x 1 convolutions, and failing those all linear layers and convolutions without groups.
         options: Further arguments of peft's configuration, e.g. ``{"lora_alpha": 16}``.
 
     Raises:
@@ -112,11 +112,14 @@ def default_targets(backbone: Backbone) -> list[str]:
         f"{block}.{name}": part
         for block in backbone.block_names
         for name, part in backbone.model.get_submodule(block).named_modules()
-        if isinstance(part, (nn.Linear, nn.MultiheadAttention)) or (isinstance(part, nn.Conv2d) and part.groups == 1)
+        if isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
     }
-    # The projection inside torch's own attention is never called as a module: the attention is adapted as a whole.
-    whole = tuple(f"{name}." for name, part in layers.items() if isinstance(part, nn.MultiheadAttention))
-    layers = {name: part for name, part in layers.items() if not name.startswith(whole)} if whole else layers
+    # Torch's own attention never calls its projection as a module, and peft would add to its frozen weights and take
+    # away again at each pass, which leaves rounding behind.
+    sealed = tuple(
+        f"{name}." for name, part in backbone.model.named_modules() if isinstance(part, nn.MultiheadAttention)
+    )
+    layers = {name: part for name, part in layers.items() if not name.startswith(sealed)}
     attention = [name for name, part in layers.items() if not isinstance(part, nn.Conv2d) and ".attn" in name]
     pointwise = [name for name, part in layers.items() if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1)]
     chosen = attention or pointwise or list(layers)

@@ -60,8 +60,8 @@ class ProbeFirst(FinetuningMethod):
         self.probing = epoch < self.probe_epochs
 
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """Return what is in train mode: nothing while probing, what the method tunes afterwards."""
-        return [] if self.probing else self.method.tuned_modules(backbone)
+        """Return what is trained in the end."""
+        return self.method.tuned_modules(backbone)
 
     def tuned_parameters(self, backbone: Backbone) -> Iterable[nn.Parameter]:
         """Return what is trained in the end."""
@@ -73,7 +73,9 @@ class ProbeFirst(FinetuningMethod):
 
     def set_modes(self, backbone: Backbone) -> None:
         """Keep everything in eval mode while probing."""
-        super().set_modes(backbone) if self.probing else self.method.set_modes(backbone)
+        self.method.set_modes(backbone)
+        if self.probing:
+            backbone.eval()
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the features of the method; without a graph while probing."""
