@@ -10,6 +10,7 @@ from nc_finetune.errors import unknown_name
 
 EXPERIMENTS = (
     "parsimony",
+    "progressive_separation",
 )
 
 
