@@ -11,6 +11,7 @@ from nc_finetune.errors import unknown_name
 EXPERIMENTS = (
     "parsimony",
     "progressive_separation",
+    "compressed_factors",
 )
 
 
