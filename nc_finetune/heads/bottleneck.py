@@ -1,0 +1,59 @@
+"""A narrow feature before the head: d = K."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from nc_finetune.heads.base import ClassifierHead
+
+
+class BottleneckHead(ClassifierHead):
+    """Project features to d dimensions before any other head: ``logits = head(U h + b)``.
+
+    Collapsed features span K - 1 dimensions, so d = K, or d = K - 1 with a simplex ETF, loses nothing at the collapse.
+    It has ``d (D + 1)`` parameters (``d D`` without a bias) and those of the inner head. Before a fixed head it is the
+    part that a linear probe trains.
+
+    Args:
+        in_features: D.
+        out_features: K.
+        width: d; ``None`` is K.
+        head: Builds the inner head from d and K.
+        bias: Give the projection a bias, which takes out the mean of all features; a head that looks at directions
+            has no other means to.
+
+    Raises:
+        ValueError: If a width is too small, or the inner head refuses its own.
+
+    Source:
+        Zhu et al. 2021, A geometric analysis of neural collapse with unconstrained features, arXiv:2105.02375.
+
+    Example:
+        >>> from nc_finetune.heads import SimplexETFHead
+        >>> head = BottleneckHead(512, 10, head=SimplexETFHead)
+        >>> sum(parameter.numel() for parameter in head.parameters())  # 512 * 10 + 10
+        5130
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        width: int | None = None,
+        head: Callable[[int, int], nn.Module] = nn.Linear,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_features, out_features)
+        width = out_features if width is None else width
+        if width < 1:
+            raise ValueError(f"width of the bottleneck must be at least 1, got {width}; None takes out_features")
+        self.projection = nn.Linear(in_features, width, bias=bias)
+        self.head = head(width, out_features)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the inner head's logits of the projected features."""
+        logits: Tensor = self.head(self.projection(features))
+        return logits
