@@ -9,6 +9,7 @@ from benchmarks.theory.core.experiment import Experiment
 from nc_finetune.errors import unknown_name
 
 EXPERIMENTS = (
+    "unconstrained_features",
     "parsimony",
     "progressive_separation",
     "compressed_factors",
