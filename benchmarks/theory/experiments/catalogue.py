@@ -10,6 +10,7 @@ from nc_finetune.errors import unknown_name
 
 EXPERIMENTS = (
     "unconstrained_features",
+    "mse_closed_form",
     "parsimony",
     "progressive_separation",
     "compressed_factors",

@@ -123,6 +123,21 @@ class UnconstrainedFeatures(nn.Module):
         gradients = torch.autograd.grad(self(), list(self.parameters()))
         return math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
 
+    def hessian(self) -> Tensor:
+        """Hessian of the objective in all parameters, one after the other."""
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        sizes = [shape.numel() for shape in shapes.values()]
+
+        def objective(flat: Tensor) -> Tensor:
+            parts = flat.split(sizes)
+            named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+            value: Tensor = torch.func.functional_call(self, named, ())
+            return value
+
+        flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
+        hessian: Tensor = torch.autograd.functional.hessian(objective, flat)  # type: ignore[no-untyped-call]
+        return hessian
+
     def measures(self) -> dict[str, float]:
         """Objective, gradient, and the collapse of features and classifier."""
         means, weight = self.means, self.classifier.detach()
