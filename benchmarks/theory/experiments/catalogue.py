@@ -11,6 +11,8 @@ from nc_finetune.errors import unknown_name
 EXPERIMENTS = (
     "unconstrained_features",
     "mse_closed_form",
+    "strict_saddle",
+    "feature_normalization",
     "parsimony",
     "progressive_separation",
     "compressed_factors",
