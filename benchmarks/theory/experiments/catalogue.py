@@ -13,6 +13,8 @@ EXPERIMENTS = (
     "mse_closed_form",
     "strict_saddle",
     "feature_normalization",
+    "extended_features",
+    "multi_label",
     "parsimony",
     "progressive_separation",
     "compressed_factors",

@@ -73,6 +73,7 @@ class UnconstrainedFeatures(nn.Module):
         bias: Whether there is a bias.
         scale: Standard deviation of the initial entries.
         seed: Of the initial entries.
+        labels: What the loss gets, one row a sample; ``None`` takes the class of each sample from the counts.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class UnconstrainedFeatures(nn.Module):
         bias: bool,
         scale: float = 1.0,
         seed: int = 0,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -92,7 +94,8 @@ class UnconstrainedFeatures(nn.Module):
         def draw(*shape: int) -> nn.Parameter:
             return nn.Parameter(scale * torch.randn(*shape, generator=generator, dtype=torch.float64))
 
-        self.labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        classes = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        self.labels = classes if labels is None else labels
         self.features = draw(len(self.labels), width)
         self.classifier = draw(len(counts), width)
         self.bias = nn.Parameter(torch.zeros(len(counts), dtype=torch.float64)) if bias else None
