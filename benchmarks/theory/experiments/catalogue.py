@@ -18,6 +18,7 @@ EXPERIMENTS = (
     "parsimony",
     "progressive_separation",
     "compressed_factors",
+    "tensor_decomposition",
 )
 
 
