@@ -19,6 +19,7 @@ EXPERIMENTS = (
     "progressive_separation",
     "compressed_factors",
     "tensor_decomposition",
+    "loss_landscape",
 )
 
 
