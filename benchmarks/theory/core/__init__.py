@@ -1,0 +1,5 @@
+"""What all experiments share: claims, settings, running, drawing, the page."""
+
+from benchmarks.theory.core.claims import Claim as Claim
+from benchmarks.theory.core.experiment import Experiment as Experiment
+from benchmarks.theory.core.experiment import Findings as Findings
