@@ -72,7 +72,7 @@ def run_experiment(experiment: Experiment[Any], folder: Path, console: Console, 
     """Run one experiment and write what it found."""
     settings = experiment.load_settings(short)
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  (pymanopt draws from it)
+    np.random.seed(0)
     start = time.perf_counter()
     findings = experiment.measure(settings)
     seconds = time.perf_counter() - start

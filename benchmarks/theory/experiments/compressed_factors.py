@@ -56,7 +56,9 @@ class Training:
 
     def steps_to(self, goal: float) -> float:
         """Steps until the error is below a goal; infinite if it never is."""
-        return next((float(step) for step, error in zip(self.steps, self.errors, strict=True) if error < goal), math.inf)
+        return next(
+            (float(step) for step, error in zip(self.steps, self.errors, strict=True) if error < goal), math.inf
+        )
 
     def seconds_to(self, goal: float) -> float:
         """Processor time until then."""

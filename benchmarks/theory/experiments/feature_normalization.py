@@ -65,7 +65,7 @@ def minimize(settings: Settings, classes: int, temperature: float) -> Minimum:
         costs.append(value.item())
         return value
 
-    np.random.seed(settings.seed)  # noqa: NPY002  (pymanopt draws from it)
+    np.random.seed(settings.seed)
     optimizer = TrustRegions(
         verbosity=0, max_iterations=settings.iterations, min_gradient_norm=settings.gradient, max_time=float("inf")
     )

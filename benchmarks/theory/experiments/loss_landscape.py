@@ -87,7 +87,9 @@ def run(settings: Settings) -> Findings:
             *_steepness_claims(steepness, {key: land.name for key, land in squared.items()}, entropy.name),
         ],
         curves={"contours": [_contour(landscape, *size) for landscape in (*squared.values(), entropy)]},
-        notes=[f"{name}: {ratio:.2f} times as steep in the angle as in the length" for name, ratio in steepness.items()],
+        notes=[
+            f"{name}: {ratio:.2f} times as steep in the angle as in the length" for name, ratio in steepness.items()
+        ],
         description=(
             "Contours of the loss over the angle from the right direction and the length of the output. Plain MSE is a "
             "round bowl; with M = 5 the bowl is narrow in the angle, with α = 5 it is narrow in the length near its "

@@ -87,7 +87,14 @@ def run(settings: Settings) -> Findings:
     plane = _plane(settings)
     bound, ratios = _error_bound(settings)
     return Findings(
-        claims=[*values, *projection, *_plane_claims(plane), *_bias_claims(settings), *_imbalance_claims(settings), bound],
+        claims=[
+            *values,
+            *projection,
+            *_plane_claims(plane),
+            *_bias_claims(settings),
+            *_imbalance_claims(settings),
+            bound,
+        ],
         curves={
             "sweep": sweep,
             "plane": {loss: model.means.tolist() for loss, model in plane.items()},
@@ -201,7 +208,8 @@ def _plane_claims(plane: Mapping[str, UnconstrainedFeatures]) -> list[Claim]:
     directions = torch.nn.functional.normalize(_centred(plane["MSE"].means), dim=1)
     nearest = (directions @ directions.T - 2 * torch.eye(len(directions), dtype=torch.float64)).max()
     right = {
-        loss: float((model.logits.detach().argmax(dim=1) == model.labels).double().mean()) for loss, model in plane.items()
+        loss: float((model.logits.detach().argmax(dim=1) == model.labels).double().mean())
+        for loss, model in plane.items()
     }
     picture = "the slides' picture, for a generic minimum: far above the error of the minimum"
     return [

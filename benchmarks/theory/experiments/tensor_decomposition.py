@@ -120,7 +120,9 @@ def run(settings: Settings) -> Findings:
         }
         distances[name] = sorted(nearest_column(frame, ends["power method"])[1].clamp(min=1e-9).tolist())
         claims.append(_frame_claim(name, frame))
-        claims += [_share_claim(settings, name, how, frame, points, exact=name in frames) for how, points in ends.items()]
+        claims += [
+            _share_claim(settings, name, how, frame, points, exact=name in frames) for how, points in ends.items()
+        ]
     learned, found = _dictionary(settings, generator)
     return Findings(
         claims=[*claims, *learned],
@@ -185,7 +187,10 @@ def _dictionary(settings: Settings, generator: torch.Generator) -> tuple[list[Cl
     steps = torch.tensor([newton_step(data, column) for column in frame.T], dtype=torch.float64)
     inside = distance <= 2 * steps[index]
     seen: set[int] = set()
-    found = [len(seen := seen | ({own} if good else set())) for own, good in zip(index.tolist(), inside.tolist(), strict=True)]
+    found = [
+        len(seen := seen | ({own} if good else set()))
+        for own, good in zip(index.tolist(), inside.tolist(), strict=True)
+    ]
     return [
         _expectation_claim(settings, frame, data, generator),
         Claim(

@@ -186,7 +186,10 @@ def _case_claims(settings: Settings, loss: LossName, bias: bool, runs: list[Run]
     }
     claims = [
         Claim(
-            name=f"{case}: {names[key]} (largest)", measured=_worst(runs, key), tolerance=tolerance[key], basis=basis[key]
+            name=f"{case}: {names[key]} (largest)",
+            measured=_worst(runs, key),
+            tolerance=tolerance[key],
+            basis=basis[key],
         )
         for key in names
     ]
