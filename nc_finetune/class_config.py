@@ -113,7 +113,10 @@ def _class_path(found: Any) -> str:
 
 
 def _kept_arguments(value: Any) -> dict[str, Any]:
-    names = list(inspect.signature(type(value)).parameters)
+    try:
+        names = list(inspect.signature(type(value)).parameters)
+    except ValueError as error:  # Classes written in C, such as torch.Tensor, tell no arguments.
+        raise TypeError(f"{type(value).__name__} does not tell its arguments: {error}") from error
     if lost := [name for name in names if not hasattr(value, name)]:
         raise TypeError(f"{type(value).__name__} keeps no attribute {lost[0]!r}")
     return {name: describe(getattr(value, name)) for name in names}

@@ -129,8 +129,8 @@ def method_label(name: str) -> str:
         The display name; an unknown name verbatim.
 
     Example:
-        >>> method_label("scl_ft"), method_label("adapter")
-        ('SCL-FT', 'adapter')
+        >>> method_label("scl_ft"), method_label("prompts")
+        ('SCL-FT', 'prompts')
     """
     return METHOD_LABELS.get(name, name)
 
