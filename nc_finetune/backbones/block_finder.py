@@ -86,7 +86,7 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def _blocks(module: nn.Module, prefix: str = "", inside: bool = False) -> Iterator[str]:
-    if hasattr(module, "group_matcher"):
+    if _is_timm_network(module):
         yield from (f"{prefix}{name}" for name in _timm_blocks(module))
         return
     for name, child in _image_children(module):
@@ -106,8 +106,15 @@ def _image_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_block(module: nn.Module) -> bool:
     parts = sum(any(True for _ in part.parameters(recurse=False)) for part in module.modules())
-    known_network = any(hasattr(part, "group_matcher") for part in module.modules())
+    known_network = any(_is_timm_network(part) for part in module.modules())
     return parts > 1 and not known_network and type(module).__name__ not in _NO_BLOCKS
+
+
+def _is_timm_network(module: nn.Module) -> bool:
+    # MetaFormer groups no layers of its own.
+    return hasattr(module, "group_matcher") or (
+        hasattr(module, "forward_head") and _timm_family(module) in FAMILY_BLOCKS
+    )
 
 
 def _timm_blocks(model: nn.Module) -> list[str]:
@@ -152,7 +159,7 @@ def find_layout(model: nn.Module) -> BlockLayout:
         1
     """
     for part in model.modules():
-        if hasattr(part, "group_matcher"):
+        if _is_timm_network(part):
             return _timm_layout(part)
     parts = list(model.modules())
     tokens = {name: value for part in parts for name, value in part.named_parameters(recurse=False)}
