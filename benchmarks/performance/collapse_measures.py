@@ -5,8 +5,10 @@
     python benchmarks/performance/collapse_measures.py memory
 
 Against: (a) two passes over the features in float32, with a dense pseudo-inverse of the D x D between-class covariance;
-(b) everything in memory, in float64, with a singular value decomposition of the class means. Timings of one line are
-taken in turn, in one process; quote the ratios.
+(b) everything in memory, in float64, with a singular value decomposition of the class means. Accumulation also against
+(a) in float64, and against the second pass as Papyan, Han & Donoho (2020, arXiv:2008.08186) published it: class by
+class, with an outer product a sample (one batch of it is timed and multiplied). Timings of one line are taken in turn,
+in one process; quote the ratios.
 """
 
 from __future__ import annotations
@@ -40,19 +42,30 @@ def ours_accumulate(loader: Loader, classes: int, width: int) -> NeuralCollapse:
     return metric
 
 
-def two_pass_accumulate(loader: Loader, classes: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return class means and within-class covariance, in the dtype of the features."""
-    dtype = loader[0][0].dtype
+def two_pass_accumulate(
+    loader: Loader, classes: int, width: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return class means and within-class covariance."""
     sums, counts = torch.zeros(classes, width, dtype=dtype), torch.zeros(classes, dtype=dtype)
     for features, target in loader:
-        sums.index_add_(0, target, features)
+        sums.index_add_(0, target, features.to(dtype))
         counts.index_add_(0, target, torch.ones_like(target, dtype=dtype))
     means = sums / counts.unsqueeze(1)
     within = torch.zeros(width, width, dtype=dtype)
     for features, target in loader:
-        deviations = features - means[target]
+        deviations = features.to(dtype) - means[target]
         within.addmm_(deviations.T, deviations)
     return means, within / counts.sum()
+
+
+def published_second_pass(loader: Loader, means: Tensor) -> Tensor:
+    """Sum the scatter class by class, an outer product a sample."""
+    within = means.new_zeros(means.shape[1], means.shape[1])
+    for features, target in loader:
+        for label in target.unique():
+            deviations = features[target == label] - means[label]
+            within += (deviations.unsqueeze(2) @ deviations.unsqueeze(1)).sum(dim=0)
+    return within
 
 
 def two_pass_solve(means: Tensor, within: Tensor) -> Tensor:
@@ -129,7 +142,9 @@ def speed(console: Console, samples: int, repeats: int) -> None:
     columns = (
         "accumulate s",
         "(a)",
-        "ratio",
+        "ours/(a)",
+        "ours/(a) float64",
+        "ours/published",
         "solve s",
         "(a)",
         "(a)/ours",
@@ -155,18 +170,28 @@ def measure_speed(width: int, classes: int, samples: int, repeats: int) -> list[
     metric = ours_accumulate(loader, classes, width)
     sums = two_pass_accumulate(loader, classes, width)
     timed: dict[str, list[float]] = {}
+
+    def time_call(name: str, call: Callable[[], object], times: float = 1) -> None:
+        timed.setdefault(name, []).append(times * seconds(call))
+
     for _ in range(repeats):
-        timed.setdefault("ours", []).append(seconds(lambda: ours_accumulate(loader, classes, width)))
-        timed.setdefault("theirs", []).append(seconds(lambda: two_pass_accumulate(loader, classes, width)))
+        time_call("ours", lambda: ours_accumulate(loader, classes, width))
+        time_call("two passes", lambda: two_pass_accumulate(loader, classes, width))
+        time_call("in float64", lambda: two_pass_accumulate(loader, classes, width, torch.float64))
+        time_call("published", lambda: published_second_pass(loader[:1], sums[0]), times=len(loader))
         metric._computed = None
-        timed.setdefault("solve", []).append(seconds(metric.compute))
-        timed.setdefault("in memory", []).append(seconds(lambda: in_memory(loader, classes)))
-    pinv = [seconds(lambda: two_pass_solve(*sums)) for _ in range(min(repeats, 2))]
-    ours, theirs, solve, memory = (statistics.median(timed[name]) for name in ("ours", "theirs", "solve", "in memory"))
-    ratio = statistics.median(a / b for a, b in zip(timed["ours"], timed["theirs"], strict=True))
+        time_call("solve", metric.compute)
+        time_call("in memory", lambda: in_memory(loader, classes))
+    for _ in range(min(repeats, 2)):
+        time_call("pinv", lambda: two_pass_solve(*sums))
+    median = {name: statistics.median(values) for name, values in timed.items()}
+    ratios = [
+        statistics.median(a / b for a, b in zip(timed["ours"], timed[name], strict=True))
+        for name in ("two passes", "in float64", "published")
+    ]
     state = sum(getattr(metric, name).nbytes for name in metric._defaults) / 2**20
-    dense = statistics.median(pinv)
-    figures = [ours, theirs, ratio, solve, dense, dense / solve, memory, state]
+    solve = [median["solve"], median["pinv"], median["pinv"] / median["solve"]]
+    figures = [median["ours"], median["two passes"], *ratios, *solve, median["in memory"], state]
     return [f"{figure:.3g}" for figure in figures]
 
 
