@@ -131,7 +131,8 @@ def _notes(finished: Sequence[Result]) -> str:
     return (
         "Accuracy is on the test split. Values are means over seeds, ± is their sample standard deviation (none for a "
         "single seed), the highest mean accuracy is in bold. tuned %: parameters trained, the head's included. NC1 is "
-        f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; 0 is collapsed. "
+        f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
+        "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "s/epoch: mean time of one training pass. Peak memory: largest of the seeds."
     )
 

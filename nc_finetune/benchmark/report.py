@@ -22,7 +22,7 @@ from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically, write_text_atomically
 
 _EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
-_TERMINAL_COLUMNS = 6  # memory and seeds would not fit into 80 characters
+_TERMINAL_COLUMNS = 6  # time, memory and seeds would not fit into 80 characters
 
 
 def check_report_extra() -> None:

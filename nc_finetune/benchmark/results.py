@@ -37,6 +37,9 @@ class Result:
         nc1: NC1 of what the classifier sees, on the training split.
         nc1_normalize: Convention of every NC1 of the run.
         nc1_layers: NC1 by layer, from the stem to the penultimate feature.
+        collapse: NC1-NC4 of what the classifier sees, on the training split, by their names in
+            :class:`~nc_finetune.NeuralCollapse`; NC3 and NC4 where the decision is linear in the feature. Empty in
+            records that are older than it.
         tuned_parameters: Parameters that were trained, the head's included.
         total_parameters: Parameters of the backbone without its original classifier, and of the head.
         tuned_percent: ``100 * tuned_parameters / total_parameters``.
@@ -68,6 +71,7 @@ class Result:
     nc1: float | None = None
     nc1_normalize: str = "none"
     nc1_layers: dict[str, float | None] = field(default_factory=dict)
+    collapse: dict[str, float | None] = field(default_factory=dict)
     tuned_parameters: int | None = None
     total_parameters: int | None = None
     tuned_percent: float | None = None

@@ -25,7 +25,7 @@ from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.results import Result, read_result, write_result
-from nc_finetune.callbacks import LayerwiseNC1
+from nc_finetune.benchmark.run_collapse import RunCollapse
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 
@@ -57,6 +57,7 @@ class _Fit:
     learning_rate: float
     val_accuracy: float
     nc1_layers: dict[str, float]
+    collapse: dict[str, float]
     epoch_seconds: float
     weights_hash: str
 
@@ -118,7 +119,7 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
     backbone = cell.build_backbone()
     hashed = weights_hash(backbone.model)  # before a method adds anything to it
     model = cell.build_model(backbone, data.num_classes, learning_rate)
-    measure, timer = LayerwiseNC1(every_n_epochs=None, normalize=cell.settings.normalize), _EpochTimer()
+    measure, timer = RunCollapse(cell.settings.normalize), _EpochTimer()
     trainer = L.Trainer(
         max_epochs=cell.settings.epochs,
         check_val_every_n_epoch=cell.settings.epochs,
@@ -132,7 +133,16 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
     )
     trainer.fit(model, datamodule=data)
     accuracy = 100 * trainer.callback_metrics["val/accuracy"].item()
-    return _Fit(model, trainer, learning_rate, accuracy, measure.values, statistics.median(timer.seconds), hashed)
+    return _Fit(
+        model=model,
+        trainer=trainer,
+        learning_rate=learning_rate,
+        val_accuracy=accuracy,
+        nc1_layers=measure.values,
+        collapse=measure.collapse,
+        epoch_seconds=statistics.median(timer.seconds),
+        weights_hash=hashed,
+    )
 
 
 def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[_Fit | None, dict[str, float | None]]:
@@ -201,6 +211,7 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         val_accuracy=fit.val_accuracy,
         nc1=nc1,
         nc1_layers=dict(fit.nc1_layers),
+        collapse=dict(fit.collapse),
         tuned_parameters=model.tuned_parameters,
         total_parameters=model.total_parameters,
         tuned_percent=100 * model.tuned_parameters / model.total_parameters,

@@ -36,6 +36,7 @@ _METHODS: tuple[type[FinetuningMethod], ...] = (
 )
 METHOD_LABELS = {method.name: method.label for method in _METHODS}
 _ABSENT = {"key_layer": "no key layer", "options": "default options"}
+_NC2 = "nc2_etf_distance"
 _DETAILS = ("key_layer", "head", "loss", "options")
 
 
@@ -100,6 +101,8 @@ class Row:
         accuracy_sd: Its sample standard deviation; ``None`` for one seed.
         nc1: Mean NC1 of what the classifier sees.
         nc1_sd: Its sample standard deviation; ``None`` for one seed.
+        nc2: Mean NC2, the distance of the class means from a simplex ETF.
+        nc2_sd: Its sample standard deviation; ``None`` for one seed.
         tuned_percent: Parameters tuned, in per cent of all.
         learning_rates: The rates that were chosen, each once, in increasing order.
         epoch_seconds: Mean time of one training pass.
@@ -113,6 +116,8 @@ class Row:
     accuracy_sd: float | None
     nc1: float | None
     nc1_sd: float | None
+    nc2: float | None
+    nc2_sd: float | None
     tuned_percent: float | None
     learning_rates: tuple[float, ...]
     epoch_seconds: float | None
@@ -230,6 +235,7 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
     """Average the runs of one cell."""
     _refuse_repeated_seeds(runs)
     accuracy, nc1 = finite(run.accuracy for run in runs), finite(run.nc1 for run in runs)
+    nc2 = finite(run.collapse.get(_NC2) for run in runs)
     peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
     return Row(
         group=group,
@@ -239,6 +245,8 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
         accuracy_sd=_sd(accuracy),
         nc1=_mean(nc1),
         nc1_sd=_sd(nc1),
+        nc2=_mean(nc2),
+        nc2_sd=_sd(nc2),
         tuned_percent=_mean(finite(run.tuned_percent for run in runs)),
         learning_rates=tuple(sorted(set(finite(run.learning_rate for run in runs)))),
         epoch_seconds=_mean(finite(run.epoch_seconds for run in runs)),

@@ -73,16 +73,21 @@ def accuracy_text(row: Row) -> str:
     return f"{row.accuracy:.2f}" + ("" if row.accuracy_sd is None else f" ± {row.accuracy_sd:.2f}")
 
 
-def nc1_text(row: Row) -> str:
-    """Write the NC1 of a row.
+def measure_text(mean: float | None, sd: float | None) -> str:
+    """Write a collapse measure of a row.
 
     Args:
-        row: Any row.
+        mean: Mean over seeds.
+        sd: Its standard deviation, where there is one.
 
     Returns:
-        Mean, with the standard deviation where there is one.
+        Both in words; a dash where nothing was measured.
+
+    Example:
+        >>> measure_text(0.22345, 0.0123)
+        '0.223 ± 0.012'
     """
-    return significant(row.nc1) + ("" if row.nc1_sd is None else f" ± {significant(row.nc1_sd, 2)}")
+    return significant(mean) + ("" if sd is None else f" ± {significant(sd, 2)}")
 
 
 def _memory_text(size: int | None) -> str:
@@ -97,7 +102,8 @@ def _cells(row: Row, label: str, best: bool) -> tuple[Cell, ...]:
         Cell(label),
         Cell(NOTHING if row.tuned_percent is None else f"{row.tuned_percent:.2f}"),
         Cell(accuracy_text(row), best),
-        Cell(nc1_text(row)),
+        Cell(measure_text(row.nc1, row.nc1_sd)),
+        Cell(measure_text(row.nc2, row.nc2_sd)),
         Cell(", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING),
         Cell(significant(row.epoch_seconds)),
         Cell(_memory_text(row.peak_memory_bytes)),
@@ -115,7 +121,7 @@ def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     Returns:
         The table.
     """
-    columns = ("method", "tuned %", "accuracy %", "NC1", "learning rate", "s/epoch", "peak memory", "seeds")
+    columns = ("method", "tuned %", "accuracy %", "NC1", "NC2", "learning rate", "s/epoch", "peak memory", "seeds")
     best = best_rows(rows)
     return Table(columns, tuple(_cells(row, labels[row.variant], row in best) for row in rows))
 

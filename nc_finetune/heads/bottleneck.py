@@ -53,6 +53,21 @@ class BottleneckHead(ClassifierHead):
         self.projection = nn.Linear(in_features, width, bias=bias)
         self.head = head(width, out_features)
 
+    @property
+    def weight(self) -> Tensor:
+        """Both layers as one, shape ``(K, D)``, where the inner head has a weight: the decision is linear in h."""
+        inner: Tensor = self.head.weight  # type: ignore[assignment]
+        return inner @ self.projection.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The offset that goes with :attr:`weight`, shape ``(K,)``."""
+        inner = getattr(self.head, "bias", None)
+        if self.projection.bias is None:
+            return inner
+        moved: Tensor = self.head.weight @ self.projection.bias  # type: ignore[operator]
+        return moved if inner is None else moved + inner
+
     def logits(self, features: Tensor) -> Tensor:
         """Return the inner head's logits of the projected features."""
         logits: Tensor = self.head(self.projection(features))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nc_finetune.errors import unknown_name
-from nc_finetune.functional.simplex_etf import (
+from nc_finetune.functional.frames import (
     nearest_orthogonal_frame,
     nearest_simplex_etf,
     orthogonal_frame,
@@ -131,7 +131,7 @@ class SimplexETFHead(FrameHead):
         alpha: Length of the rows; see :class:`FrameHead`.
         allow_projection: With ``D < K - 1``, take the best projection of the simplex on D dimensions, randomly
             oriented, with rows as equally long as they can be; see
-            :func:`~nc_finetune.functional.simplex_etf.simplex_etf`.
+            :func:`~nc_finetune.functional.frames.simplex_etf`.
 
     Raises:
         ValueError: If ``D < K - 1`` without ``allow_projection``, or as :class:`FrameHead`.

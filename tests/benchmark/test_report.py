@@ -31,7 +31,8 @@ def make_run(**changes: Any) -> Result:
 
 def measured(method: str, seed: int, accuracy: float, nc1: float, **changes: Any) -> Result:
     layers = {layer: nc1 * (len(LAYERS) - index) for index, layer in enumerate(LAYERS)}
-    changes = {"tuned_percent": 6.5, "nc1_layers": layers, **changes}
+    nc2 = {"nc2_etf_distance": 2 * nc1}
+    changes = {"tuned_percent": 6.5, "nc1_layers": layers, "collapse": nc2, **changes}
     return make_run(method=method, seed=seed, accuracy=accuracy, nc1=nc1, **changes)
 
 
@@ -206,7 +207,7 @@ def test_provenance_shows_distinct_values_and_leaves_out_unknown_ones(page: Page
 
 def test_markdown_rows_have_as_many_cells_as_their_heading(markdown: str) -> None:
     tables = markdown_tables(markdown)
-    assert [len(table[0]) for table in tables] == [8, 3, 2]
+    assert [len(table[0]) for table in tables] == [9, 3, 2]
     assert all(len({len(row) for row in table}) == 1 for table in tables)
 
 
@@ -215,6 +216,7 @@ def test_markdown_table_holds_the_numbers(markdown: str) -> None:
     assert dict(zip(head, probe, strict=True))["accuracy %"] == "81.00 ± 1.41"
     assert dict(zip(head, scl, strict=True))["accuracy %"] == "**94.00 ± 1.41**"
     assert dict(zip(head, scl, strict=True))["NC1"] == "0.225 ± 0.035"
+    assert dict(zip(head, scl, strict=True))["NC2"] == "0.450 ± 0.071"
 
 
 def test_markdown_holds_no_html_from_names(markdown: str) -> None:
@@ -374,9 +376,9 @@ def printed(runs: list[Result]) -> str:
 
 
 def test_terminal_table_fits_into_eighty_characters() -> None:
-    lines = printed(grid(learning_rate=0.001, epoch_seconds=12.3)).splitlines()
+    lines = printed(grid(learning_rate=0.001, collapse={"nc2_etf_distance": 0.4567})).splitlines()
     (line,) = [line for line in lines if "SCL-FT" in line]
-    assert line.split() == ["SCL-FT", "6.50", "94.00", "±", "1.41", "0.225", "±", "0.035", "0.001", "12.3"]
+    assert line.split() == ["SCL-FT", "6.50", "94.00", "±", "1.41", "0.225", "±", "0.035", "0.457", "±", "0", "0.001"]
 
 
 def test_terminal_takes_no_name_for_markup() -> None:

@@ -12,8 +12,18 @@ def make_result(**changes: object) -> Result:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    result = make_result(accuracy=91.5, nc1_layers={"stem": 3.0}, provenance={"versions": {"torch": "2"}})
+    result = make_result(
+        accuracy=91.5, nc1_layers={"stem": 3.0}, collapse={"nc1": 1.0}, provenance={"versions": {"torch": "2"}}
+    )
     assert read_result(write_result(result, tmp_path / "new" / "results")) == result
+
+
+def test_record_from_before_the_collapse_measures_is_read(tmp_path: Path) -> None:
+    path = write_result(make_result(), tmp_path)
+    record = json.loads(path.read_text())
+    del record["collapse"]
+    path.write_text(json.dumps(record))
+    assert read_result(path).collapse == {}
 
 
 def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
@@ -47,3 +57,10 @@ def test_other_files_are_refused_by_name(tmp_path: Path, text: str, message: str
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"broken\.json.*{message}"):
         read_result(path)
+
+
+@pytest.mark.parametrize("folder", sorted((Path(__file__).parents[2] / "benchmarks/results").glob("*/results")))
+def test_published_results_are_readable(folder: Path) -> None:
+    results = read_results(folder)
+    assert results
+    assert all(result.status == "ok" for result in results)

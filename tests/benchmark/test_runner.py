@@ -14,6 +14,11 @@ from nc_finetune.benchmark.results import Result, read_results, write_result
 from nc_finetune.benchmark.runner import missing_cells, run_cell, run_grid
 
 
+class _Curved(nn.Sequential):
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(nn.Linear(in_features, 8), nn.ReLU(), nn.Linear(8, out_features))
+
+
 def make_grid(method: str = "LinearProbe", rates: tuple[float, ...] = (1e-3, 1e-1), **changes: Any) -> Grid:
     parts: dict[str, Any] = {
         "backbones": [BackboneSpec(name="test_resnet", weights=None, key_layer="layer2.0")],
@@ -57,6 +62,20 @@ def test_accuracy_is_in_per_cent_of_the_test_images(finished: Result) -> None:
 def test_nc1_of_every_layer_is_kept(finished: Result) -> None:
     assert list(finished.nc1_layers) == ["stem", "layer1.0", "layer2.0", "layer3.0", "layer4.0", "penultimate"]
     assert finished.nc1 == finished.nc1_layers["penultimate"]
+
+
+def test_collapse_measures_of_the_penultimate_feature_are_kept(finished: Result) -> None:
+    nc2 = ["nc2_equinorm", "nc2_equiangle", "nc2_etf_distance", "nc2_of_distance"]
+    assert list(finished.collapse) == ["nc1", *nc2, "nc3_etf_distance", "nc4"]
+    assert finished.collapse["nc1"] == finished.nc1
+    assert all((finished.collapse[name] or 0) > 0 for name in nc2)
+
+
+def test_measures_of_the_classifier_need_one_that_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cell, "build_model", lambda cell, net, classes, _: ImageClassifier(net, classes, head=_Curved))
+    collapse = run_cell(make_cell(rates=(1e-3,))).collapse
+    assert "nc2_etf_distance" in collapse
+    assert not {"nc3_etf_distance", "nc4"} & set(collapse)
 
 
 def test_parameters_time_and_memory_are_counted(finished: Result) -> None:

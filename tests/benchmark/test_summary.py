@@ -5,7 +5,7 @@ import pytest
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.summary import best_rows, method_label, summarize, variant_labels
-from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, nc1_text, overview_table
+from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, measure_text, overview_table
 
 
 def make_run(**changes: Any) -> Result:
@@ -30,11 +30,16 @@ def test_mean_and_sample_sd_of_nc1() -> None:
     assert row.nc1_sd == pytest.approx(math.sqrt((16 + 1 + 25) / 9 / 2))
 
 
+def test_mean_and_sample_sd_of_nc2() -> None:
+    (row,) = summarize([make_run(seed=seed, collapse={"nc2_etf_distance": nc2}) for seed, nc2 in enumerate([0.5, 1.0])])
+    assert (row.nc2, row.nc2_sd) == pytest.approx((0.75, math.sqrt(0.125)))
+
+
 def test_one_seed_has_no_sd() -> None:
     (row,) = summarize([make_run(accuracy=90.0, nc1=0.5)])
     assert row.accuracy_sd is None
     assert row.nc1_sd is None
-    assert (accuracy_text(row), nc1_text(row)) == ("90.00", "0.500")
+    assert (accuracy_text(row), measure_text(row.nc1, row.nc1_sd)) == ("90.00", "0.500")
 
 
 @pytest.mark.parametrize("undefined", [None, float("nan"), float("inf")])
@@ -46,7 +51,7 @@ def test_undefined_nc1_is_left_out_of_the_mean(undefined: float | None) -> None:
 def test_row_without_any_measurement_is_all_dashes() -> None:
     runs = [make_run()]
     (cells,) = group_table(summarize(runs), variant_labels(runs)).rows
-    assert [cell.text for cell in cells] == ["full FT", *[NOTHING] * 6, "1"]
+    assert [cell.text for cell in cells] == ["full FT", *[NOTHING] * 7, "1"]
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])

@@ -1,215 +1,143 @@
-"""NC2, NC3, NC4, the effective rank and the law of separation."""
+"""Frames that are built, and turned towards class means."""
 
-from collections.abc import Callable
-from typing import Any
+import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import neural_collapse as reference
-from sklearn.neighbors import NearestCentroid
+from scipy.linalg import orthogonal_procrustes
 from torch import Tensor
 
-from nc_finetune.functional import (
-    effective_rank,
-    nc2_equiangle,
-    nc2_equinorm,
-    nc2_etf_distance,
-    nc2_of_distance,
-    nc3_etf_distance,
-    nc3_of_distance,
-    nc4,
-    ncc_accuracy,
-    nearest_class_center,
-    separation_law,
+from nc_finetune.functional import nc2_etf_distance, nc2_of_distance
+from nc_finetune.functional.frames import (
+    nearest_orthogonal_frame,
+    nearest_simplex_etf,
+    orthogonal_frame,
+    simplex_etf,
 )
 
-Measure = Callable[[Tensor], Tensor]
-CENTRED = (nc2_equinorm, nc2_equiangle, nc2_etf_distance, effective_rank)
+SHAPES = [(2, 1), (2, 5), (3, 2), (10, 9), (10, 10), (10, 40)]
 
 
-def random_means(classes: int = 6, width: int = 9, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(classes, width, generator=generator, dtype=torch.float64)
+def random_means(classes: int, dim: int, seed: int = 0) -> Tensor:
+    return torch.randn(classes, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def simplex(classes: int = 6, width: int = 9) -> Tensor:
-    rotation = torch.linalg.qr(random_means(width, width, seed=1)).Q
-    return (torch.eye(classes, width, dtype=torch.float64) - torch.eye(classes, width).double().mean(dim=0)) @ rotation
+def simplex_cosines(classes: int) -> Tensor:
+    return torch.full((classes, classes), -1 / (classes - 1), dtype=torch.float64).fill_diagonal_(1)
 
 
-@pytest.mark.parametrize("measure", [nc2_equinorm, nc2_equiangle, effective_rank])
-def test_measures_of_means_equal_the_oracle(measure: Measure) -> None:
-    means = random_means()
-    expected = getattr(reference, measure.__name__)(means.numpy())
-    assert measure(means).item() == pytest.approx(expected, rel=1e-10)
+@pytest.mark.parametrize("seed", [None, 0, 7])
+@pytest.mark.parametrize(("classes", "dim"), SHAPES)
+def test_simplex_has_unit_rows_at_equal_angles(classes: int, dim: int, seed: int | None) -> None:
+    frame = simplex_etf(classes, dim, seed=seed)
+    torch.testing.assert_close(frame @ frame.T, simplex_cosines(classes), rtol=0, atol=1e-12)
 
 
-def test_frame_distances_equal_the_oracle() -> None:
-    means, weight = random_means(), random_means(seed=2)
-    centred = means - means.mean(dim=0)
-    pairs = [
-        (nc2_etf_distance(means), centred @ centred.T, True),
-        (nc2_of_distance(means), means @ means.T, False),
-        (nc3_etf_distance(weight, means), weight @ centred.T, True),
-        (nc3_of_distance(weight, means), weight @ means.T, False),
-    ]
-    for value, product, is_simplex in pairs:
-        assert value.item() == pytest.approx(reference.frame_distance(product.numpy(), is_simplex), rel=1e-10)
+def test_canonical_simplex_is_the_formula_with_the_leading_coordinates() -> None:
+    partial = torch.eye(7, 4, dtype=torch.float64)
+    expected = math.sqrt(4 / 3) * (torch.eye(4).double() - 1 / 4) @ partial.T
+    torch.testing.assert_close(simplex_etf(4, 7), expected)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
-def test_perfect_simplex_is_zero(classes: int) -> None:
-    means = 7 * simplex(classes, 12) + 3
-    for measure in (nc2_equinorm, nc2_equiangle, nc2_etf_distance):
-        assert measure(means).item() == pytest.approx(0, abs=1e-12)
-    assert nc3_etf_distance(means - means.mean(dim=0), means).item() == pytest.approx(0, abs=1e-12)
-    assert effective_rank(means).item() == pytest.approx(classes - 1, rel=1e-12)
+def test_random_orientation_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(0)
+    state, first = torch.get_rng_state(), simplex_etf(4, 6, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert torch.equal(simplex_etf(4, 6, seed=1), first)
+    assert not torch.allclose(simplex_etf(4, 6, seed=2), first)
 
 
-def test_orthogonal_frame_is_zero_without_centring_alone() -> None:
-    frame = 4 * torch.linalg.qr(random_means(9, 9)).Q[:6]
-    assert nc2_of_distance(frame).item() == pytest.approx(0, abs=1e-12)
-    assert nc3_of_distance(2 * frame, frame).item() == pytest.approx(0, abs=1e-12)
-    assert nc2_of_distance(frame + 1).item() > 0.1
+def test_random_orientation_favours_no_direction() -> None:
+    rows = torch.stack([simplex_etf(3, 2, seed=seed)[0] for seed in range(400)])
+    assert rows.mean(dim=0).abs().max() < 0.1  # standard error 0.035; without sign correction it is off by 0.6
+    torch.testing.assert_close(rows.T @ rows / 400, torch.eye(2).double() / 2, rtol=0, atol=0.1)
 
 
-def test_means_in_fewer_dimensions_than_a_simplex_needs_are_no_simplex() -> None:
-    assert nc2_etf_distance(random_means(6, 3)).item() > 0.1
-    assert effective_rank(random_means(6, 3)).item() <= 3
+PROJECTED = [(10, 3), (10, 2), (10, 7), (10, 8), (4, 2), (4, 1), (47, 20), (100, 90)]
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
-def test_scale_rotation_shift_and_names_do_not_matter(seed: int, scale: float, shift: float) -> None:
-    means = random_means(seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    rotation = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64, generator=generator)).Q
-    moved = scale * (means[torch.randperm(6, generator=generator)] @ rotation + shift)
-    for measure in CENTRED:
-        assert measure(moved).item() == pytest.approx(measure(means).item(), rel=1e-7), measure.__name__
+@pytest.mark.parametrize(("classes", "dim"), [*PROJECTED, (5, 3), (3, 1), (47, 45)])
+def test_projection_is_as_near_to_the_simplex_as_its_rank_allows(classes: int, dim: int) -> None:
+    frame = simplex_etf(classes, dim, seed=0, allow_projection=True)
+    gram, goal = frame @ frame.T * dim / classes, torch.eye(classes).double() - 1 / classes
+    # Eckart and Young: K - 1 eigenvalues of 1, of which dim are kept.
+    assert torch.linalg.matrix_norm(gram - goal).item() == pytest.approx(math.sqrt(classes - 1 - dim), rel=1e-9)
 
 
-@pytest.mark.parametrize("measure", [nc2_equinorm, nc2_equiangle, nc2_etf_distance, nc2_of_distance, effective_rank])
-def test_gradients_are_those_of_the_formulas(measure: Measure) -> None:
-    assert torch.autograd.gradcheck(measure, random_means(4, 5).requires_grad_())
+@pytest.mark.parametrize(("classes", "dim"), PROJECTED)
+def test_projection_treats_classes_alike(classes: int, dim: int) -> None:
+    lengths = torch.linalg.vector_norm(simplex_etf(classes, dim, seed=3, allow_projection=True), dim=1)
+    torch.testing.assert_close(lengths, torch.ones(classes).double(), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("measure", [nc2_equinorm, nc2_equiangle, nc2_etf_distance, nc2_of_distance, effective_rank])
-@pytest.mark.parametrize("shape", [(1, 4), (3,), (2, 3, 4)])
-def test_what_is_no_set_of_means_is_refused(measure: Measure, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"class means must have shape \(K, D\) with K of at least 2"):
-        measure(torch.ones(shape))
+@pytest.mark.parametrize(("classes", "dim"), [(5, 3), (7, 5), (47, 45)])
+def test_where_no_projection_has_equal_lengths_they_differ_little(classes: int, dim: int) -> None:
+    lengths = torch.linalg.vector_norm(simplex_etf(classes, dim, seed=3, allow_projection=True), dim=1)
+    assert 1e-9 < (lengths - 1).abs().max() < 1 / classes
 
 
-def test_classifier_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the shape of the class means, \(K, D\) = \(6, 9\), got \(6, 8\)"):
-        nc3_etf_distance(torch.ones(6, 8), random_means())
+@pytest.mark.parametrize("dim", [6, 11])
+def test_nearest_simplex_equals_scipys_procrustes(dim: int) -> None:
+    means = random_means(6, dim) + 3
+    canonical = simplex_etf(6, dim)
+    rotation, _ = orthogonal_procrustes(canonical.numpy(), (means - means.mean(dim=0)).numpy())
+    torch.testing.assert_close(nearest_simplex_etf(means), canonical @ torch.from_numpy(rotation))
 
 
-def test_nearest_class_centre_equals_scikit_learn_and_the_oracle() -> None:
-    features, target = random_means(80, 5, seed=3), torch.arange(80) % 4
-    features += target.unsqueeze(1)
-    means = torch.stack([features[target == k].mean(dim=0) for k in range(4)])
-    decided = nearest_class_center(features, means)
-    theirs = NearestCentroid().fit(features.numpy(), target.numpy()).predict(features.numpy())
-    assert np.array_equal(decided.numpy(), theirs)
-    assert np.array_equal(decided.numpy(), reference.ncc_decisions(features.numpy(), means.numpy()))
-    assert ncc_accuracy(features, target, means).item() == pytest.approx((theirs == target.numpy()).mean())
+@pytest.mark.parametrize(("classes", "dim"), [(6, 5), (6, 3), (6, 9)])
+def test_nearest_simplex_recovers_one_that_was_moved_and_scaled(classes: int, dim: int) -> None:
+    frame = simplex_etf(classes, dim, seed=4, allow_projection=True)
+    found = nearest_simplex_etf(0.01 * frame + 5, allow_projection=True)
+    torch.testing.assert_close(found, frame, rtol=0, atol=1e-7)
 
 
-def test_nearest_class_centre_holds_far_from_the_origin() -> None:
-    features, means = random_means(50, 5, seed=3), random_means(4, 5, seed=4)
-    assert torch.equal(nearest_class_center(features + 1e8, means + 1e8), nearest_class_center(features, means))
+@pytest.mark.parametrize("dim", [2, 5, 8])
+def test_nearest_simplex_is_nearer_than_random_ones(dim: int) -> None:
+    means = random_means(6, dim, seed=1)
+    found = (nearest_simplex_etf(means, allow_projection=True) * means).sum()
+    others = [(simplex_etf(6, dim, seed=seed, allow_projection=True) * means).sum() for seed in range(50)]
+    assert found > max(others)
 
 
-def test_nc4_counts_the_disagreements() -> None:
-    means = simplex(3, 4)
-    features = means.repeat(2, 1)
-    assert nc4(features, means, means).item() == 0
-    assert nc4(features, means, means, torch.tensor([100.0, 0.0, 0.0])).item() == pytest.approx(2 / 3)
+def test_nearest_simplex_to_means_on_a_line_is_a_simplex_still() -> None:
+    means = torch.outer(torch.arange(5.0), torch.ones(8))
+    assert nc2_etf_distance(nearest_simplex_etf(means)) < 1e-12
 
 
-def test_separation_law_equals_a_straight_line_through_the_logarithms() -> None:
-    values = torch.tensor([9.0, 5.0, 2.5, 0.7, 0.6])
-    slope, intercept = np.polyfit(np.arange(5), np.log(values.numpy()), 1)
-    law = separation_law(values)
-    assert (law.slope.item(), law.intercept.item()) == pytest.approx((slope, intercept), rel=1e-6)
-    assert law.r_squared.item() == pytest.approx(np.corrcoef(np.arange(5), np.log(values.numpy()))[0, 1] ** 2, rel=1e-5)
+@pytest.mark.parametrize("seed", [None, 3])
+def test_orthogonal_frame_has_orthonormal_rows(seed: int | None) -> None:
+    frame = orthogonal_frame(5, 8, seed=seed)
+    torch.testing.assert_close(frame @ frame.T, torch.eye(5).double(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
-def test_separation_law_of_what_has_no_logarithm_is_nan(bad: float) -> None:
-    assert separation_law(torch.tensor([1.0, bad, 2.0])).slope.isnan()
+def test_nearest_orthogonal_frame_recovers_one_that_was_scaled() -> None:
+    frame = orthogonal_frame(5, 8, seed=2)
+    torch.testing.assert_close(nearest_orthogonal_frame(0.3 * frame), frame)
+    assert nc2_of_distance(nearest_orthogonal_frame(random_means(5, 8))) < 1e-12
 
 
-def test_separation_law_needs_two_layers() -> None:
-    with pytest.raises(ValueError, match=r"at least two layers are needed, shape \(L,\), got \(1,\)"):
-        separation_law(torch.ones(1))
+@pytest.mark.parametrize(("classes", "dim"), [(1, 4), (0, 4), (3, 0)])
+def test_what_is_no_frame_is_refused(classes: int, dim: int) -> None:
+    for build in (simplex_etf, orthogonal_frame):
+        with pytest.raises(ValueError, match=rf"at least 2 and dim of at least 1, got {classes} and {dim}"):
+            build(classes, dim)
 
 
-def test_flat_separation_has_no_explained_variance() -> None:
-    law = separation_law(torch.full((4,), 2.0))
-    assert law.slope.item() == 0
-    assert law.r_squared.isnan()
+def test_too_few_dimensions_are_refused() -> None:
+    match = r"10 classes needs at least 9 dimensions, got 8; widen the features, or set allow_projection=True"
+    with pytest.raises(ValueError, match=match):
+        simplex_etf(10, 8, seed=0)
+    with pytest.raises(ValueError, match=match):
+        nearest_simplex_etf(torch.ones(10, 8))
+    with pytest.raises(ValueError, match="no canonical orientation: give a seed"):
+        simplex_etf(10, 8, allow_projection=True)
+    with pytest.raises(ValueError, match="10 classes needs as many dimensions, got 9"):
+        orthogonal_frame(10, 9)
 
 
-def minimise(loss: Callable[[], Tensor], *free: Tensor) -> None:
-    optimizer = torch.optim.LBFGS(
-        free, max_iter=300, tolerance_grad=1e-10, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Any:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(closure)
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-def test_unconstrained_features_with_bias_collapse_to_a_simplex(loss: str) -> None:
-    features, weight, bias, target = _unconstrained(loss, with_bias=True)
-    from nc_finetune.functional import class_statistics, nc1
-
-    means = class_statistics(features, target).means
-    assert nc1(features, target).item() < 1e-6
-    assert nc2_etf_distance(means).item() < 1e-3
-    assert nc3_etf_distance(weight, means).item() < 1e-3
-    assert nc4(features, means, weight, bias).item() == 0
-
-
-def test_unconstrained_features_of_mse_without_bias_collapse_to_an_orthogonal_frame() -> None:
-    features, weight, _, target = _unconstrained("mse", with_bias=False)
-    from nc_finetune.functional import class_statistics, nc1
-
-    means = class_statistics(features, target).means
-    assert nc1(features, target).item() < 1e-6
-    assert nc2_of_distance(means).item() < 1e-3
-    assert nc3_of_distance(weight, means).item() < 1e-3
-
-
-def _unconstrained(loss: str, with_bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Optimise free features, weight and bias with weight decay: Zhu et al. 2021, Tirer & Bruna 2022."""
-    classes, width, each = 4, 6, 5
-    generator = torch.Generator().manual_seed(0)
-    target = torch.arange(classes).repeat_interleave(each)
-    features = torch.randn(classes * each, width, generator=generator, dtype=torch.float64).requires_grad_()
-    weight = torch.randn(classes, width, generator=generator, dtype=torch.float64).requires_grad_()
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=with_bias)
-    wanted = torch.nn.functional.one_hot(target).double()
-
-    def objective() -> Tensor:
-        logits = features @ weight.T + bias
-        if loss == "mse":
-            fit = 0.5 * (logits - wanted).square().sum(dim=1).mean()
-        else:
-            fit = torch.nn.functional.cross_entropy(logits, target)
-        decay = features.square().sum() / len(target) + weight.square().sum() + bias.square().sum()
-        return fit + 0.5 * 2e-2 * decay
-
-    minimise(objective, features, weight, *([bias] if with_bias else []))
-    return features.detach(), weight.detach(), bias.detach(), target
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_means_without_orientation_are_refused(bad: float) -> None:
+    for nearest in (nearest_simplex_etf, nearest_orthogonal_frame):
+        with pytest.raises(ValueError, match="class means must be finite and not all"):
+            nearest(torch.full((3, 4), bad))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nc_finetune.heads import BottleneckHead, SimplexETFHead
+from nc_finetune.heads import BottleneckHead, CosineHead, SimplexETFHead
 
 
 def test_logits_are_those_of_the_inner_head_on_the_projection() -> None:
@@ -41,3 +41,16 @@ def test_fixed_head_behind_a_bottleneck_learns_a_linear_probe() -> None:
         nn.functional.cross_entropy(head(features), labels).backward()
         optimizer.step()
     assert (head(features).argmax(dim=1) == labels).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("inner", [nn.Linear, CosineHead, SimplexETFHead])
+@pytest.mark.parametrize("bias", [True, False])
+def test_decisions_are_those_of_both_layers_as_one(inner: type[nn.Module], bias: bool) -> None:
+    head, features = BottleneckHead(6, 4, head=inner, bias=bias), torch.randn(50, 6)
+    merged = nn.functional.linear(features, head.weight, head.bias)
+    assert merged.argmax(dim=1).tolist() == head(features).argmax(dim=1).tolist()
+
+
+def test_bottleneck_before_what_is_not_linear_has_no_weight() -> None:
+    head = BottleneckHead(6, 4, head=lambda width, classes: nn.Sequential(nn.ReLU(), nn.Linear(width, classes)))
+    assert getattr(head, "weight", None) is None
