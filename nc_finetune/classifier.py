@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.methods import FinetuningMethod, LinearProbe
 from nc_finetune.model_config import describe_model
@@ -147,6 +148,10 @@ class ImageClassifier(L.LightningModule):
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if known != self.num_classes:
             raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Bring along what turns a fixed head towards the class means, where the head asks for it."""
+        return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check a batch before it leaves the CPU."""
