@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,13 @@ class DatasetSpec:
     """A data set of the grid; see :class:`~nc_finetune.ImageData` for what is not said here.
 
     Attributes:
-        source: Where the images come from.
+        source: Where the images come from; ``${NAME}`` stands for a variable of the environment, so that a grid names
+            no folder of one machine.
         name: Name in results; ``None`` is the source.
         image_size: Height and width of the images in pixels.
         val_size: Images held out for validation.
         test_size: Images held out for the test.
+        max_test_images: Images to take of the source's own test split; ``None`` is all.
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
     """
@@ -65,18 +68,27 @@ class DatasetSpec:
     image_size: int = 224
     val_size: int | float | None = None
     test_size: int | float = 0.2
+    max_test_images: int | None = None
     image_column: str | None = None
     label_column: str | None = None
 
     def build(self, samples_per_class: int | None, seed: int, batch_size: int, num_workers: int) -> ImageData:
-        """Build the data module of a training sample."""
+        """Build the data module of a training sample.
+
+        Raises:
+            ValueError: If the source names a variable of the environment that is not set.
+        """
+        source = os.path.expandvars(self.source)
+        if unset := re.search(r"\$\{\w+\}", source):
+            raise ValueError(f"the data set {self.name or self.source!r} needs {unset[0]}; export it, e.g. a folder")
         return ImageData(
-            self.source,
+            source,
             image_size=self.image_size,
             samples_per_class=samples_per_class,
             seed=seed,
             val_size=self.val_size,
             test_size=self.test_size,
+            max_test_images=self.max_test_images,
             batch_size=batch_size,
             num_workers=num_workers,
             image_column=self.image_column,
