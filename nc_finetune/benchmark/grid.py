@@ -103,13 +103,13 @@ class MethodSpec:
     Attributes:
         method: Name of a class of :mod:`nc_finetune.methods`, or import path of one of your own.
         learning_rates: Candidates, among which the validation split chooses: rates of the tuned part of the backbone,
-            or of the head where nothing else is tuned.
+            or of the head where nothing else is tuned. None for a method that trains nothing.
         options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
             ``method`` and ``options`` again.
     """
 
     method: str
-    learning_rates: list[float]
+    learning_rates: list[float] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     def method_class(self) -> type[FinetuningMethod]:
@@ -224,13 +224,14 @@ class Cell:
         spec = self.backbone
         return create_backbone(spec.name, spec.weights, model_options=spec.model_options, **spec.options)
 
-    def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float) -> ImageClassifier:
+    def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float | None) -> ImageClassifier:
         """Build a fresh model around a backbone."""
+        method = self.build_method()
         return ImageClassifier(
             backbone,
             num_classes,
-            method=self.build_method(),
-            head=self.head.build(),
+            method=method,
+            head=self.head.build() if method.own_head is None else None,
             learning_rate=learning_rate,
             head_learning_rate=self.settings.head_learning_rate,
         )
@@ -244,7 +245,7 @@ class Grid:
         backbones: The pre-trained networks.
         datasets: The downstream data.
         methods: The fine-tuning methods with their candidate learning rates.
-        heads: The classifiers, each with every method.
+        heads: The classifiers, each with every method that does not bring its own.
         samples_per_class: Training sizes in images a class; ``None`` is the whole training split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
@@ -266,7 +267,7 @@ class Grid:
             if not getattr(self, name):
                 raise ValueError(f"{name} of a grid must not be empty")
         for method in self.methods:
-            if not method.learning_rates or min(method.learning_rates) <= 0:
+            if method.method_class().trains and min(method.learning_rates, default=0) <= 0:
                 raise ValueError(f"{method.method} needs learning_rates above 0, got {method.learning_rates}")
         for cell in self.cells():
             cell.build_method()
@@ -288,6 +289,7 @@ class Grid:
                 settings=self.settings,
             )
             for dataset, backbone, samples, seed, method, head in axes
+            if head is self.heads[0] or method.method_class().trains
         ]
 
 

@@ -21,10 +21,12 @@ from nc_finetune.methods import (
     ProbeFirst,
     SkipConnectionFinetuning,
     SkipProbe,
+    ZeroShot,
 )
 
 # The order of the methods in every table and legend: from least to most that is tuned.
 _METHODS: tuple[type[FinetuningMethod], ...] = (
+    ZeroShot,
     LinearProbe,
     SkipProbe,
     BiasTuning,
