@@ -13,8 +13,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.backbones import Backbone, OpenClipBackbone, create_backbone
+from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.heads import ZeroShotHead
 from nc_finetune.methods import FinetuningMethod, LinearProbe
 from nc_finetune.model_config import describe_model
 
@@ -63,7 +65,7 @@ class ImageClassifier(L.LightningModule):
             :func:`~nc_finetune.backbones.create_backbone`.
         method: What is tuned; ``None`` is :class:`~nc_finetune.methods.LinearProbe`.
         head: Builds the classifier from the width of the feature and the number of classes; ``torch.nn.Linear`` or
-            one of :mod:`nc_finetune.heads`.
+            one of :mod:`nc_finetune.heads`. ``None`` is the method's own, as of zero-shot, or otherwise linear.
         loss: Takes logits ``(N, K)`` and labels ``(N,)``; ``None`` is cross-entropy. See :mod:`nc_finetune.losses`.
         learning_rate: Rate of the tuned part of the backbone, or of the head where nothing else is tuned; ``None``
             takes the method's default (or ``head_learning_rate``).
@@ -71,7 +73,8 @@ class ImageClassifier(L.LightningModule):
         optimizer: Builds the optimizer from parameter groups that carry their learning rates.
 
     Raises:
-        ValueError: If ``num_classes`` is below 2, or the backbone, its weights or the key layer are unknown.
+        ValueError: If ``num_classes`` is below 2, the backbone, its weights or the key layer are unknown, or a head is
+            given to a method that brings its own.
         DivergedError: At the end of a training epoch in which the loss was not finite.
 
     Example:
@@ -88,7 +91,7 @@ class ImageClassifier(L.LightningModule):
         *,
         weights: str | None = "default",
         method: FinetuningMethod | None = None,
-        head: Callable[[int, int], nn.Module] = nn.Linear,
+        head: Callable[[int, int], nn.Module] | None = None,
         loss: nn.Module | None = None,
         learning_rate: float | None = None,
         head_learning_rate: float = 1e-3,
@@ -100,8 +103,9 @@ class ImageClassifier(L.LightningModule):
         self.num_classes = num_classes
         self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()
-        self.head = head(self.backbone.num_features, num_classes)
-        self.head_config = describe_if_possible(head)
+        build_head = self._choose_head(head)
+        self.head = build_head(self.backbone.num_features, num_classes)
+        self.head_config = describe_if_possible(build_head)
         self.loss = loss or nn.CrossEntropyLoss()
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
@@ -111,6 +115,7 @@ class ImageClassifier(L.LightningModule):
         self._diverged: Tensor
         self.register_buffer("_diverged", torch.tensor(False), persistent=False)
         self._train_modes: list[bool] = []
+        self.automatic_optimization = self.method.trains
         self.method.freeze(self.backbone)
         self.train()
 
@@ -147,6 +152,11 @@ class ImageClassifier(L.LightningModule):
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if known != self.num_classes:
             raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")
+        self._write_text()
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Bring along what turns a fixed head towards the class means, where the head asks for it."""
+        return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check a batch before it leaves the CPU."""
@@ -201,13 +211,35 @@ class ImageClassifier(L.LightningModule):
         checkpoint[CHECKPOINT_KEY] = describe_model(self).to_json()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over what is tuned, and its schedule."""
+        """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
+        if not self.method.trains:
+            warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned `None`")
+            return None
         optimizer = self.optimizer(self._parameter_groups())
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             return optimizer
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(int(steps), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _choose_head(self, given: Callable[[int, int], nn.Module] | None) -> Callable[[int, int], nn.Module]:
+        if given is not None and self.method.own_head is not None:
+            raise ValueError(f"{self.method.label} brings its own head, got another one, {given}; leave head out")
+        return given or self.method.own_head or nn.Linear
+
+    def _write_text(self) -> None:
+        """Let the text tower write the rows of zero-shot heads that wait for it."""
+        waiting = [part for part in self.head.modules() if isinstance(part, ZeroShotHead) and part.awaits_text]
+        if not waiting:
+            return
+        if not isinstance(self.backbone, OpenClipBackbone):
+            raise ValueError(
+                f"a zero-shot head needs a CLIP, 'open_clip:...', and {self.backbone.name!r} has no text tower; choose"
+                " one, or another head"
+            )
+        encoder = self.backbone.text_encoder()
+        for head in waiting:
+            head.write_(encoder, getattr(getattr(self.trainer, "datamodule", None), "class_names", None))
 
     def _modes(self) -> list[bool]:
         return [part.training for part in self.backbone.modules()]

@@ -101,6 +101,7 @@ def build_model(config: ModelConfig, where: str, *, trust: bool = False, with_we
             raise ValueError(f"{where} names a {type(part).__name__} where a {kind.__name__} belongs")
     if not with_weights:
         _set_preprocessing(backbone, config.preprocessing)
+    head = head if method.own_head is None else None
     return ImageClassifier(backbone, config.num_classes, method=method, head=head)
 
 

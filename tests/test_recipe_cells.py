@@ -83,6 +83,11 @@ def fit(*recipes: str) -> int:
     return main(["fit", *recipes, "--model.weights", "null"])
 
 
+def read_recipe(name: str) -> dict[str, Any]:
+    recipe: dict[str, Any] = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
+    return recipe
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("backbone", "dataset"), CELLS)
 def test_every_cell_builds_and_tunes_what_it_should(
@@ -100,6 +105,15 @@ def test_every_cell_builds_and_tunes_what_it_should(
     assert model.tuned_parameters == tuned + head - aside
 
 
+@pytest.mark.parametrize("dataset", FEW)
+def test_the_zero_shot_cells_of_clip_build(dataset: str, built: list[LightningCLI]) -> None:
+    parts = ("backbones/clip_vit_b32_projected", f"datasets/{dataset}", "methods/zero_shot")
+    assert main(["test", *parts, "--model.backbone.init_args.weights", "null"]) == 0
+    model = built[0].model
+    assert (model.method.name, model.tuned_parameters) == ("zero_shot", 0)
+    assert model.head.weight.shape == (CLASSES[dataset], 512)
+
+
 @pytest.mark.parametrize("backbone", COLUMNS)
 def test_layer_ft_takes_the_middle_block(backbone: str, built: list[LightningCLI]) -> None:
     fit(f"backbones/{backbone}", "datasets/dtd", "methods/layer_ft")
@@ -111,7 +125,7 @@ def test_layer_ft_takes_the_middle_block(backbone: str, built: list[LightningCLI
 
 @pytest.mark.parametrize("backbone", COLUMNS)
 def test_the_weights_exist_and_get_images_as_they_want_them(backbone: str) -> None:
-    recipe = yaml.safe_load(find_recipe(f"backbones/{backbone}").read_text(encoding="utf-8"))
+    recipe = read_recipe(f"backbones/{backbone}")
     library, _, name = recipe["model"]["backbone"].rpartition(":")
     tag = recipe["model"]["weights"]
     if library == "open_clip":
@@ -124,12 +138,19 @@ def test_the_weights_exist_and_get_images_as_they_want_them(backbone: str) -> No
     assert recipe["data"] == {"image_size": size, "interpolation": interpolation}
 
 
+def test_both_clip_parts_are_of_one_network() -> None:
+    plain, projected = (read_recipe(f"backbones/{name}") for name in ("clip_vit_b32", "clip_vit_b32_projected"))
+    named = projected["model"]["backbone"]["init_args"]
+    assert (plain["model"]["backbone"], plain["model"]["weights"]) == (f"open_clip:{named['name']}", named["weights"])
+    assert plain["data"] == projected["data"]
+
+
 def test_every_part_belongs_to_a_cell() -> None:
     parts = {name for name in list_recipes() if name.split("/")[0] in ("backbones", "datasets", "methods")}
     assert parts == {
-        *(f"backbones/{name}" for name in COLUMNS),
+        *(f"backbones/{name}" for name in (*COLUMNS, "clip_vit_b32_projected")),
         *(f"datasets/{name}" for name in CLASSES),
-        *(f"methods/{name}" for name in METHODS),
+        *(f"methods/{name}" for name in (*METHODS, "zero_shot")),
     }
 
 

@@ -16,6 +16,7 @@ from nc_finetune.backbones.pooling import Pooling as Pooling
 from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
 from nc_finetune.backbones.text_encoder import TextEncoder as TextEncoder
+from nc_finetune.backbones.text_encoder import imagenet_templates as imagenet_templates
 from nc_finetune.backbones.timm_backbone import TimmBackbone as TimmBackbone
 from nc_finetune.backbones.weights import state_hash as state_hash
 from nc_finetune.backbones.weights import weights_hash as weights_hash

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones.pooling import pool_features
+from nc_finetune.backbones.pooling import Pooling, pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import unknown_name
 
@@ -133,9 +133,10 @@ class Backbone(nn.Module, ABC):
             values = torch.tensor(getattr(preprocessing, statistic)).view(-1, 1, 1)
             self.register_buffer(f"_{statistic}", values, persistent=False)
 
-    def pool(self, output: Tensor) -> Tensor:
+    def pool(self, output: Tensor, pooling: Pooling = "default") -> Tensor:
         """Reduce a block's output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""
-        return pool_features(output, self.num_prefix_tokens, self.maps_channels_last, self.has_class_token)
+        layout = self.num_prefix_tokens, self.maps_channels_last, self.has_class_token
+        return pool_features(output, *layout, pooling=pooling)
 
     def get_layer(self, layer: str) -> nn.Module:
         """Return a block, or another submodule, of the network by name.

@@ -9,6 +9,21 @@ import torch
 from torch import Tensor, nn
 
 
+def imagenet_templates() -> tuple[Callable[[str], str], ...]:
+    """Return the 80 prompt templates with which CLIP's authors measured zero-shot accuracy on ImageNet.
+
+    Returns:
+        Functions of the class name.
+
+    Example:
+        >>> imagenet_templates()[0]("cat")
+        'a bad photo of a cat.'
+    """
+    import open_clip
+
+    return tuple(open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
 class TextEncoder:
     """Turns prompts into unit vectors in the space that images and texts share (Radford et al. 2021, 2103.00020).
 

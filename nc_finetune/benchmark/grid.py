@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,13 @@ class DatasetSpec:
     """A data set of the grid; see :class:`~nc_finetune.ImageData` for what is not said here.
 
     Attributes:
-        source: Where the images come from.
+        source: Where the images come from; ``${NAME}`` stands for a variable of the environment, so that a grid names
+            no folder of one machine.
         name: Name in results; ``None`` is the source.
         image_size: Height and width of the images in pixels.
         val_size: Images held out for validation.
         test_size: Images held out for the test.
+        max_test_images: Images to take of the source's own test split; ``None`` is all.
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
     """
@@ -65,18 +68,27 @@ class DatasetSpec:
     image_size: int = 224
     val_size: int | float | None = None
     test_size: int | float = 0.2
+    max_test_images: int | None = None
     image_column: str | None = None
     label_column: str | None = None
 
     def build(self, samples_per_class: int | None, seed: int, batch_size: int, num_workers: int) -> ImageData:
-        """Build the data module of a training sample."""
+        """Build the data module of a training sample.
+
+        Raises:
+            ValueError: If the source names a variable of the environment that is not set.
+        """
+        source = os.path.expandvars(self.source)
+        if unset := re.search(r"\$\{\w+\}", source):
+            raise ValueError(f"the data set {self.name or self.source!r} needs {unset[0]}; export it, e.g. a folder")
         return ImageData(
-            self.source,
+            source,
             image_size=self.image_size,
             samples_per_class=samples_per_class,
             seed=seed,
             val_size=self.val_size,
             test_size=self.test_size,
+            max_test_images=self.max_test_images,
             batch_size=batch_size,
             num_workers=num_workers,
             image_column=self.image_column,
@@ -91,13 +103,13 @@ class MethodSpec:
     Attributes:
         method: Name of a class of :mod:`nc_finetune.methods`, or import path of one of your own.
         learning_rates: Candidates, among which the validation split chooses: rates of the tuned part of the backbone,
-            or of the head where nothing else is tuned.
+            or of the head where nothing else is tuned. None for a method that trains nothing.
         options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
             ``method`` and ``options`` again.
     """
 
     method: str
-    learning_rates: list[float]
+    learning_rates: list[float] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     def method_class(self) -> type[FinetuningMethod]:
@@ -212,13 +224,14 @@ class Cell:
         spec = self.backbone
         return create_backbone(spec.name, spec.weights, model_options=spec.model_options, **spec.options)
 
-    def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float) -> ImageClassifier:
+    def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float | None) -> ImageClassifier:
         """Build a fresh model around a backbone."""
+        method = self.build_method()
         return ImageClassifier(
             backbone,
             num_classes,
-            method=self.build_method(),
-            head=self.head.build(),
+            method=method,
+            head=self.head.build() if method.own_head is None else None,
             learning_rate=learning_rate,
             head_learning_rate=self.settings.head_learning_rate,
         )
@@ -232,7 +245,7 @@ class Grid:
         backbones: The pre-trained networks.
         datasets: The downstream data.
         methods: The fine-tuning methods with their candidate learning rates.
-        heads: The classifiers, each with every method.
+        heads: The classifiers, each with every method that does not bring its own.
         samples_per_class: Training sizes in images a class; ``None`` is the whole training split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
@@ -254,7 +267,7 @@ class Grid:
             if not getattr(self, name):
                 raise ValueError(f"{name} of a grid must not be empty")
         for method in self.methods:
-            if not method.learning_rates or min(method.learning_rates) <= 0:
+            if method.method_class().trains and min(method.learning_rates, default=0) <= 0:
                 raise ValueError(f"{method.method} needs learning_rates above 0, got {method.learning_rates}")
         for cell in self.cells():
             cell.build_method()
@@ -276,6 +289,7 @@ class Grid:
                 settings=self.settings,
             )
             for dataset, backbone, samples, seed, method, head in axes
+            if head is self.heads[0] or method.method_class().trains
         ]
 
 

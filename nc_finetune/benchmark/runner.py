@@ -54,7 +54,7 @@ class _Fit:
 
     model: ImageClassifier
     trainer: L.Trainer
-    learning_rate: float
+    learning_rate: float | None
     val_accuracy: float
     nc1_layers: dict[str, float]
     collapse: dict[str, float]
@@ -113,16 +113,17 @@ def _span(layers: str | Sequence[str] | None) -> str | None:
     return layers if isinstance(layers, str) else "+".join(layers or ()) or None
 
 
-def _fit(cell: Cell, data: ImageData, learning_rate: float) -> _Fit:
+def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
     """Train once from the pre-trained weights."""
     L.seed_everything(cell.seed, verbose=False)
     backbone = cell.build_backbone()
     hashed = weights_hash(backbone.model)  # before a method adds anything to it
     model = cell.build_model(backbone, data.num_classes, learning_rate)
     measure, timer = RunCollapse(cell.settings.normalize), _EpochTimer()
+    epochs = cell.settings.epochs if model.method.trains else 1
     trainer = L.Trainer(
-        max_epochs=cell.settings.epochs,
-        check_val_every_n_epoch=cell.settings.epochs,
+        max_epochs=epochs,
+        check_val_every_n_epoch=epochs,
         callbacks=[measure, timer],
         devices=1,
         logger=False,
@@ -149,13 +150,15 @@ def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[
     """Train with every candidate rate; return the best fit by validation accuracy, and the accuracy by rate."""
     best: _Fit | None = None
     accuracies: dict[str, float | None] = {}
-    for rate in cell.method.learning_rates:
+    rates: list[float | None] = [*cell.method.learning_rates] or [None]
+    for rate in rates:
         try:
             fit = _fit(cell, data, rate)
         except DivergedError:
             accuracies[f"{rate:g}"] = None
         else:
-            accuracies[f"{rate:g}"] = fit.val_accuracy
+            if rate is not None:
+                accuracies[f"{rate:g}"] = fit.val_accuracy
             if best is None or fit.val_accuracy > best.val_accuracy:
                 best = fit
         advance()
@@ -285,11 +288,11 @@ def run_grid(grid: Grid, out: Path, console: Console | None = None) -> list[Resu
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console or Console(stderr=True)) as progress:
-        task = progress.add_task("fits", total=sum(len(cell.method.learning_rates) for cell in missing))
+        task = progress.add_task("fits", total=sum(max(len(cell.method.learning_rates), 1) for cell in missing))
         done = 0
         for cell in missing:
             progress.update(task, description=f"{cell.method.method_class().label}, seed {cell.seed}")
             write_result(run_cell(cell, partial(progress.advance, task)), folder)
-            done += len(cell.method.learning_rates)
+            done += max(len(cell.method.learning_rates), 1)
             progress.update(task, completed=done)  # also past the fits that a failed cell left out
     return [read_result(folder / f"{cell.run_id}.json") for cell in cells]

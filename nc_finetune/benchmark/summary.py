@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.methods import (
@@ -20,10 +21,12 @@ from nc_finetune.methods import (
     ProbeFirst,
     SkipConnectionFinetuning,
     SkipProbe,
+    ZeroShot,
 )
 
 # The order of the methods in every table and legend: from least to most that is tuned.
 _METHODS: tuple[type[FinetuningMethod], ...] = (
+    ZeroShot,
     LinearProbe,
     SkipProbe,
     BiasTuning,
@@ -154,6 +157,15 @@ def group_of(run: Result) -> Group:
     )
 
 
+def _words(value: Any) -> str:
+    """Write a method or a head within another one, ``{"head": name, "options": ...}``, as its call."""
+    if not (isinstance(value, dict) and value.keys() in ({"head", "options"}, {"method", "options"})):
+        return str(value)
+    options = value["options"]
+    (name,) = (inner for key, inner in value.items() if key != "options")
+    return f"{name}({', '.join(f'{key}={_words(inner)}' for key, inner in options.items())})"
+
+
 def variant_of(run: Result) -> Variant:
     """Say which variant a run is of.
 
@@ -163,7 +175,7 @@ def variant_of(run: Result) -> Variant:
     Returns:
         Its variant.
     """
-    options = ", ".join(f"{name}={value}" for name, value in sorted(run.options.items()))
+    options = ", ".join(f"{name}={_words(value)}" for name, value in sorted(run.options.items()))
     return Variant(method=run.method, key_layer=run.key_layer, head=run.head, loss=run.loss, options=options)
 
 

@@ -79,6 +79,8 @@ class ImageData(L.LightningDataModule):
         val_size: Images held out of the train split for validation, where the source has no validation split: a share
             or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn.
         test_size: Images held out for the test, where the source has no test split: a share or a number.
+        max_test_images: Take so many of the source's own test split, stratified and the same ones for every ``seed``;
+            ``None`` is all.
         batch_size: Images a batch.
         num_workers: Processes that decode; 0 decodes in the main process.
         transform: Augmentation of training images, uint8 tensor in and out.
@@ -109,6 +111,7 @@ class ImageData(L.LightningDataModule):
         seed: int = 0,
         val_size: int | float | None = None,
         test_size: int | float = 0.2,
+        max_test_images: int | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         transform: Transform | None = None,
@@ -118,7 +121,7 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"image_size": image_size, "batch_size": batch_size, "samples_per_class": samples_per_class}
-        for name, value in sizes.items():
+        for name, value in {**sizes, "max_test_images": max_test_images}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, size in (("val_size", val_size), ("test_size", test_size)):
@@ -132,6 +135,7 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self.val_size = val_size
         self.test_size = test_size
+        self.max_test_images = max_test_images
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform = transform
@@ -219,6 +223,10 @@ class ImageData(L.LightningDataModule):
         """In which table of the source each split is, and in which of its rows; ``None`` is all of them."""
         tables = self.data.splits
         rows: dict[str, tuple[str, Indices | None]] = {name: (name, None) for name in ("val", "test") if name in tables}
+        if "test" in rows and self.max_test_images is not None:
+            labels = tables["test"].labels
+            if self.max_test_images < len(labels):
+                rows["test"] = ("test", split_off(labels, self.max_test_images, seed=0)[0])
         pool = np.arange(len(tables["train"].labels), dtype=np.int64)
         if "test" not in rows:
             held_out, pool = self._hold_out("test_size", pool, self.test_size, seed=0)

@@ -18,7 +18,7 @@ from nc_finetune.functional.frames import (
 )
 from nc_finetune.heads.base import ClassifierHead, check_positive, logit_scale_for, unit_length
 
-Orientation = Literal["random", "canonical"]
+Orientation = Literal["random", "canonical", "class_means"]
 
 
 class FrameHead(ClassifierHead):
@@ -30,12 +30,14 @@ class FrameHead(ClassifierHead):
     (after a ReLU) reach a cosine of about 0.7 with a random row: decisions do not suffer, but probabilities stay less
     sure unless alpha is larger, or a bottleneck comes first.
 
-    A rotation that suits the features of a pre-trained backbone spares it from turning them: :meth:`align_`.
+    A rotation that suits the features of a pre-trained backbone spares it from turning them: ``"class_means"``.
 
     Args:
         in_features: D.
         out_features: K.
-        orientation: ``"random"``, uniform over all rotations, or ``"canonical"``, along the leading coordinates.
+        orientation: ``"random"``, uniform over all rotations; ``"canonical"``, along the leading coordinates; or
+            ``"class_means"``, random until :meth:`align_` turns it to the class means, which
+            :class:`~nc_finetune.ImageClassifier` sees to before training.
         seed: Of the random orientation; the global random state is neither read nor changed.
         normalize: Scale features to length 1.
         alpha: Length of the rows. ``None`` is, for normalised features, that at which a collapse gives the true class
@@ -66,12 +68,20 @@ class FrameHead(ClassifierHead):
         if orientation not in get_args(Orientation):
             raise unknown_name("orientation", orientation, get_args(Orientation))
         check_positive("alpha", alpha)
-        self.orientation: str = f"random, seed={seed}" if orientation == "random" else orientation
+        self.orientation = orientation
+        self.seed = seed
         self.normalize = normalize
         self.alpha = alpha or (logit_scale_for(out_features, self._margin()) if normalize else 1.0)
-        frame = self._frame(seed if orientation == "random" else None)
+        frame = self._frame(None if orientation == "canonical" else seed)
         self.register_buffer("weight", (self.alpha * frame).to(torch.get_default_dtype()))
         self.register_parameter("bias", None)
+        if orientation == "class_means":  # in the state: what was aligned once is not aligned again
+            self.register_buffer("aligned", torch.tensor(False))
+
+    @property
+    def awaits_class_means(self) -> bool:
+        """Whether the frame is to be turned to class means, and has not been yet."""
+        return self.orientation == "class_means" and not self.get_buffer("aligned")
 
     @abstractmethod
     def _frame(self, seed: int | None) -> Tensor:
@@ -104,15 +114,21 @@ class FrameHead(ClassifierHead):
                 f" {tuple(self.weight.shape)}, got {tuple(class_means.shape)}"
             )
         self.weight.copy_(self.alpha * self._nearest(class_means))
-        self.orientation = "aligned"
+        if self.orientation == "class_means":
+            self.get_buffer("aligned").fill_(True)
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Return features as they meet the frame: of length 1 where the head normalises."""
+        return unit_length(features) if self.normalize else features
 
     def logits(self, features: Tensor) -> Tensor:
         """Return inner products with the frame."""
-        return F.linear(unit_length(features) if self.normalize else features, self.weight)
+        return F.linear(self.scaled(features), self.weight)
 
     def extra_repr(self) -> str:
         """Show the widths, the orientation and the scale."""
-        options = f"orientation={self.orientation}, normalize={self.normalize}, alpha={self.alpha:.4g}"
+        seed = "" if self.orientation == "canonical" else f", seed={self.seed}"
+        options = f"orientation={self.orientation}{seed}, normalize={self.normalize}, alpha={self.alpha:.4g}"
         return f"{super().extra_repr()}, {options}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nc_finetune.backbones import imagenet_templates
 from nc_finetune.errors import unknown_name
 from nc_finetune.heads.base import unit_length
 
@@ -34,18 +35,15 @@ PROMPT_TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def prompt_templates(data_set: str) -> tuple[str, ...]:
+def prompt_templates(data_set: str) -> tuple[Template, ...]:
     """Return the prompt templates with which CLIP's authors measured zero-shot accuracy on a data set.
 
-    For ImageNet and for data like it ``open_clip`` brings its own (``OPENAI_IMAGENET_TEMPLATES``, and the shorter
-    ``SIMPLE_IMAGENET_TEMPLATES``), which :func:`prompt_embeddings` takes as they are.
-
     Args:
-        data_set: ``"cifar10"``, ``"cifar100"``, ``"dtd"``, ``"fgvc_aircraft"``, ``"oxford_pets"``, or ``"plain"`` for
-            any other.
+        data_set: ``"cifar10"``, ``"cifar100"``, ``"dtd"``, ``"fgvc_aircraft"``, ``"oxford_pets"``; ``"imagenet"``, the
+            80 of OpenAI, for ImageNet and photos like it; or ``"plain"``, a single one, for any other.
 
     Returns:
-        Strings with ``{}`` where the class name goes.
+        Strings with ``{}`` where the class name goes; for ``"imagenet"`` functions of the class name.
 
     Raises:
         ValueError: If there are none for the data set.
@@ -58,8 +56,10 @@ def prompt_templates(data_set: str) -> tuple[str, ...]:
         >>> prompt_templates("oxford_pets")
         ('a photo of a {}, a type of pet.',)
     """
+    if data_set == "imagenet":
+        return imagenet_templates()
     if data_set not in PROMPT_TEMPLATES:
-        raise unknown_name("data set with prompt templates", data_set, PROMPT_TEMPLATES)
+        raise unknown_name("data set with prompt templates", data_set, (*PROMPT_TEMPLATES, "imagenet"))
     return PROMPT_TEMPLATES[data_set]
 
 

@@ -11,8 +11,10 @@ from nc_finetune.methods.skip_connection import SkipConnectionFinetuning as Skip
 from nc_finetune.methods.skips import SkipConnections as SkipConnections
 from nc_finetune.methods.vectors import BiasTuning as BiasTuning
 from nc_finetune.methods.vectors import NormTuning as NormTuning
+from nc_finetune.methods.zero_shot import ZeroShot as ZeroShot
 
 METHOD_NAMES = (
+    "ZeroShot",
     "LinearProbe",
     "SkipProbe",
     "LayerFinetuning",

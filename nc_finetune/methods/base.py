@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
@@ -34,18 +34,25 @@ class FinetuningMethod(nn.Module, ABC):
         label: Name in tables and pictures.
         default_learning_rate: Rate of the tuned part of the backbone with AdamW; ``None`` where nothing is tuned.
         key_layer: Name of the tuned block, or names of the span of them, as given.
+        trains: Whether there is anything to train; a method that does not brings its own head.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     default_learning_rate: ClassVar[float | None] = None
     key_layer: str | list[str] | None = None
+    trains: ClassVar[bool] = True
 
     def __init__(self, batch_norm: BatchNormMode = "eval") -> None:
         super().__init__()
         if batch_norm not in get_args(BatchNormMode):
             raise unknown_name("mode of BatchNorm", batch_norm, get_args(BatchNormMode))
         self.batch_norm = batch_norm
+
+    @property
+    def own_head(self) -> Callable[[int, int], nn.Module] | None:
+        """Builds the classifier, where the method brings its own."""
+        return None
 
     @abstractmethod
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:

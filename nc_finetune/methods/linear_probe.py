@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.methods.base import FinetuningMethod
-from nc_finetune.methods.skips import SkipConnections, SkipScale, features_with_skips
+from nc_finetune.methods.skips import (
+    SkipConnections,
+    SkipJoin,
+    SkipPooling,
+    SkipScale,
+    check_skip_options,
+    features_with_skips,
+)
 
 
 class LinearProbe(FinetuningMethod):
@@ -38,9 +45,11 @@ class SkipProbe(LinearProbe):
     Args:
         skip_layers: Names of the blocks; ``None`` is the middle one.
         scale: As for :class:`~nc_finetune.methods.SkipConnections`.
+        join: As for :class:`~nc_finetune.methods.SkipConnectionFinetuning`.
+        pooling: Likewise.
 
     Raises:
-        ValueError: If the list is empty.
+        ValueError: If the list is empty, or ``scale``, ``join`` or ``pooling`` is another word.
 
     Example:
         >>> import torch
@@ -53,12 +62,22 @@ class SkipProbe(LinearProbe):
     name: ClassVar[str] = "skip_probe"
     label: ClassVar[str] = "skip probe"
 
-    def __init__(self, skip_layers: list[str] | None = None, scale: SkipScale = 1.0) -> None:
+    def __init__(
+        self,
+        skip_layers: list[str] | None = None,
+        scale: SkipScale = 1.0,
+        *,
+        join: SkipJoin = "feature",
+        pooling: SkipPooling = "default",
+    ) -> None:
         super().__init__()
+        check_skip_options(join, pooling)
         if skip_layers is not None and not skip_layers:
             raise ValueError("skip_layers must name at least one block; use LinearProbe for none")
         self.skip_layers = skip_layers
         self.scale = scale
+        self.join: SkipJoin = join
+        self.pooling: SkipPooling = pooling
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
@@ -66,4 +85,4 @@ class SkipProbe(LinearProbe):
         layers = self.skip_layers or [backbone.middle_block]
         for layer in layers:
             backbone.get_layer(layer)
-        return features_with_skips(backbone, layers, images, self.skips)
+        return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from torch import Tensor
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.errors import unknown_name
 from nc_finetune.methods.base import BatchNormMode
 from nc_finetune.methods.layer import LayerFinetuning
-from nc_finetune.methods.skips import SkipConnections, SkipJoin, SkipScale, features_with_skips
+from nc_finetune.methods.skips import (
+    SkipConnections,
+    SkipJoin,
+    SkipPooling,
+    SkipScale,
+    check_skip_options,
+    features_with_skips,
+)
 
 
 class SkipConnectionFinetuning(LayerFinetuning):
@@ -29,9 +35,11 @@ class SkipConnectionFinetuning(LayerFinetuning):
         join: Where the skip joins: ``"feature"``, the paper's, adds it to the penultimate feature, the others are for
             networks with a final layer norm: ``"normed_feature"`` takes the skip through it first, ``"before_norm"``
             adds the skip to what it sees (of a CLIP, before norm and projection).
+        pooling: From a block's output to a vector: ``"default"``, the class token of a transformer that has one, and
+            the mean over space otherwise; ``"average"``, the mean over space or patch tokens; or ``"class_token"``.
 
     Raises:
-        ValueError: If ``scale`` or ``join`` is another word.
+        ValueError: If ``scale``, ``join`` or ``pooling`` is another word.
 
     Source:
         Li et al. 2022, Principled and efficient transfer learning of deep models via neural collapse,
@@ -52,14 +60,16 @@ class SkipConnectionFinetuning(LayerFinetuning):
         self,
         key_layer: str | list[str] | None = None,
         scale: SkipScale = 1.0,
+        *,
         batch_norm: BatchNormMode = "eval",
         skip_layers: list[str] | None = None,
         join: SkipJoin = "feature",
+        pooling: SkipPooling = "default",
     ) -> None:
         super().__init__(key_layer, batch_norm)
-        if join not in get_args(SkipJoin):
-            raise unknown_name("join of a skip", join, get_args(SkipJoin))
+        check_skip_options(join, pooling)
         self.join: SkipJoin = join
+        self.pooling: SkipPooling = pooling
         self.skip_layers = skip_layers
         self.scale = scale
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
@@ -71,4 +81,4 @@ class SkipConnectionFinetuning(LayerFinetuning):
             ValueError: If a skip is wider than the penultimate feature, or the forward pass does not call its block.
         """
         layers = self.skip_layers or self.key_layers(backbone)[-1:]
-        return features_with_skips(backbone, layers, images, self.skips, self.join)
+        return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

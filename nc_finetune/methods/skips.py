@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone, watch_outputs
+from nc_finetune.errors import unknown_name
 
 SkipScale = float | Literal["matched", "learned"]
 SkipJoin = Literal["feature", "normed_feature", "before_norm"]
+SkipPooling = Literal["default", "average", "class_token"]
+
+
+def check_skip_options(join: str, pooling: str) -> None:
+    """Refuse what is no way to join or to pool a skip.
+
+    Raises:
+        ValueError: With the valid words.
+    """
+    for kind, given, valid in (
+        ("join of a skip", join, get_args(SkipJoin)),
+        ("pooling of a skip", pooling, get_args(SkipPooling)),
+    ):
+        if given not in valid:
+            raise unknown_name(kind, given, valid)
 
 
 class SkipConnections(nn.Module):
@@ -76,7 +92,9 @@ def features_with_skips(
     layers: Sequence[str],
     images: Tensor,
     skips: SkipConnections,
+    *,
     join: SkipJoin = "feature",
+    pooling: SkipPooling = "default",
 ) -> Tensor:
     """Return the penultimate feature with the outputs of blocks added, in one forward pass.
 
@@ -87,13 +105,16 @@ def features_with_skips(
         skips: Adds them.
         join: ``"feature"`` adds the pooled outputs to the penultimate feature, ``"normed_feature"`` takes them through
             the backbone's final layer norm first, ``"before_norm"`` adds them to what that norm sees.
+        pooling: From a block's output to a vector; maps are averaged over space whatever it is. ``"default"`` takes of
+            tokens the class token if there is one, otherwise their mean; ``"average"`` takes the mean of the patch
+            tokens; ``"class_token"`` refuses a network without one.
 
     Returns:
         Shape ``(N, num_features)``.
 
     Raises:
         ValueError: If a block is wider than the penultimate feature, the forward pass does not call it, or the
-            backbone has no final layer norm though it is asked for.
+            backbone has no final layer norm or no class token though it is asked for.
 
     Example:
         >>> from nc_finetune.backbones import TimmBackbone
@@ -106,7 +127,7 @@ def features_with_skips(
 
     # Pooled at once: a later layer may write into the output in place.
     def take(layer: str, output: Tensor) -> None:
-        pooled[layer] = backbone.pool(output)
+        pooled[layer] = backbone.pool(output, pooling)
 
     def outputs() -> list[Tensor]:
         for layer in layers:

@@ -63,7 +63,7 @@ def test_a_method_of_ones_own_is_named_by_its_import_path() -> None:
     "name", ["SkipConectionFinetuning", "nowhere.LinearProbe", "json.JSONEncoder", "FinetuningMethod2"]
 )
 def test_unknown_method_lists_the_valid_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"unknown method '{name}'.*Valid: LinearProbe, SkipProbe, Layer"):
+    with pytest.raises(ValueError, match=rf"unknown method '{name}'.*Valid: ZeroShot, LinearProbe, SkipProbe, Layer"):
         make_grid(methods=[MethodSpec(method=name, learning_rates=[1e-3])])
 
 
@@ -124,3 +124,12 @@ def test_every_head_goes_with_every_method() -> None:
 def test_unknown_head_lists_the_valid_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown head 'CosinHead'; did you mean 'CosineHead'.*Valid: Linear, "):
         make_grid(heads=[HeadSpec(head="CosinHead")])
+
+
+def test_a_variable_of_the_environment_stands_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = DatasetSpec(source="${SOME_IMAGES}/pets", max_test_images=7)
+    with pytest.raises(ValueError, match=r"needs \$\{SOME_IMAGES\}; export it"):
+        spec.build(None, 0, 32, 0)
+    monkeypatch.setenv("SOME_IMAGES", str(tmp_path))
+    data = spec.build(None, 0, 32, 0)
+    assert (data.source, data.max_test_images) == (f"{tmp_path}/pets", 7)

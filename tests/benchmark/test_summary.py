@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import best_rows, method_label, summarize, variant_labels
+from nc_finetune.benchmark.summary import best_rows, method_label, summarize, variant_labels, variant_of
 from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, measure_text, overview_table
 
 
@@ -183,3 +183,9 @@ def test_overview_puts_methods_downwards_and_groups_across() -> None:
         ["SCL-FT", "81.00 / 0.250", "70.00 / 2.00"],
     ]
     assert [[cell.best for cell in row] for row in table.rows] == [[False, False, False], [False, True, True]]
+
+
+def test_options_within_options_are_written_as_a_call() -> None:
+    inner = {"head": "SimplexETFHead", "options": {"orientation": "class_means"}}
+    run = make_run(options={"head": inner, "width": 10})
+    assert variant_of(run).options == "head=SimplexETFHead(orientation=class_means), width=10"

@@ -147,6 +147,17 @@ def test_a_size_that_leaves_a_split_empty_is_named(pets: str, options: dict[str,
         _ = small(pets, **options).train_set
 
 
+def test_test_images_can_be_few_the_same_for_every_seed_and_stratified(tmp_path: Path) -> None:
+    for split, number in (("train", 5), ("test", 10)):
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1] * number)
+    few = [small(str(tmp_path), max_test_images=6, seed=seed).test_set for seed in (0, 1)]
+    assert rows_of(few[0]) == rows_of(few[1])
+    assert Counter(few[0].labels) == {0: 3, 1: 3}
+    assert len(small(str(tmp_path), max_test_images=99).test_set) == 20
+    with pytest.raises(ValueError, match="max_test_images must be at least 1, got 0"):
+        small(str(tmp_path), max_test_images=0)
+
+
 @pytest.mark.parametrize("name", ["val_size", "test_size"])
 @pytest.mark.parametrize("size", [0, 0.0, -0.1, -3, 1.5, float("nan"), float("inf")])
 def test_sizes_out_of_range_are_refused_at_once(name: str, size: float) -> None:

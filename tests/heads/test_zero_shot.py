@@ -26,7 +26,7 @@ def encoder(clip: open_clip.CLIP) -> object:
 
 @pytest.mark.parametrize(
     "templates",
-    [open_clip.SIMPLE_IMAGENET_TEMPLATES, prompt_templates("cifar10"), prompt_templates("oxford_pets")],
+    [prompt_templates("imagenet"), prompt_templates("cifar10"), prompt_templates("oxford_pets")],
 )
 def test_embeddings_and_logits_are_those_of_open_clip(clip: open_clip.CLIP, templates: tuple[object, ...]) -> None:
     theirs = open_clip.build_zero_shot_classifier(clip, open_clip.tokenize, CLASS_NAMES, templates)

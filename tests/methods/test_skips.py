@@ -174,6 +174,39 @@ def test_a_network_without_layer_norm_says_so() -> None:
         SkipConnectionFinetuning(join="before_norm").features(make_resnet(), make_images())
 
 
-def test_unknown_join_is_an_error() -> None:
+@pytest.mark.parametrize("method", [SkipConnectionFinetuning, SkipProbe])
+def test_unknown_ways_to_join_and_to_pool_are_refused(method: type[SkipProbe]) -> None:
     with pytest.raises(ValueError, match="unknown join of a skip 'norm'"):
-        SkipConnectionFinetuning(join="norm")  # type: ignore[arg-type]
+        method(join="norm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown pooling of a skip 'mean'.*default, average, class_token"):
+        method(pooling="mean")  # type: ignore[arg-type]
+
+
+# --- how they are pooled
+
+
+@pytest.mark.parametrize(("pooling", "rows"), [("default", slice(0, 1)), ("average", slice(1, None))])
+def test_tokens_are_pooled_as_asked(pooling: Any, rows: slice) -> None:
+    backbone = make_vit()
+    expected = backbone(make_images()) + 2 * tokens_after(backbone, 2)[:, rows].mean(dim=1)
+    for method in (
+        SkipConnectionFinetuning("blocks.1", 2.0, pooling=pooling),
+        SkipProbe(["blocks.1"], 2.0, pooling=pooling),
+    ):
+        torch.testing.assert_close(method.features(backbone, make_images()), expected)
+
+
+def test_a_class_token_that_is_not_there_is_refused() -> None:
+    backbone = make_vit(class_token=False, global_pool="avg")
+    with pytest.raises(ValueError, match="there is no class token to take"):
+        SkipConnectionFinetuning("blocks.1", pooling="class_token").features(backbone, make_images())
+
+
+def test_skip_probe_joins_where_it_is_told() -> None:
+    backbone = make_vit()
+    probe = SkipProbe(["blocks.1"], 0.5, join="before_norm")
+    scl = SkipConnectionFinetuning("blocks.1", 0.5, join="before_norm")
+    assert torch.equal(probe.features(backbone, make_images()), scl.features(backbone, make_images()))
+    assert not torch.equal(
+        probe.features(backbone, make_images()), SkipProbe(["blocks.1"], 0.5).features(backbone, make_images())
+    )
