@@ -21,6 +21,7 @@ from nc_finetune import heads, methods
 from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
@@ -58,6 +59,7 @@ class DatasetSpec:
         test_size: Images held out for the test.
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
+        on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
     """
 
     source: str
@@ -67,6 +69,7 @@ class DatasetSpec:
     test_size: int | float = 0.2
     image_column: str | None = None
     label_column: str | None = None
+    on_bad_image: OnBadImage = "raise"
 
     def build(self, samples_per_class: int | None, seed: int, batch_size: int, num_workers: int) -> ImageData:
         """Build the data module of a training sample."""
@@ -81,6 +84,7 @@ class DatasetSpec:
             num_workers=num_workers,
             image_column=self.image_column,
             label_column=self.label_column,
+            on_bad_image=self.on_bad_image,
         )
 
 
@@ -188,7 +192,10 @@ class Cell:
     @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        content = dataclasses.asdict(self)
+        if content["dataset"]["on_bad_image"] == "raise":
+            del content["dataset"]["on_bad_image"]  # runs from before there was a choice keep their names
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         size = "all" if self.samples_per_class is None else f"n{self.samples_per_class}"
         method = self.method.method_class().name
         words = f"{self.dataset_name}-{self.backbone.name}-{method}-{size}-s{self.seed}-{digest}"

@@ -50,6 +50,7 @@ class Result:
         peak_memory_bytes: Largest memory in use: of the accelerator, or of the process on the CPU.
         status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide) or ``"failed"``.
         error: What went wrong, where something did.
+        bad_images: Images that did not decode and were left out, each with the reason.
         provenance: Versions, git commit, hash of the weights, fingerprint of the data, platform, device.
         schema_version: Version of this record.
     """
@@ -82,6 +83,7 @@ class Result:
     peak_memory_bytes: int | None = None
     status: Status = "ok"
     error: str | None = None
+    bad_images: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

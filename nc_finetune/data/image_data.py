@@ -2,73 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from nc_finetune.data.folders import SPLIT_NAMES
-from nc_finetune.data.sources import ImageTable, Source, load_source
+from nc_finetune.data.labelled_images import (
+    BadImage,
+    LabelledImages,
+    OnBadImage,
+    SkippingLoader,
+    Transform,
+    bad_images,
+    collate,
+    shared_flags,
+    write_bad_images,
+)
+from nc_finetune.data.sources import Source, load_source
 from nc_finetune.data.splits import Indices, split_off, take_per_class
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.errors import unknown_name
-
-Transform = Callable[[Tensor], Tensor]
-
-
-class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """Some rows of a table as ``(uint8 image (3, H, W), label)``.
-
-    Args:
-        table: The split that the rows are in.
-        indices: The rows; ``None`` is all of them.
-        decode: From an encoded image to a uint8 tensor.
-        transform: Applied to that tensor, e.g. an augmentation.
-    """
-
-    def __init__(
-        self,
-        table: ImageTable,
-        indices: Indices | None,
-        decode: Callable[[dict[str, Any]], Tensor],
-        transform: Transform | None = None,
-    ) -> None:
-        self.table = table
-        self.indices: Sequence[int] = range(len(table.labels)) if indices is None else indices.tolist()
-        self.decode = decode
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int]:
-        row = self.indices[item]
-        encoded = self.table.encoded(row)
-        try:
-            image = self.decode(encoded)
-        except Exception as error:  # every codec has its own kinds
-            name = f"image {encoded['path']}" if encoded["path"] else "image"
-            raise ValueError(f"the {name} in row {row} does not decode: {error}; repair or remove it") from error
-        return image if self.transform is None else self.transform(image), self.table.labels[row]
-
-    @property
-    def labels(self) -> list[int]:
-        """The label of each item."""
-        return [self.table.labels[row] for row in self.indices]
 
 
 class ImageData(L.LightningDataModule):
     """Labelled images from a built-in set, a local folder or the HF hub.
 
-    Batches are ``(images, labels)``: uint8 of shape ``(N, 3, image_size, image_size)`` and int64 of shape ``(N,)``;
-    the model normalises. Splits are stratified and depend on labels and seeds alone. The test split is the source's
-    own, or one that is the same for every ``seed``; the validation split is the source's own, or is taken from the
-    train split.
+    Batches are ``(images, labels)``: uint8 of shape ``(N, 3, image_size, image_size)`` and int64 of shape ``(N,)``, or
+    where images have several labels ``(N, K)``, 0 or 1; the model normalises. Splits are stratified and depend on
+    labels and seeds alone. The test split is the source's own, or one that is the same for every ``seed``; the
+    validation split is the source's own, or is taken from the train split.
 
     Args:
         source: ``"sklearn:digits"``, a folder (parquet, arrow, a saved HF dataset, or images in one folder a class),
@@ -85,6 +54,9 @@ class ImageData(L.LightningDataModule):
         interpolation: Filter for resizing.
         image_column: Column of the images in a table; ``None`` finds it.
         label_column: Column of the labels in a table; ``None`` finds it.
+        on_bad_image: What becomes of images that do not decode: ``"raise"`` ends with an error that names the first;
+            ``"skip"`` makes batches smaller by them, warns at the end, and lists them in ``bad_images()`` and in
+            ``bad_images.csv`` beside the logs.
 
     Raises:
         ValueError: At once for an argument out of range; when the data are first looked at, if they are unknown or
@@ -115,6 +87,7 @@ class ImageData(L.LightningDataModule):
         interpolation: str = "bicubic",
         image_column: str | None = None,
         label_column: str | None = None,
+        on_bad_image: OnBadImage = "raise",
     ) -> None:
         super().__init__()
         sizes = {"image_size": image_size, "batch_size": batch_size, "samples_per_class": samples_per_class}
@@ -126,6 +99,8 @@ class ImageData(L.LightningDataModule):
                 raise ValueError(f"{name} must be a share in (0, 1) or a number of images of at least 1, got {size}")
         if interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+        if on_bad_image not in get_args(OnBadImage):
+            raise unknown_name("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.source = source
         self.image_size = image_size
         self.samples_per_class = samples_per_class
@@ -137,6 +112,7 @@ class ImageData(L.LightningDataModule):
         self.transform = transform
         self.interpolation = interpolation
         self.columns = (image_column, label_column)
+        self.on_bad_image: OnBadImage = on_bad_image
 
     @cached_property
     def data(self) -> Source:
@@ -161,7 +137,7 @@ class ImageData(L.LightningDataModule):
     @property
     def train_set(self) -> LabelledImages:
         """The training images, augmented if a transform was given."""
-        return self._images("train", self.transform)
+        return self._images("train", training=True)
 
     @property
     def val_set(self) -> LabelledImages:
@@ -177,42 +153,85 @@ class ImageData(L.LightningDataModule):
         """Load the source once, so that only one process downloads."""
         _ = self.data
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches."""
         return self._loader(self.train_set, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return validation batches."""
         return self.eval_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Return test batches."""
         return self.eval_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return test batches."""
         return self.eval_dataloader("test")
 
-    def eval_dataloader(self, split: str) -> DataLoader[tuple[Tensor, int]]:
+    def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Return batches of ``"train"``, ``"val"`` or ``"test"`` in a fixed order, without augmentation."""
         return self._loader(self._images(split), shuffle=False)
 
-    def _loader(self, images: LabelledImages, shuffle: bool) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
+    def bad_images(self) -> list[BadImage]:
+        """Return the images that were left out so far; those of other processes (DDP) are not among them."""
+        decode = DecodeAndResize(self.image_size, self.interpolation)
+        tables = self.data.splits
+        return [bad for name, flags in self._bad.items() for bad in bad_images(name, tables[name], flags, decode)]
+
+    @property
+    def predicted_items(self) -> list[int]:
+        """The places in the test split of the images of ``predict_dataloader``, without those that were left out."""
+        images = self.test_set
+        return [item for item, row in enumerate(images.indices) if images.bad is None or not images.bad[row]]
+
+    def teardown(self, stage: str) -> None:
+        """Say which images were left out, if any, and list them beside the logs."""
+        found = self.bad_images() if self._bad_flags_used else []
+        if not found:
+            return
+        first = "\n".join(f"  {bad}" for bad in found[:3])
+        warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", stacklevel=2)
+        if self.trainer and self.trainer.loggers and self.trainer.log_dir:
+            rank = self.trainer.global_rank
+            write_bad_images(Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv", found)
+
+    def _loader(self, images: LabelledImages, shuffle: bool) -> DataLoader[Any]:
+        return SkippingLoader(
             images,
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
         )
 
-    def _images(self, split: str, transform: Transform | None = None) -> LabelledImages:
+    @cached_property
+    def _bad(self) -> dict[str, Tensor]:
+        """One flag a row of the source, which every process that decodes sees."""
+        if self.on_bad_image == "raise":
+            return {}
+        sizes = {name: len(table.labels) for name, table in self.data.splits.items()}
+        return {name: shared_flags(size) for name, size in sizes.items()}
+
+    @property
+    def _bad_flags_used(self) -> bool:
+        return "_bad" in self.__dict__ and any(bool(flags.any()) for flags in self._bad.values())
+
+    def _images(self, split: str, training: bool = False) -> LabelledImages:
         if split not in SPLIT_NAMES:
             raise unknown_name("split", split, SPLIT_NAMES)
         table, indices = self._split_rows[split]
-        decode = DecodeAndResize(self.image_size, self.interpolation)
-        return LabelledImages(self.data.splits[table], indices, decode, transform)
+        return LabelledImages(
+            self.data.splits[table],
+            indices,
+            DecodeAndResize(self.image_size, self.interpolation),
+            self.transform if training else None,
+            bad=self._bad.get(table),
+            fill=training,
+            num_classes=self.num_classes,
+        )
 
     @cached_property
     def _split_rows(self) -> dict[str, tuple[str, Indices | None]]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,10 @@ def test_every_head_goes_with_every_method() -> None:
 def test_unknown_head_lists_the_valid_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown head 'CosinHead'; did you mean 'CosineHead'.*Valid: Linear, "):
         make_grid(heads=[HeadSpec(head="CosinHead")])
+
+
+def test_a_choice_that_older_runs_did_not_have_leaves_their_names_alone() -> None:
+    spec = DatasetSpec(source="sklearn:digits", name="digits")
+    raising, skipping = (make_grid(datasets=[replace(spec, on_bad_image=way)]) for way in ("raise", "skip"))
+    assert raising.cells()[0].run_id.endswith("-78d50e7c")
+    assert skipping.cells()[0].run_id != raising.cells()[0].run_id
