@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
-import numpy as np
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nc_finetune.data.content_hashes import Duplicate, find_duplicates
 from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.labelled_images import (
     BadImage,
@@ -25,8 +26,11 @@ from nc_finetune.data.labelled_images import (
     shared_flags,
     write_bad_images,
 )
+from nc_finetune.data.planned_splits import SplitPlan
 from nc_finetune.data.sources import Source, load_source
-from nc_finetune.data.splits import Indices, split_off, take_per_class
+from nc_finetune.data.split_file import SplitRows
+from nc_finetune.data.splits import splits_hash
+from nc_finetune.data.training_order import TrainingLoader, TrainingOrder, balancing_weights
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.errors import unknown_name
 
@@ -57,6 +61,13 @@ class ImageData(L.LightningDataModule):
         on_bad_image: What becomes of images that do not decode: ``"raise"`` ends with an error that names the first;
             ``"skip"`` makes batches smaller by them, warns at the end, and lists them in ``bad_images()`` and in
             ``bad_images.csv`` beside the logs.
+        train_share: Share of the training images that are kept, in ``(0, 1]``, stratified.
+        fold: Hold this fold of the train split out for validation, in place of ``val_size`` and of a validation split
+            of the source; from 0.
+        num_folds: Number of folds.
+        split_file: JSON file of the splits by the hashes of their images: read where it is there, or else written. With
+            it splits stay the same when rows move, or another version draws them.
+        balance_classes: Draw training images with replacement so that every class comes equally often.
 
     Raises:
         ValueError: At once for an argument out of range; when the data are first looked at, if they are unknown or
@@ -88,31 +99,39 @@ class ImageData(L.LightningDataModule):
         image_column: str | None = None,
         label_column: str | None = None,
         on_bad_image: OnBadImage = "raise",
+        train_share: float | None = None,
+        fold: int | None = None,
+        num_folds: int = 5,
+        split_file: str | None = None,
+        balance_classes: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"image_size": image_size, "batch_size": batch_size, "samples_per_class": samples_per_class}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
+        for name, value in (("image_size", image_size), ("batch_size", batch_size)):
+            if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, size in (("val_size", val_size), ("test_size", test_size)):
-            if size is not None and not (0 < size < 1 or (size >= 1 and size % 1 == 0)):
-                raise ValueError(f"{name} must be a share in (0, 1) or a number of images of at least 1, got {size}")
         if interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
         if on_bad_image not in get_args(OnBadImage):
             raise unknown_name("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.source = source
         self.image_size = image_size
-        self.samples_per_class = samples_per_class
-        self.seed = seed
-        self.val_size = val_size
-        self.test_size = test_size
+        self.plan = SplitPlan(
+            samples_per_class=samples_per_class,
+            train_share=train_share,
+            seed=seed,
+            val_size=val_size,
+            test_size=test_size,
+            fold=fold,
+            num_folds=num_folds,
+            split_file=split_file,
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform = transform
         self.interpolation = interpolation
         self.columns = (image_column, label_column)
         self.on_bad_image: OnBadImage = on_bad_image
+        self.balance_classes = balance_classes
 
     @cached_property
     def data(self) -> Source:
@@ -135,6 +154,30 @@ class ImageData(L.LightningDataModule):
         return self.data.fingerprint()
 
     @property
+    def splits_hash(self) -> str:
+        """Hash of which rows are in which split."""
+        return splits_hash(self._split_rows)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each of the K classes; an image of several labels counts for each of them."""
+        return self.train_set.class_counts(self.num_classes)
+
+    @cached_property
+    def duplicates(self) -> list[Duplicate]:
+        """Images that are in two splits, file by file; the same picture saved twice is not found."""
+        tables = self.data.splits
+        rows = {split: (tables[table], found.tolist()) for split, (table, found) in self._split_rows.items()}
+        return find_duplicates({split: rows[split] for split in SPLIT_NAMES})
+
+    def setup(self, stage: str) -> None:
+        """Warn of images that are in two splits, before training."""
+        if stage != "fit" or not self.duplicates or (self.trainer and not self.trainer.is_global_zero):
+            return
+        first = "\n".join(f"  {found}" for found in self.duplicates[:3])
+        warnings.warn(f"{len(self.duplicates)} images are in two splits, e.g.\n{first}", stacklevel=2)
+
+    @property
     def train_set(self) -> LabelledImages:
         """The training images, augmented if a transform was given."""
         return self._images("train", training=True)
@@ -154,8 +197,11 @@ class ImageData(L.LightningDataModule):
         _ = self.data
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled training batches."""
-        return self._loader(self.train_set, shuffle=True)
+        """Return shuffled training batches, in an order that depends on torch's seed and the epoch alone."""
+        images, (ranks, rank) = self.train_set, self._ranks
+        weights = balancing_weights(images.labels) if self.balance_classes else None
+        order = TrainingOrder(images, seed=torch.initial_seed(), ranks=ranks, rank=rank, weights=weights)
+        return TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return validation batches."""
@@ -171,7 +217,10 @@ class ImageData(L.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Return batches of ``"train"``, ``"val"`` or ``"test"`` in a fixed order, without augmentation."""
-        return self._loader(self._images(split), shuffle=False)
+        images, (ranks, rank) = self._images(split), self._ranks
+        # Each image on one process alone: repeated ones would count twice.
+        sampler = UnrepeatedDistributedSampler(images, num_replicas=ranks, rank=rank, shuffle=False)
+        return SkippingLoader(images, sampler=sampler if ranks > 1 else None, **self._loading)
 
     def bad_images(self) -> list[BadImage]:
         """Return the images that were left out so far; those of other processes (DDP) are not among them."""
@@ -196,16 +245,37 @@ class ImageData(L.LightningDataModule):
             rank = self.trainer.global_rank
             write_bad_images(Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv", found)
 
-    def _loader(self, images: LabelledImages, shuffle: bool) -> DataLoader[Any]:
-        return SkippingLoader(
-            images,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
-        )
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the data."""
+        return {"splits_hash": self.splits_hash}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on training on other images.
+
+        Raises:
+            ValueError: If the splits of the checkpoint are others.
+        """
+        resumes = self.trainer is not None and self.trainer.state.fn == "fit"
+        if resumes and state_dict.get("splits_hash") != self.splits_hash:
+            raise ValueError(
+                f"the checkpoint was trained on other splits (hash {state_dict.get('splits_hash')}, here"
+                f" {self.splits_hash}); resume with the same source, seed and sizes"
+            )
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """Number of processes, and which this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+        }
 
     @cached_property
     def _bad(self) -> dict[str, Tensor]:
@@ -234,51 +304,6 @@ class ImageData(L.LightningDataModule):
         )
 
     @cached_property
-    def _split_rows(self) -> dict[str, tuple[str, Indices | None]]:
-        """In which table of the source each split is, and in which of its rows; ``None`` is all of them."""
-        tables = self.data.splits
-        rows: dict[str, tuple[str, Indices | None]] = {name: (name, None) for name in ("val", "test") if name in tables}
-        pool = np.arange(len(tables["train"].labels), dtype=np.int64)
-        if "test" not in rows:
-            held_out, pool = self._hold_out("test_size", pool, self.test_size, seed=0)
-            rows["test"] = ("train", held_out)
-        if self.samples_per_class is not None:
-            pool, rest = self._draw(pool, self.samples_per_class)
-            if "val" not in rows:
-                rows["val"] = ("train", self._cap(rest))
-        elif "val" not in rows:
-            size = 0.1 if self.val_size is None else self.val_size
-            held_out, pool = self._hold_out("val_size", pool, size, self.seed)
-            rows["val"] = ("train", held_out)
-        rows["train"] = ("train", pool)
-        return rows
-
-    def _labels(self, rows: Indices) -> list[int]:
-        labels = self.data.splits["train"].labels
-        return [labels[row] for row in rows]
-
-    def _hold_out(self, name: str, rows: Indices, size: int | float, seed: int) -> tuple[Indices, Indices]:
-        """Split rows of the train table in two."""
-        try:
-            held_out, rest = split_off(self._labels(rows), size, seed)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        return rows[held_out], rows[rest]
-
-    def _draw(self, rows: Indices, number: int) -> tuple[Indices, Indices]:
-        """Draw rows of the train table, the same number of each class."""
-        try:
-            drawn, rest = take_per_class(self._labels(rows), number, self.seed, self.class_names)
-        except ValueError as error:
-            raise ValueError(f"samples_per_class: {error}") from error
-        return rows[drawn], rows[rest]
-
-    def _cap(self, rest: Indices) -> Indices:
-        """Keep ``val_size`` of the rows that were not drawn for training."""
-        if not rest.size:
-            raise ValueError(
-                f"samples_per_class={self.samples_per_class} takes all images, so the val split is empty; ask for fewer"
-            )
-        if self.val_size is None or self.val_size == len(rest):
-            return rest
-        return self._hold_out("val_size", rest, self.val_size, self.seed)[0]
+    def _split_rows(self) -> SplitRows:
+        """In which table of the source each split is, and in which of its rows."""
+        return self.plan.rows(self.data)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,17 @@ from nc_finetune.files import write_text_atomically
 Transform = Callable[[Tensor], Tensor]
 OnBadImage = Literal["raise", "skip"]
 Sample = tuple[Tensor, "int | Tensor"]
+
+
+class Drawn(NamedTuple):
+    """An item and the seed of its augmentation: it does not matter which process draws it, and after what."""
+
+    item: int
+    seed: int
+
+
+def _place(item: int | Drawn) -> int:
+    return item if isinstance(item, int) else item.item
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,8 @@ class LabelledImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> Sample:
-        row = self.indices[item]
+    def __getitem__(self, item: int | Drawn) -> Sample:
+        row = self.indices[_place(item)]
         encoded = self.table.encoded(row)
         try:
             image = self.decode(encoded)
@@ -88,15 +100,15 @@ class LabelledImages(Dataset[Sample]):
             raise ValueError(
                 f"the {name} in row {row} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
             ) from error
-        return image if self.transform is None else self.transform(image), self._target(row)
+        return self._augmented(image, item), self._target(row)
 
-    def __getitems__(self, items: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, items: Sequence[int | Drawn]) -> list[Sample]:
         """Return the images of a batch, without those that are to be skipped."""
         if self.bad is None:
             return [self[item] for item in items]
         found = [sample for item in items if (sample := self._or_none(item)) is not None]
         if not found and self.fill:
-            start = items[-1] + 1
+            start = _place(items[-1]) + 1
             others = ((start + step) % len(self) for step in range(len(self)))
             found = [sample for item in others if (sample := self._or_none(item)) is not None][:1]
         return found
@@ -106,9 +118,22 @@ class LabelledImages(Dataset[Sample]):
         """The label of each item; see :attr:`ImageTable.labels <nc_finetune.data.sources.ImageTable>`."""
         return [self.table.labels[row] for row in self.indices]
 
-    def _or_none(self, item: int) -> Sample | None:
+    def class_counts(self, num_classes: int) -> list[int]:
+        """Return how often each of the K labels occurs."""
+        sets = self.table.label_sets
+        found = Counter(label for row in self.indices for label in (sets[row] if sets else (self.table.labels[row],)))
+        return [found[label] for label in range(num_classes)]
+
+    def _augmented(self, image: Tensor, item: int | Drawn) -> Tensor:
+        if self.transform is None or isinstance(item, int):
+            return image if self.transform is None else self.transform(image)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(item.seed)
+            return self.transform(image)
+
+    def _or_none(self, item: int | Drawn) -> Sample | None:
         """Return an image, or mark it as bad."""
-        row = self.indices[item]
+        row = self.indices[_place(item)]
         if self.bad is None or self.bad[row]:
             return None
         try:

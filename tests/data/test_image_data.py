@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser
 from made_up_images import make_rows, write_images, write_parquet
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import RandomSampler
 
 from nc_finetune.data import ImageData, LabelledImages
 
@@ -112,7 +111,7 @@ def test_only_the_split_that_lacks_is_taken_from_train(tmp_path: Path, present: 
 def test_splits_are_planned_once(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = small(pets)
     _ = data.train_set
-    monkeypatch.setattr("nc_finetune.data.image_data.split_off", None)
+    monkeypatch.setattr("nc_finetune.data.planned_splits.split_off", None)
     assert len(data.test_set) == 10
 
 
@@ -178,8 +177,8 @@ def test_a_number_on_the_command_line_is_no_share(given: str, expected: float) -
     parser.add_class_arguments(ImageData, "data")
     config = parser.parse_args(["--data.source=x", f"--data.val_size={given}", f"--data.test_size={given}"])
     data = parser.instantiate(config).data
-    assert (data.val_size, data.test_size) == (expected, expected)
-    assert (type(data.val_size), type(data.test_size)) == (type(expected), type(expected))
+    assert (data.plan.val_size, data.plan.test_size) == (expected, expected)
+    assert (type(data.plan.val_size), type(data.plan.test_size)) == (type(expected), type(expected))
 
 
 # Batches
@@ -210,8 +209,8 @@ def test_loaders_of_lightning_are_those_of_evaluation(pets: str, loader: str, sp
 def test_training_batches_are_shuffled_and_complete(pets: str) -> None:
     data = small(pets, batch_size=5)
     loader = data.train_dataloader()
-    assert isinstance(loader.sampler, RandomSampler)
     rows = torch.cat([images[:, 0, 0, 0] for images, _ in loader]).tolist()
+    assert rows != rows_of(data.train_set)
     assert sorted(rows) == rows_of(data.train_set)
 
 
