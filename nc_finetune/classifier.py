@@ -17,7 +17,9 @@ from nc_finetune.backbones import Backbone, OpenClipBackbone, create_backbone
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.heads import ZeroShotHead
+from nc_finetune.losses import ClassBalanced
 from nc_finetune.methods import FinetuningMethod, LinearProbe
+from nc_finetune.metrics.balanced_accuracy import BalancedAccuracy
 from nc_finetune.model_config import describe_model
 
 Batch = tuple[Tensor, Tensor]
@@ -53,7 +55,8 @@ class ImageClassifier(L.LightningModule):
     Batches are ``(images, labels)``: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in 0...1
     (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in ``[0, num_classes)``.
 
-    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy`` (shares in ``[0, 1]``).
+    Logs ``train/loss``, and of ``val/`` and ``test/`` ``loss``, ``accuracy`` and ``balanced_accuracy``, in which every
+    class counts the same (shares in ``[0, 1]``).
 
     The optimizer gets one group for the head (and the loss, should it have parameters) and one for the tuned part of
     the backbone, each with its own learning rate; both fall to zero along a cosine, step by step.
@@ -112,6 +115,8 @@ class ImageClassifier(L.LightningModule):
         self.optimizer = optimizer
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.val_balanced_accuracy = BalancedAccuracy(num_classes)
+        self.test_balanced_accuracy = BalancedAccuracy(num_classes)
         self._diverged: Tensor
         self.register_buffer("_diverged", torch.tensor(False), persistent=False)
         self._train_modes: list[bool] = []
@@ -152,6 +157,9 @@ class ImageClassifier(L.LightningModule):
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if known != self.num_classes:
             raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")
+        counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
+        if isinstance(self.loss, ClassBalanced) and counts is not None:
+            self.loss.use_class_counts(counts)
         self._write_text()
 
     def configure_callbacks(self) -> list[L.Callback]:
@@ -269,3 +277,6 @@ class ImageClassifier(L.LightningModule):
         accuracy.update(logits, labels)
         self.log(f"{stage}/loss", self.loss(logits, labels), batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val", batch_size=len(labels))
+        balanced = getattr(self, f"{stage}_balanced_accuracy")
+        balanced.update(logits, labels)
+        self.log(f"{stage}/balanced_accuracy", balanced, batch_size=len(labels))

@@ -79,6 +79,7 @@ def _folder_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="images, in any depth")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
+    parser.add_argument("--on-bad-image", choices=("raise", "skip"), default="raise", help="default: raise")
     return parser
 
 
@@ -203,7 +204,9 @@ def _predict_folder(words: Sequence[str]) -> int:
     from nc_finetune.predict import predict_folder
 
     known = vars(_folder_parser().parse_args(words))
-    predict_folder(**known)
+    skipped = predict_folder(**known)
+    if skipped:
+        print(f"Skipped {len(skipped)} images: {', '.join(skipped)}", file=sys.stderr)  # noqa: T201
     print(f"Predictions: {known['out']}")  # noqa: T201
     return 0
 

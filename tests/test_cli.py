@@ -273,3 +273,13 @@ def test_unknown_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "image_sise" in error
     assert "nc-finetune fit --help" in error
+
+
+def test_predict_may_skip_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_delta(tmp_path / "it.safetensors")
+    make_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "aa.png").write_bytes(b"nothing")
+    assert main(["predict", "it.safetensors", "photos", "--on-bad-image", "skip"]) == 0
+    assert "Skipped 1 images: aa.png" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "inner/c.png"]

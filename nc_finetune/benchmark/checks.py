@@ -74,8 +74,8 @@ def _source(spec: DatasetSpec) -> Iterator[str]:
     elif source.startswith("sklearn:") and source not in BUILT_IN:
         yield str(unknown_name("built-in data", source, BUILT_IN))
     # What could be an id of the hub is left to the hub.
-    elif (source.startswith((".", "~", os.sep)) or source.count("/") > 1) and not Path(source).expanduser().is_dir():
-        yield f"no folder of images or tables at {spec.source!r}"
+    elif (source.startswith((".", "~", os.sep)) or source.count("/") > 1) and not Path(source).expanduser().exists():
+        yield f"no images or tables at {spec.source!r}"
 
 
 def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:

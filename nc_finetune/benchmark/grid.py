@@ -24,6 +24,7 @@ from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.benchmark.checks import grid_problems
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
@@ -94,6 +95,7 @@ class DatasetSpec:
         max_test_images: Images to take of the source's own test split; ``None`` is all.
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
+        on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
     """
 
     source: str
@@ -104,6 +106,7 @@ class DatasetSpec:
     max_test_images: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    on_bad_image: OnBadImage = "raise"
 
     def build(self, training_size: TrainingSize, seed: int, batch_size: int, num_workers: int) -> ImageData:
         """Build the data module of a training sample."""
@@ -121,6 +124,7 @@ class DatasetSpec:
             num_workers=num_workers,
             image_column=self.image_column,
             label_column=self.label_column,
+            on_bad_image=self.on_bad_image,
         )
 
 
@@ -255,7 +259,7 @@ class Cell:
     @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(_beside_defaults(self), sort_keys=True).encode()).hexdigest()[:8]
         size = {int: f"n{self.samples_per_class}", float: f"share{self.samples_per_class}"}.get(
             type(self.samples_per_class), "all"
         )
@@ -350,6 +354,16 @@ class Grid:
             if head is self.heads[0] or method.method_class().trains
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
         ]
+
+
+def _beside_defaults(spec: Any) -> Any:
+    """Return what a specification says beside its defaults: a run keeps its name when later ones have more choices."""
+    if isinstance(spec, (list, tuple)):
+        return [_beside_defaults(item) for item in spec]
+    if not dataclasses.is_dataclass(spec):
+        return spec
+    given = {part.name: (part, getattr(spec, part.name)) for part in dataclasses.fields(spec)}
+    return {name: _beside_defaults(value) for name, (part, value) in given.items() if value != part.default}
 
 
 def _key_layers_of(method: MethodSpec, backbone: BackboneSpec, each: list[BackboneSpec]) -> list[BackboneSpec]:

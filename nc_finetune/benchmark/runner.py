@@ -215,6 +215,7 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         confusion=confusion.rows,
         status="diverged" if collapsed else "ok",
         error="NC1 is undefined: the class means coincide" if collapsed else None,
+        bad_images=[str(bad) for bad in data.bad_images()],
         provenance={**result.provenance, "weights_hash": fit.weights_hash},
     )
 

@@ -1,3 +1,4 @@
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,16 @@ def test_layers_within_the_options_of_a_method_are_looked_up() -> None:
 def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_grid(**changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSpec(DatasetSpec):
+    new_choice: int = 0
+
+
+def test_a_choice_that_is_left_at_its_default_leaves_the_name_of_a_run_alone() -> None:
+    specs = [kind(source="sklearn:digits", name="digits") for kind in (DatasetSpec, LaterSpec)]
+    specs += [replace(specs[1], new_choice=1), replace(specs[0], on_bad_image="skip")]
+    names = [make_grid(datasets=[spec]).cells()[0].run_id for spec in specs]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3

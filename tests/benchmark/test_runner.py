@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_images import write_broken_folder
 from rich.console import Console
 from torch import nn
 
@@ -234,3 +235,12 @@ def test_files_that_are_no_results_are_set_aside_named_and_run_again(
     assert ran == [make_cell().run_id]
     assert path.with_suffix(".invalid").read_text() == text
     assert str(path.with_suffix(".invalid")) in terminal.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_that_were_left_out_are_in_the_result(tmp_path: Path) -> None:
+    broken = write_broken_folder(tmp_path / "pets", 40)
+    spec = DatasetSpec(source=str(tmp_path / "pets"), name="pets", image_size=32, on_bad_image="skip")
+    result = run_cell(make_cell(rates=(1e-3,), datasets=[spec], samples_per_class=[None]))
+    assert result.status == "ok"
+    assert sorted(line.split(": ")[0] for line in result.bad_images) == sorted(map(str, broken))
