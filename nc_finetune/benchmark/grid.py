@@ -191,6 +191,7 @@ class Cell:
     samples_per_class: int | None
     seed: int
     settings: Settings
+    cache: bool = True
 
     @property
     def dataset_name(self) -> str:
@@ -200,7 +201,8 @@ class Cell:
     @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        decisive = {name: value for name, value in dataclasses.asdict(self).items() if name != "cache"}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         size = "all" if self.samples_per_class is None else f"n{self.samples_per_class}"
         method = self.method.method_class().name
         words = f"{self.dataset_name}-{self.backbone.name}-{method}-{size}-s{self.seed}-{digest}"
@@ -249,6 +251,7 @@ class Grid:
         samples_per_class: Training sizes in images a class; ``None`` is the whole training split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
+        cache: Compute once a training sample what frozen prefixes give, for all runs on it; results are the same.
 
     Raises:
         ValueError: If a list is empty, or a method is unknown or lacks its learning rates.
@@ -261,6 +264,7 @@ class Grid:
     samples_per_class: list[int | None] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
+    cache: bool = True
 
     def __post_init__(self) -> None:
         for name in ("backbones", "datasets", "methods", "heads", "samples_per_class", "seeds"):
@@ -287,6 +291,7 @@ class Grid:
                 method=method,
                 head=head,
                 settings=self.settings,
+                cache=self.cache,
             )
             for dataset, backbone, samples, seed, method, head in axes
             if head is self.heads[0] or method.method_class().trains

@@ -113,10 +113,11 @@ class PrefixFill:
         wanted = share * sum(layout.row_bytes for layout in layouts.values())
         free = _free_bytes(self.folder)
         budget = free // 2 if self.budget is None else self.budget
-        if wanted > min(budget, free):
+        fits = wanted <= min(budget, free)
+        if not self.trainer.strategy.reduce_boolean_decision(fits, all=True):
             raise NoRoomError(
                 f"{share} outputs take {wanted / 1e9:.3g} GB, there is room for {min(budget, free) / 1e9:.3g} GB in"
-                f" {self.folder or 'memory'}; raise budget_gb, name a folder, keep bfloat16 or cut later"
+                f" {self.folder or 'memory'}; free some, raise budget_gb, name a folder, keep bfloat16 or cut later"
             )
 
     def _find(self, place: Path) -> FeatureStore | None:

@@ -84,7 +84,8 @@ class SkipProbe(LinearProbe):
         """Return the final norm where the skips join before it."""
         if self.join != "before_norm":
             return super().first_tuned_layer(backbone)
-        return next(name for name, part in backbone.model.named_modules() if part is backbone.final_norm)
+        names: dict[nn.Module, str] = {part: name for name, part in backbone.model.named_modules()}
+        return names[backbone.final_norm]
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks, by default the middle one."""
