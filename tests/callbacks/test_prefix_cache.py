@@ -285,3 +285,15 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
 def test_other_modules_are_refused(make_trainer: TrainerFactory, make_loader: LoaderFactory) -> None:
     with pytest.raises(TypeError, match="needs an ImageClassifier, got PlainModule"):
         make_trainer(PrefixCache()).fit(PlainModule(), make_loader())
+
+
+@pytest.mark.parametrize("join", ["feature", "normed_feature", "before_norm"])
+def test_a_skip_probe_is_kept_wherever_its_skips_join(fit: Callable[..., Losses], join: Any) -> None:
+    def model() -> ImageClassifier:
+        torch.manual_seed(0)
+        method = SkipProbe(["blocks.1"], "learned", join=join, pooling="average")
+        return ImageClassifier(TimmBackbone("test_vit", None, {"img_size": 32}), 3, method=method)
+
+    cache = PrefixCache()
+    assert fit(model(), cache).train == pytest.approx(fit(model()).train, rel=1e-6)
+    assert cache.stored_bytes.keys() == {"train", "val"}
