@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from nc_finetune.backbones import Backbone, OpenClipBackbone, create_backbone
+from nc_finetune.backbones import (
+    Backbone,
+    OpenClipBackbone,
+    PrefixOutput,
+    SplitBackbone,
+    SplitError,
+    create_backbone,
+    state_hash,
+)
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.heads import ZeroShotHead
@@ -22,7 +31,7 @@ from nc_finetune.methods import FinetuningMethod, LinearProbe
 from nc_finetune.metrics.balanced_accuracy import BalancedAccuracy
 from nc_finetune.model_config import describe_model
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor | PrefixOutput, Tensor]
 # Where a checkpoint says how its model is built.
 CHECKPOINT_KEY = "nc_finetune"
 
@@ -31,7 +40,7 @@ class DivergedError(RuntimeError):
     """Training cannot go on because the loss is not finite."""
 
 
-def _check_batch(batch: Any, num_classes: int) -> None:
+def _check_batch(batch: Any, num_classes: int) -> tuple[Tensor, Tensor]:
     """Refuse a batch that is not (images, labels), while it is still on the CPU and looking costs nothing."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         parts = f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else ""
@@ -47,6 +56,7 @@ def _check_batch(batch: Any, num_classes: int) -> None:
             f"labels must lie in [0, {num_classes}), got {int(labels.min())} to {int(labels.max())};"
             " set num_classes to the number of classes in the data"
         )
+    return images, labels
 
 
 class ImageClassifier(L.LightningModule):
@@ -74,6 +84,10 @@ class ImageClassifier(L.LightningModule):
             takes the method's default (or ``head_learning_rate``).
         head_learning_rate: Rate of the head beside a tuned backbone. The default did best on small data.
         optimizer: Builds the optimizer from parameter groups that carry their learning rates.
+
+    Attributes:
+        split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
+            batches may then hold that in place of images.
 
     Raises:
         ValueError: If ``num_classes`` is below 2, the backbone, its weights or the key layer are unknown, or a head is
@@ -121,6 +135,7 @@ class ImageClassifier(L.LightningModule):
         self.register_buffer("_diverged", torch.tensor(False), persistent=False)
         self._train_modes: list[bool] = []
         self.automatic_optimization = self.method.trains
+        self.split: SplitBackbone | None = None
         self.method.freeze(self.backbone)
         self.train()
 
@@ -135,10 +150,39 @@ class ImageClassifier(L.LightningModule):
         """Number of parameters of the backbone without its original classifier, and of the head."""
         return sum(parameter.numel() for part in (self.backbone, self.head) for parameter in part.parameters())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits of shape ``(N, num_classes)``."""
-        logits: Tensor = self.head(self.method.features(self.backbone, images))
-        return logits
+    def forward(self, images: Tensor | PrefixOutput) -> Tensor:
+        """Return logits of shape ``(N, num_classes)``, from images or from what ``split`` has kept of them."""
+        if not isinstance(images, dict):
+            logits: Tensor = self.head(self.method.features(self.backbone, images))
+            return logits
+        if self.split is None:
+            raise ValueError("outputs of the frozen prefix came, but the network is not split; set split first")
+        with self.split.resume(images) as blanks:
+            return self.forward(blanks)
+
+    def split_prefix(self, images: Tensor) -> SplitBackbone:
+        """Cut the backbone before what is tuned, and try it out; in eval mode.
+
+        Args:
+            images: Some of those that it will be used with.
+
+        Raises:
+            SplitError: If there is no frozen prefix, or the network cannot be cut there.
+        """
+        cut = self.method.first_tuned_layer(self.backbone)
+        if cut is None:
+            raise SplitError(f"{self.method.label} leaves no frozen prefix of {self.backbone.name!r}")
+        skips = self.method.skip_sources(self.backbone)
+        split = SplitBackbone(self.backbone, cut, skips, image_shape=images.shape[1:], pooling=self.method.pooling)
+        split.check(images, partial(self.method.features, self.backbone))
+        return split
+
+    def prefix_key(self) -> str:
+        """Return a hash of everything frozen in the backbone and of how it wants its images."""
+        tuned = {id(value) for part in self.method.tuned_modules(self.backbone) for value in part.buffers()}
+        named = (*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers())
+        frozen = {name: value for name, value in named if not value.requires_grad and id(value) not in tuned}
+        return f"{self.backbone.name} {self.backbone.preprocessing} {state_hash(frozen)}"
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Switch modes, but leave what is frozen in eval mode, whoever asks."""
@@ -170,8 +214,7 @@ class ImageClassifier(L.LightningModule):
         """Check a batch before it leaves the CPU."""
         if isinstance(batch, Tensor) and self.trainer.predicting:  # images alone
             return batch
-        _check_batch(batch, self.num_classes)
-        images, labels = batch
+        images, labels = batch if self._is_kept(batch) else _check_batch(batch, self.num_classes)
         return images, labels.long()  # the loss takes no narrower integers
 
     def on_train_epoch_start(self) -> None:
@@ -248,6 +291,10 @@ class ImageClassifier(L.LightningModule):
         encoder = self.backbone.text_encoder()
         for head in waiting:
             head.write_(encoder, getattr(getattr(self.trainer, "datamodule", None), "class_names", None))
+
+    def _is_kept(self, batch: Any) -> bool:
+        """Tell outputs of the frozen prefix, which were checked as images, from images."""
+        return self.split is not None and isinstance(batch, (tuple, list)) and isinstance(batch[0], dict)
 
     def _modes(self) -> list[bool]:
         return [part.training for part in self.backbone.modules()]

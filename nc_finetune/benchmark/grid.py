@@ -250,6 +250,7 @@ class Cell:
     samples_per_class: TrainingSize
     seed: int
     settings: Settings
+    cache: bool = True
 
     @property
     def dataset_name(self) -> str:
@@ -259,7 +260,8 @@ class Cell:
     @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
-        digest = hashlib.sha256(json.dumps(_beside_defaults(self), sort_keys=True).encode()).hexdigest()[:8]
+        decisive = _beside_defaults(dataclasses.replace(self, cache=True))  # with or without, results are the same
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         size = {int: f"n{self.samples_per_class}", float: f"share{self.samples_per_class}"}.get(
             type(self.samples_per_class), "all"
         )
@@ -313,6 +315,7 @@ class Grid:
             the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
+        cache: Compute once a training sample what frozen prefixes give, for all runs on it; results are the same.
 
     Raises:
         ValueError: If anything in it is unknown, out of range or there twice; the message lists all of it.
@@ -325,6 +328,7 @@ class Grid:
     samples_per_class: list[TrainingSize] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
+    cache: bool = True
 
     def __post_init__(self) -> None:
         problems = grid_problems(self)
@@ -349,6 +353,7 @@ class Grid:
                 method=method,
                 head=head,
                 settings=self.settings,
+                cache=self.cache,
             )
             for dataset, backbone, samples, seed, method, head in axes
             if head is self.heads[0] or method.method_class().trains

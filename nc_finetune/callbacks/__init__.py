@@ -7,3 +7,4 @@ from nc_finetune.callbacks.head_alignment import HeadAlignment as HeadAlignment
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
 from nc_finetune.callbacks.measurement import MeasurementError as MeasurementError
 from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter
+from nc_finetune.callbacks.prefix_cache import PrefixCache as PrefixCache

@@ -77,7 +77,8 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
         raise TypeError(
             f"the training data come in {len(train)} loaders; pass train_dataloader= with the one to measure"
         )
-    return list(train)
+    # Of a PrefixCache: the images, of which it has kept what frozen layers give.
+    return [getattr(getattr(loader, "dataset", None), "uncached", loader) for loader in train]
 
 
 class PlainPass:

@@ -49,6 +49,10 @@ class LayerFinetuning(FinetuningMethod):
             return (self.key_layer,)
         return _check_span(backbone, self.key_layer)
 
+    def first_tuned_layer(self, backbone: Backbone) -> str | None:
+        """Return the first key layer, which need not be a block."""
+        return self.key_layers(backbone)[0]
+
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return the key blocks.
 
