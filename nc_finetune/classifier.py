@@ -152,13 +152,17 @@ class ImageClassifier(L.LightningModule):
 
     def forward(self, images: Tensor | PrefixOutput) -> Tensor:
         """Return logits of shape ``(N, num_classes)``, from images or from what ``split`` has kept of them."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def features(self, images: Tensor | PrefixOutput) -> Tensor:
+        """Return what the head sees, shape ``(N, num_features)``."""
         if not isinstance(images, dict):
-            logits: Tensor = self.head(self.method.features(self.backbone, images))
-            return logits
+            return self.method.features(self.backbone, images)
         if self.split is None:
             raise ValueError("outputs of the frozen prefix came, but the network is not split; set split first")
         with self.split.resume(images) as blanks:
-            return self.forward(blanks)
+            return self.method.features(self.backbone, blanks)
 
     def split_prefix(self, images: Tensor) -> SplitBackbone:
         """Cut the backbone before what is tuned, and try it out; in eval mode.

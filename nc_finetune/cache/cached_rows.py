@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,9 +42,10 @@ class CachedRows(Dataset[CachedBatch]):
     def __getitem__(self, row: int) -> CachedBatch:
         return self.__getitems__([row])
 
-    def __getitems__(self, rows: Sequence[int]) -> CachedBatch:
+    def __getitems__(self, rows: Sequence[int | tuple[int, int]]) -> CachedBatch:
         """Return a whole batch at once; the loader asks for it by this name."""
-        indices = torch.as_tensor(rows)
+        # An item may come with the seed of its augmentation.
+        indices = torch.as_tensor([row[0] if isinstance(row, tuple) else row for row in rows])
         owners, places = indices % len(self.stores), indices // len(self.stores)
         view = self.epoch % self.views
         parts = [
@@ -54,14 +56,12 @@ class CachedRows(Dataset[CachedBatch]):
         return batch, batch.pop(LABELS)
 
     def loader(self) -> DataLoader[CachedBatch]:
-        """Return a loader that draws the same samples in the same order as that of the images."""
-        return DataLoader(
-            self,
-            batch_sampler=self.uncached.batch_sampler,
-            collate_fn=_as_it_is,
-            pin_memory=self.uncached.pin_memory,
-            generator=self.uncached.generator,
-        )
+        """Return the loader of the images with these rows in their place: its sampler, its kind and its state."""
+        loader = copy.copy(self.uncached)
+        # Not setattr, which refuses: samplers may depend on a dataset, but on no more of it than its length.
+        in_this_process = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0}
+        loader.__dict__.update(dataset=self, collate_fn=_as_it_is, _iterator=None, **in_this_process)
+        return loader
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -59,13 +59,17 @@ def is_random(dataset: Any, rows: Sequence[int]) -> bool:
         False
     """
     before = _random_states()
-    first = [_image(dataset[row]) for row in rows]
+    first = _images(dataset, rows)
     drawn = _random_states() != before
-    return drawn or any(not torch.equal(image, _image(dataset[row])) for image, row in zip(first, rows, strict=True))
+    again = _images(dataset, rows)
+    return drawn or len(first) != len(again) or not all(map(torch.equal, first, again))
 
 
-def _image(sample: Any) -> Tensor:
-    return torch.as_tensor(sample if isinstance(sample, Tensor) else sample[0])
+def _images(dataset: Any, rows: Sequence[int]) -> list[Tensor]:
+    """Read samples as a loader does; a dataset may leave some out."""
+    by_batch = hasattr(dataset, "__getitems__")
+    samples = dataset.__getitems__(list(rows)) if by_batch else [dataset[row] for row in rows]
+    return [torch.as_tensor(sample if isinstance(sample, Tensor) else sample[0]) for sample in samples]
 
 
 def _random_states() -> tuple[bytes, bytes, object]:

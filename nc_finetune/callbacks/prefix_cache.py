@@ -20,7 +20,7 @@ from nc_finetune.backbones import SplitBackbone, SplitError
 from nc_finetune.cache import CachedRows
 from nc_finetune.callbacks.collapse_callback import CollapseCallback
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
-from nc_finetune.callbacks.prefix_fill import NoRoomError, PrefixFill
+from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
 
 _LOOKED_AT = 4
 GIGABYTE = 1e9
@@ -126,8 +126,7 @@ class PrefixCache(L.Callback):
         if "val" not in self.splits or loader is None or _measures_validation(trainer):
             return
         with random_state_kept():
-            images = _first_images(trainer, loader)
-            if images.shape[1:] == split.image_shape and not PrefixFill.is_random(loader, _LOOKED_AT):
+            if not PrefixFill.is_random(loader, _LOOKED_AT):
                 self._keep(trainer, pl_module, loop, "val")
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -162,7 +161,7 @@ class PrefixCache(L.Callback):
         self.fill_seconds[split] = 0.0
         try:
             rows = fill.run()
-        except (NoRoomError, OSError) as error:
+        except (CannotKeepError, OSError) as error:
             self._go_without(trainer, f"{split} split: {error}")
             return None
         self.fill_seconds[split] = time.perf_counter() - start
@@ -217,8 +216,9 @@ def _check_usable(trainer: Any, pl_module: Any) -> DataLoader[Any]:
 
 
 def _first_images(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:
-    rows = range(min(_LOOKED_AT, len(loader.dataset)))  # type: ignore[arg-type]
-    batch = loader.collate_fn([loader.dataset[row] for row in rows])
+    batch = next(read_share(loader, range(min(_LOOKED_AT, len(loader.dataset)))), None)  # type: ignore[arg-type]
+    if batch is None:
+        raise SplitError("the first images do not decode")
     return trainer.strategy.batch_to_device(batch)[0]
 
 

@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
 _CHECKED_ROWS = 4
 
 
-class NoRoomError(RuntimeError):
-    """What must be kept is larger than the budget."""
+class CannotKeepError(RuntimeError):
+    """What must be kept is larger than the budget, or cannot be read."""
 
 
 class PrefixFill:
@@ -81,7 +81,7 @@ class PrefixFill:
         """Return the cached dataset.
 
         Raises:
-            NoRoomError: If it does not fit into the budget.
+            CannotKeepError: If it does not fit into the budget, or images are of other sizes or do not decode.
             OSError: If the folder is not writable or full.
         """
         layouts = self._layouts()
@@ -115,7 +115,7 @@ class PrefixFill:
         budget = free // 2 if self.budget is None else self.budget
         fits = wanted <= min(budget, free)
         if not self.trainer.strategy.reduce_boolean_decision(fits, all=True):
-            raise NoRoomError(
+            raise CannotKeepError(
                 f"{share} outputs take {wanted / 1e9:.3g} GB, there is room for {min(budget, free) / 1e9:.3g} GB in"
                 f" {self.folder or 'memory'}; free some, raise budget_gb, name a folder, keep bfloat16 or cut later"
             )
@@ -163,17 +163,16 @@ class PrefixFill:
             yield {**self.split.prefix(on_device), LABELS: labels.long()}
 
     def _batches(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read this process's share in its order."""
+        """Read this process's share in its order, or the first rows of it."""
         share = range(self.trainer.global_rank, self._size, self.trainer.world_size)[:rows]
-        loader = DataLoader(
-            Subset(self.loader.dataset, share),
-            batch_size=self.loader.batch_sampler.batch_size,  # type: ignore[union-attr]
-            num_workers=self.loader.num_workers if rows is None else 0,
-            collate_fn=self.loader.collate_fn,
-            pin_memory=self.loader.pin_memory,
-            worker_init_fn=self.loader.worker_init_fn,
-        )
-        yield from loader
+        read = 0
+        for images, labels in read_share(self.loader, share, self.loader.num_workers if rows is None else 0):
+            if images.shape[1:] != self.split.image_shape:
+                raise CannotKeepError(f"images are of several sizes, {self.split.image_shape} and {images.shape[1:]}")
+            read += len(labels)
+            yield images, labels
+        if read != len(share):
+            raise CannotKeepError(f"{len(share) - read} images do not decode and are left out")
 
     def _share(self) -> int:
         return len(range(self.trainer.global_rank, self._size, self.trainer.world_size))
@@ -195,6 +194,20 @@ class PrefixFill:
             self.split.pooling,
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
+
+
+def read_share(loader: DataLoader[Any], share: Sequence[int], num_workers: int = 0) -> Iterator[Any]:
+    """Yield batches of some samples of a loader's dataset, in their order."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    found = DataLoader(
+        Subset(loader.dataset, share),
+        batch_size=size,
+        num_workers=num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
+    return (batch for batch in found if batch is not None)
 
 
 def _seed(view: int) -> None:

@@ -13,7 +13,7 @@ from plain_module import PlainModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nc_finetune import ImageClassifier, LayerwiseNC1
+from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.methods import (
@@ -297,3 +297,29 @@ def test_a_skip_probe_is_kept_wherever_its_skips_join(fit: Callable[..., Losses]
     cache = PrefixCache()
     assert fit(model(), cache).train == pytest.approx(fit(model()).train, rel=1e-6)
     assert cache.stored_bytes.keys() == {"train", "val"}
+
+
+@pytest.mark.parametrize("transform", [None, lambda image: image.flip(2) if torch.rand(()) < 0.5 else image])
+def test_image_data_come_in_their_own_order(make_trainer: TrainerFactory, transform: Any) -> None:
+    def run(*callbacks: L.Callback) -> list[float]:
+        L.seed_everything(2, verbose=False)
+        torch.manual_seed(0)
+        model = ImageClassifier(TimmBackbone("test_resnet", None), 10, method=LayerFinetuning("layer2.0"))
+        data = ImageData("sklearn:digits", image_size=32, samples_per_class=2, val_size=20, transform=transform)
+        losses = Losses()
+        make_trainer(losses, *callbacks, max_epochs=2).fit(model, datamodule=data)
+        return losses.train
+
+    kept, plain = run(PrefixCache(views=None if transform is None else 3)), run()
+    assert len(kept) == len(plain) == 2
+    assert (kept == plain) == (transform is None)
+
+
+def test_images_that_do_not_decode_are_left_to_the_loader(fit: Callable[..., Losses]) -> None:
+    class Gaps(Flipped):
+        def __getitems__(self, rows: list[int]) -> list[Any]:
+            torch.manual_seed(0)
+            return [(torch.full((3, 32, 32), row, dtype=torch.uint8), row % 3) for row in rows if row != 6]
+
+    with pytest.warns(UserWarning, match="1 images do not decode"):
+        fit(make_model(), PrefixCache(splits=["train"], views=1), dataset=Gaps(), max_epochs=1)
