@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.losses import ClassBalanced
 from nc_finetune.methods import FinetuningMethod, LinearProbe
 from nc_finetune.metrics.balanced_accuracy import BalancedAccuracy
@@ -25,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 CHECKPOINT_KEY = "nc_finetune"
 
 
-class DivergedError(RuntimeError):
+class DivergedError(TrainingStoppedError):
     """Training cannot go on because the loss is not finite."""
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -87,21 +88,48 @@ def _with_config(words: Sequence[str]) -> list[str]:
     return [part for name in names for part in ("--config", str(find_recipe(name)))] + list(words[len(names) :])
 
 
+def _last_checkpoint(folder: str | None) -> str | None:
+    """Return the last checkpoint of a run; a run that has none yet begins."""
+    from nc_finetune.callbacks.resumable_run import LAST
+
+    if folder is None:
+        raise ValueError("--ckpt_path last needs to know the run: give --run.folder, the same as when it began")
+    path = Path(folder) / LAST
+    print(f"{'Going on from' if path.is_file() else 'Beginning: there is no'} {path}", file=sys.stderr)  # noqa: T201
+    return str(path) if path.is_file() else None
+
+
 def _trainer_command(command: str, words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands on an ImageClassifier and ImageData."""
     from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from nc_finetune.callbacks import PredictionWriter
+    from nc_finetune.callbacks import PredictionWriter, ResumableRun
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
 
     class FinetuneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            """Take the number of classes from the data, and write predictions."""
+            """Take the number of classes from the data, write predictions, and be ready to resume."""
             parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.add_lightning_class_args(ResumableRun, "run")
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+        def before_instantiate_classes(self) -> None:
+            """Find the last checkpoint of a run, and load none with pickle."""
+            config = self.config[command]
+            if config.get("ckpt_path") == "last":
+                config["ckpt_path"] = _last_checkpoint(config["run"]["folder"])
+            if "weights_only" in config and config["weights_only"] is None:
+                config["weights_only"] = True
+
+        def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+            # Lightning refuses callbacks that write checkpoints where none are wanted.
+            wanted = config.get("enable_checkpointing") is not False
+            return super()._instantiate_trainer(
+                config, [callback for callback in callbacks if wanted or not isinstance(callback, ResumableRun)]
+            )
 
     # Lightning expects to read the command line itself; ours names recipes, which it does not know.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -112,6 +140,7 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
             args=[command, *_with_config(words)],
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},  # a run that goes on writes it again
             parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
         )
     except ArgumentError as error:
@@ -208,7 +237,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words after the command's name; ``None`` takes those of the process.
 
     Returns:
-        The exit status: 0, or 1 if a run of a benchmark failed, or 2 for input that cannot be used.
+        The exit status: 0; 1 if a run of a benchmark failed, data have faults, or training could not go on; 2 for input
+        that cannot be used; 130 and 143 after Ctrl-C and SIGTERM, with a checkpoint.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -219,6 +249,20 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         known = vars(_parser().parse_args(words))
         return _COMMANDS[known.pop("command")](**known)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"nc-finetune: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        return _report_error(error)
+
+
+def _report_error(error: Exception) -> int:
+    """Print what went wrong, without a traceback where that would tell nothing more; return the exit status."""
+    from nc_finetune.errors import TrainingStoppedError
+    from nc_finetune.faults import explain
+
+    message = explain(error)
+    if message is None and isinstance(error, RuntimeError) and not isinstance(error, TrainingStoppedError):
+        raise error
+    print(f"nc-finetune: {message or error}", file=sys.stderr)  # noqa: T201
+    signum = getattr(error, "signal", None)
+    if signum is not None:
+        return 128 + int(signum)
+    return 1 if isinstance(error, (RuntimeError, MemoryError)) else 2

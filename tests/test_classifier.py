@@ -316,7 +316,7 @@ def test_evaluating_without_fitting_gives_the_numbers_of_all_samples(
         logits = model.eval()(images)
     (metrics,) = getattr(make_trainer(), stage)(model, loader, verbose=False)
     name = "val" if stage == "validate" else "test"
-    assert set(metrics) == {f"{name}/loss", f"{name}/accuracy"}
+    assert set(metrics) == {f"{name}/loss", f"{name}/accuracy", f"{name}/balanced_accuracy"}
     assert metrics[f"{name}/accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert metrics[f"{name}/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
@@ -324,7 +324,7 @@ def test_evaluating_without_fitting_gives_the_numbers_of_all_samples(
 def test_fitting_logs_what_the_docstring_says(make_loader: LoaderFactory, make_trainer: TrainerFactory) -> None:
     trainer = make_trainer()
     trainer.fit(make_model(), make_loader(), make_loader())
-    assert set(trainer.callback_metrics) == {"train/loss", "val/loss", "val/accuracy"}
+    assert set(trainer.callback_metrics) == {"train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy"}
 
 
 @every_method

@@ -6,3 +6,5 @@ from nc_finetune.callbacks.delta_checkpoint import DeltaCheckpoint as DeltaCheck
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
 from nc_finetune.callbacks.measurement import MeasurementError as MeasurementError
 from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter
+from nc_finetune.callbacks.resumable_run import ResumableRun as ResumableRun
+from nc_finetune.callbacks.resumable_run import RunInterruptedError as RunInterruptedError
