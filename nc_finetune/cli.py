@@ -24,6 +24,7 @@ examples:
   nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
   nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
   nc-finetune recipes                                     what there is; --copy NAME takes one home
+  nc-finetune data check photos                           counts, classes, broken and doubled images
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
   nc-finetune fit --help                                  every key of a recipe
@@ -48,8 +49,21 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
     recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
     recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    _add_data(commands.add_parser("data", help="look at a source of images before training on it"))
     _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
     return parser
+
+
+def _add_data(data: argparse.ArgumentParser) -> None:
+    check = data.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+        "check", help="decode every image; count classes, sizes and modes; find broken, doubled and rare ones"
+    )
+    check.add_argument("source", help="a folder, a table of labels, a short name or a hub id")
+    check.add_argument("--image-column", metavar="NAME", help="default: found")
+    check.add_argument("--label-column", metavar="NAME", help="default: found")
+    check.add_argument("--min-per-class", type=int, default=5, metavar="N", help="default: 5")
+    check.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
+    check.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, too")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -222,11 +236,37 @@ def _export(to: str, model: Path, out: Path, uint8: bool, image_size: int | None
     return 0
 
 
+def _data(
+    action: str,
+    source: str,
+    image_column: str | None,
+    label_column: str | None,
+    min_per_class: int,
+    workers: int,
+    out: Path | None,
+) -> int:
+    import json
+
+    from rich.console import Console
+
+    from nc_finetune.data import ImageData, check_data
+    from nc_finetune.data_report import print_data_report
+    from nc_finetune.files import write_text_atomically
+
+    data = ImageData(source, image_column=image_column, label_column=label_column)
+    report = check_data(data, min_per_class=min_per_class, num_workers=workers)
+    print_data_report(report, Console())
+    if out is not None:
+        write_text_atomically(out, json.dumps(report.to_json(), indent=2) + "\n")
+    return int(bool(report.faults))
+
+
 _COMMANDS: dict[str, Callable[..., int]] = {
     "benchmark": _benchmark,
     "report": _report,
     "recipes": _recipes,
     "export": _export,
+    "data": _data,
 }
 
 

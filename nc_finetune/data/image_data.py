@@ -298,6 +298,10 @@ class ImageData(L.LightningDataModule):
     def _bad_flags_used(self) -> bool:
         return "_bad" in self.__dict__ and any(bool(flags.any()) for flags in self._bad.values())
 
+    def images(self, split: str) -> LabelledImages:
+        """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
+        return self._images(split)
+
     def _images(self, split: str, training: bool = False) -> LabelledImages:
         if split not in SPLIT_NAMES:
             raise unknown_name("split", split, SPLIT_NAMES)
