@@ -25,6 +25,7 @@ from nc_finetune.backbones import (
 )
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
 from nc_finetune.methods import FinetuningMethod, LinearProbe
@@ -36,7 +37,7 @@ Batch = tuple[Tensor | PrefixOutput, Tensor]
 CHECKPOINT_KEY = "nc_finetune"
 
 
-class DivergedError(RuntimeError):
+class DivergedError(TrainingStoppedError):
     """Training cannot go on because the loss is not finite."""
 
 

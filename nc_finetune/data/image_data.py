@@ -136,6 +136,8 @@ class ImageData(L.LightningDataModule):
         self.columns = (image_column, label_column)
         self.on_bad_image: OnBadImage = on_bad_image
         self.balance_classes = balance_classes
+        self._training: TrainingLoader | None = None
+        self._resumed: dict[str, int] | None = None
 
     @cached_property
     def data(self) -> Source:
@@ -205,7 +207,11 @@ class ImageData(L.LightningDataModule):
         images, (ranks, rank) = self.train_set, self._ranks
         weights = balancing_weights(images.labels) if self.balance_classes else None
         order = TrainingOrder(images, seed=torch.initial_seed(), ranks=ranks, rank=rank, weights=weights)
-        return TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading)
+        self._training = TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading)
+        if self._resumed is not None:
+            self._training.load_state_dict(self._resumed)
+            self._resumed = None
+        return self._training
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return validation batches."""
@@ -251,7 +257,8 @@ class ImageData(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint says of the data."""
-        return {"splits_hash": self.splits_hash}
+        # Lightning saves the loader's state, too, but loads it too late where the schedule asks for its length.
+        return {"splits_hash": self.splits_hash, "training": self._training and self._training.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on training on other images.
@@ -259,12 +266,14 @@ class ImageData(L.LightningDataModule):
         Raises:
             ValueError: If the splits of the checkpoint are others.
         """
-        resumes = self.trainer is not None and self.trainer.state.fn == "fit"
-        if resumes and state_dict.get("splits_hash") != self.splits_hash:
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        if state_dict.get("splits_hash") != self.splits_hash:
             raise ValueError(
                 f"the checkpoint was trained on other splits (hash {state_dict.get('splits_hash')}, here"
                 f" {self.splits_hash}); resume with the same source, seed and sizes"
             )
+        self._resumed = state_dict["training"]
 
     @property
     def _ranks(self) -> tuple[int, int]:
@@ -292,6 +301,10 @@ class ImageData(L.LightningDataModule):
     @property
     def _bad_flags_used(self) -> bool:
         return "_bad" in self.__dict__ and any(bool(flags.any()) for flags in self._bad.values())
+
+    def images(self, split: str) -> LabelledImages:
+        """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
+        return self._images(split)
 
     def _images(self, split: str, training: bool = False) -> LabelledImages:
         if split not in SPLIT_NAMES:

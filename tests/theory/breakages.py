@@ -104,7 +104,9 @@ BREAKAGES: dict[str, list[Breakage]] = {
             patch=_decay_times(0.25),
         ),
         Breakage("four times the decay", ("for c < 1 it is not",), patch=_decay_times(4.0)),
-        Breakage("D = K − 1", ("of different lengths", "below 90°", "MSE does not"), {"classes": 3, "narrow": ((3, 2),)}),
+        Breakage(
+            "D = K − 1", ("of different lengths", "below 90°", "MSE does not"), {"classes": 3, "narrow": ((3, 2),)}
+        ),
     ],
     "strict_saddle": [
         Breakage("no training", ("all three are critical",), {"steps": -1}),
