@@ -54,7 +54,8 @@ class NetworkLayers:
         """
         if layer in self.layer_names or layer in self.submodule_names:
             return layer
-        near = get_close_matches(layer, self.submodule_names, n=3)
+        inner = [name for name in self.submodule_names if name.endswith(f".{layer}")]
+        near = (*inner[:3], *get_close_matches(layer, self.submodule_names, n=3))
         raise unknown_name("layer", layer, dict.fromkeys((*self.layer_names, *near)))
 
     @contextmanager
@@ -177,7 +178,8 @@ def _find_classifier(
     linear = [
         part for part in module.modules() if isinstance(part, nn.Linear) and part not in inside and part not in others
     ]
-    fitting = [part for part in linear if num_classes in (None, part.out_features)]
+    rows = (1, 2) if num_classes == 2 else (num_classes,)  # one logit tells two classes apart
+    fitting = [part for part in linear if num_classes is None or part.out_features in rows]
     return fitting[-1] if fitting else None
 
 

@@ -36,12 +36,14 @@ class _LayerSums:
         self._first_not_finite: Tensor | None = None
 
     def add(self, features: Tensor, labels: Tensor, batch: int) -> None:
-        self.ensure_metric(features.shape[1], features.device).update(features, labels)
+        metric = self.ensure_metric(features.shape[1], features.device)
+        metric.update(features.to(metric.device), labels.to(metric.device))
         if not self.second_pass:
             self._note_not_finite(features, batch)
 
     def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:
         if self.metric is None:
+            device = device_of_sums(device)
             with torch.device(device):
                 self.metric = self.make(width)
             self.metric.to(device)
@@ -59,16 +61,28 @@ class _LayerSums:
             self.problem, self.error = problem, error
 
     def compute(self, measures: tuple[str, ...]) -> dict[str, float]:
-        if self.problem is not None or self.metric is None:
-            return dict.fromkeys(measures, math.nan)
+        values: dict[str, float] = {}
+        if self.problem is None and self.metric is not None:
+            try:
+                values = self._compute(self.metric)
+            except Exception as error:  # the same on all ranks: they look at the same sums
+                self.fail(str(error), error)
+        return {name: values.get(name, math.nan) for name in measures}
+
+    def _compute(self, metric: NeuralCollapse) -> dict[str, float]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            values = {name: value.item() for name, value in self.metric.compute().items()}
+            values = {name: value.item() for name, value in metric.compute().items()}
         # torchmetrics also warns of a rank that had no samples, which is no problem here.
         if reasons := [str(w.message).rstrip(".") for w in caught if "undefined" in str(w.message)]:
             first = -1 if self._first_not_finite is None else int(self._first_not_finite)
             self.fail("; ".join(reasons) + (f" (first in batch {first})" if first >= 0 else ""))
-        return {name: values.get(name, math.nan) for name in measures}
+        return values
+
+
+def device_of_sums(device: torch.device) -> torch.device:
+    """Say where sums are kept for features on a device: they are in float64, which MPS does not have."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 class Measurement:
@@ -77,6 +91,7 @@ class Measurement:
     Args:
         network: Where the layers are.
         measures: What to measure of each layer, by name of the layer, in the order of the network.
+        num_classes: K.
         make_metric: Builds the metric from the width of the features and the measures.
         pooling: How outputs become vectors.
         device: Where ranks agree on what they have seen.
@@ -86,18 +101,22 @@ class Measurement:
         self,
         network: NetworkLayers,
         measures: Mapping[str, tuple[str, ...]],
+        num_classes: int,
         make_metric: MakeMetric,
+        *,
         pooling: Pooling,
         device: torch.device,
     ) -> None:
         self.network = network
         self.measures = dict(measures)
+        self.num_classes = num_classes
         self.pooling = pooling
         self.device = device
         self._make_metric = make_metric
         self._sums = {layer: _LayerSums(layer, self._maker(layer)) for layer in self.measures}
         self._labels: Tensor | None = None
         self._rows: slice | Tensor = slice(None)
+        self._outside = torch.tensor([-1, 0, 0], device=device)  # first batch with a label that is no class; its range
         self._batch = 0
         self._second_pass = False
 
@@ -115,9 +134,19 @@ class Measurement:
         """Say which labels the next features have, and which rows of these count; ``None`` is all."""
         self._batch = batch
         self._rows = slice(None) if rows is None else rows
-        self._labels = labels
+        self._labels = self._in_range(labels.to(self.device))
         for sums in self._sums.values():
             sums.taken = False
+
+    def _in_range(self, labels: Tensor) -> Tensor:
+        """Keep labels that are no class from the sums, where they would end the process; nobody waits for the device."""
+        if not labels.numel():
+            return labels
+        smallest, largest = labels.aminmax()
+        found = torch.stack([torch.full_like(smallest, self._batch), smallest, largest])
+        first = (self._outside[0] < 0) & ((smallest < 0) | (largest >= self.num_classes))
+        self._outside = torch.where(first, found, self._outside)
+        return labels.clamp(0, self.num_classes - 1)
 
     def end_batch(self) -> None:
         """Take no more features until the next batch begins."""
@@ -136,9 +165,11 @@ class Measurement:
                 raise ValueError(f"{len(features)} features came for {len(self._labels)} labels")
             sums.add(features[self._rows], self._labels[self._rows], self._batch)
         except Exception as error:  # a measurement must not end a training, whatever went wrong in it
-            sums.fail(f"batch {self._batch}: {error}", error)
+            sums.fail(_at(self._batch, error), error)
 
     def _features(self, layer: str, output: Any) -> Tensor:
+        if isinstance(output, (tuple, list)) and len(output) == 1:
+            output = output[0]
         if not isinstance(output, Tensor):
             raise TypeError(f"it must give one tensor, got {type(output).__name__}; take a block around or inside it")
         dtype = torch.float32 if output.dtype in _HALF else None
@@ -150,6 +181,10 @@ class Measurement:
         """Give up all layers."""
         for sums in self._sums.values():
             sums.fail(problem, error)
+
+    def fail_at(self, batch: int, error: Exception) -> None:
+        """Give up all layers because of what a batch brought."""
+        self.fail(_at(batch, error), error)
 
     def watch(self, take: Callable[[str, Any], None]) -> ExitStack:
         """Register the hooks of all layers; they are gone when the returned stack is closed."""
@@ -189,6 +224,10 @@ class Measurement:
 
     def _agree(self) -> None:
         """Let all ranks know what any of them saw: a rank may have had no sample, or have failed."""
+        batch, smallest, largest = self._outside.tolist()
+        if batch >= 0:
+            span = f"[0, num_classes) = [0, {self.num_classes})"
+            self.fail(f"batch {batch}: labels must lie in {span}, got {smallest} to {largest}")
         widths = [0 if s.metric is None else s.metric.num_features for s in self._sums.values()]
         failed = [int(s.problem is not None) for s in self._sums.values()]
         rows = [[w, -w if w else -(2**62), f] for w, f in zip(widths, failed, strict=True)]
@@ -204,6 +243,11 @@ class Measurement:
                 sums.fail(f"its width differs between processes: {-smallest} to {largest}")
             else:
                 sums.ensure_metric(largest, self.device)
+
+
+def _at(batch: int, error: Exception) -> str:
+    told = isinstance(error, (TypeError, ValueError))  # others, such as KeyError: 'x', need their name
+    return f"batch {batch}: {error}" if told else f"batch {batch}: {type(error).__name__}: {error}"
 
 
 def _fits(classifier: nn.Module, metric: NeuralCollapse) -> bool:

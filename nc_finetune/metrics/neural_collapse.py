@@ -259,8 +259,14 @@ class NeuralCollapse(Metric):
         lacking = [name for name in self.measures if name in _NEED_CLASSIFIER]
         if lacking and self._classifier is None:
             raise RuntimeError(f"{', '.join(lacking)} need the classifier: call set_classifier(weight, bias) first")
-        if self.needs_second_pass and self._centres is None:
+        if not self.needs_second_pass:
+            return
+        if self._centres is None:
             raise RuntimeError("a second pass is needed: call begin_second_pass() and update with the same data again")
+        if self.decided != self.counts.sum():
+            raise RuntimeError(
+                f"the second pass must see what the first saw: {self.counts.sum():.0f} samples, got {self.decided:.0f}"
+            )
 
     def reset(self) -> None:
         """Forget all samples, and the second pass; the classifier stays."""

@@ -64,7 +64,8 @@ def measuring(net: nn.Module) -> Measurement:
     def make(width: int, measures: tuple[str, ...]) -> NeuralCollapse:
         return NeuralCollapse(CLASSES, width, measures=measures)
 
-    return Measurement(layers, dict.fromkeys(layers.layer_names, ("nc1",)), make, "default", torch.device("cuda"))
+    measures = dict.fromkeys(layers.layer_names, ("nc1",))
+    return Measurement(layers, measures, CLASSES, make, pooling="default", device=torch.device("cuda"))
 
 
 def test_no_batch_waits_for_the_device() -> None:
