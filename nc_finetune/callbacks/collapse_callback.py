@@ -275,8 +275,8 @@ class CollapseCallback(L.Callback):
         return self._found
 
     def _new_measurement(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Measurement:
-        def make_metric(width: int, measures: tuple[str, ...]) -> NeuralCollapse:
-            return NeuralCollapse(self._known_classes, width, self.normalize, measures=measures)
+        def make_metric(width: int, measures: tuple[str, ...], scatter: bool) -> NeuralCollapse:
+            return NeuralCollapse(self._known_classes, width, self.normalize, measures=measures, scatter=scatter)
 
         network = self._resolve(trainer, pl_module)
         return Measurement(
@@ -386,5 +386,9 @@ def _known_classes(trainer: L.Trainer, pl_module: L.LightningModule) -> int | No
 
 
 def _rows_of(classifier: nn.Module | None) -> int | None:
-    linear = [part for part in (classifier.modules() if classifier else ()) if isinstance(part, nn.Linear)]
-    return linear[-1].out_features if linear else None
+    rows = (getattr(part, "out_features", getattr(part, "out_channels", None)) for part in _parts(classifier))
+    return next((value for value in rows if isinstance(value, int)), None)
+
+
+def _parts(module: nn.Module | None) -> list[nn.Module]:
+    return [] if module is None else list(module.modules())[::-1]

@@ -2,87 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling
+from nc_finetune.callbacks.layer_sums import LayerSums
 from nc_finetune.metrics import NeuralCollapse
 
-MakeMetric = Callable[[int, tuple[str, ...]], NeuralCollapse]
+NewMetric = Callable[[int, tuple[str, ...], bool], NeuralCollapse]
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class MeasurementError(RuntimeError):
     """A measurement failed, and the callback was told to be strict."""
-
-
-class _LayerSums:
-    """The metric of one layer, made when its width is known, and why it cannot be had."""
-
-    def __init__(self, name: str, make: Callable[[int], NeuralCollapse]) -> None:
-        self.name = name
-        self.make = make
-        self.metric: NeuralCollapse | None = None
-        self.problem: str | None = None
-        self.error: Exception | None = None
-        self.taken = False
-        self.second_pass = False
-        self._first_not_finite: Tensor | None = None
-
-    def add(self, features: Tensor, labels: Tensor, batch: int) -> None:
-        metric = self.ensure_metric(features.shape[1], features.device)
-        metric.update(features.to(metric.device), labels.to(metric.device))
-        if not self.second_pass:
-            self._note_not_finite(features, batch)
-
-    def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:
-        if self.metric is None:
-            device = device_of_sums(device)
-            with torch.device(device):
-                self.metric = self.make(width)
-            self.metric.to(device)
-        return self.metric
-
-    def _note_not_finite(self, features: Tensor, batch: int) -> None:
-        """Keep the first batch with features that are not finite, on the device: nobody waits for it."""
-        number = torch.full((), batch, device=features.device)
-        found = torch.where(features.isfinite().all(), torch.full_like(number, -1), number)
-        first = self._first_not_finite
-        self._first_not_finite = found if first is None else torch.where(first < 0, found, first)
-
-    def fail(self, problem: str, error: Exception | None = None) -> None:
-        if self.problem is None:
-            self.problem, self.error = problem, error
-
-    def compute(self, measures: tuple[str, ...]) -> dict[str, float]:
-        values: dict[str, float] = {}
-        if self.problem is None and self.metric is not None:
-            try:
-                values = self._compute(self.metric)
-            except Exception as error:  # the same on all ranks: they look at the same sums
-                self.fail(str(error), error)
-        return {name: values.get(name, math.nan) for name in measures}
-
-    def _compute(self, metric: NeuralCollapse) -> dict[str, float]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            values = {name: value.item() for name, value in metric.compute().items()}
-        # torchmetrics also warns of a rank that had no samples, which is no problem here.
-        if reasons := [str(w.message).rstrip(".") for w in caught if "undefined" in str(w.message)]:
-            first = -1 if self._first_not_finite is None else int(self._first_not_finite)
-            self.fail("; ".join(reasons) + (f" (first in batch {first})" if first >= 0 else ""))
-        return values
-
-
-def device_of_sums(device: torch.device) -> torch.device:
-    """Say where sums are kept for features on a device: they are in float64, which MPS does not have."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 class Measurement:
@@ -92,7 +29,7 @@ class Measurement:
         network: Where the layers are.
         measures: What to measure of each layer, by name of the layer, in the order of the network.
         num_classes: K.
-        make_metric: Builds the metric from the width of the features and the measures.
+        new_metric: Builds a metric from the width of the features, the measures and whether there is a scatter.
         pooling: How outputs become vectors.
         device: Where ranks agree on what they have seen.
     """
@@ -102,7 +39,7 @@ class Measurement:
         network: NetworkLayers,
         measures: Mapping[str, tuple[str, ...]],
         num_classes: int,
-        make_metric: MakeMetric,
+        new_metric: NewMetric,
         *,
         pooling: Pooling,
         device: torch.device,
@@ -112,8 +49,8 @@ class Measurement:
         self.num_classes = num_classes
         self.pooling = pooling
         self.device = device
-        self._make_metric = make_metric
-        self._sums = {layer: _LayerSums(layer, self._maker(layer)) for layer in self.measures}
+        self._new_metric = new_metric
+        self._sums = {layer: LayerSums(names, partial(self._make, layer)) for layer, names in self.measures.items()}
         self._labels: Tensor | None = None
         self._rows: slice | Tensor = slice(None)
         self._outside = torch.tensor([-1, 0, 0], device=device)  # first batch with a label that is no class; its range
@@ -139,7 +76,7 @@ class Measurement:
             sums.taken = False
 
     def _in_range(self, labels: Tensor) -> Tensor:
-        """Keep labels that are no class from the sums, where they would end the process; nobody waits for the device."""
+        """Keep labels that are no class from the sums, where they would end the process; nobody waits for it."""
         if not labels.numel():
             return labels
         smallest, largest = labels.aminmax()
@@ -197,12 +134,8 @@ class Measurement:
         """Fix the class means of the layers that must see every sample again; say whether there are any."""
         self._agree()
         for sums in self._sums.values():
-            if sums.metric is not None and sums.problem is None and sums.metric.needs_second_pass:
-                try:
-                    sums.metric.begin_second_pass()
-                except Exception as error:  # the same on all ranks: they look at the same sums
-                    sums.fail(str(error), error)
-                sums.second_pass = True
+            if sums.needs_second_pass and sums.problem is None:
+                sums.begin_second_pass()
         self._second_pass = True
         return any(sums.second_pass for sums in self._sums.values())
 
@@ -210,17 +143,14 @@ class Measurement:
         """Return the measures of each layer over all ranks; ``nan`` where :attr:`problems` says why."""
         self.end_batch()
         self._agree()
-        return {layer: self._sums[layer].compute(measures) for layer, measures in self.measures.items()}
+        return {layer: sums.compute() for layer, sums in self._sums.items()}
 
-    def _maker(self, layer: str) -> Callable[[int], NeuralCollapse]:
-        def make(width: int) -> NeuralCollapse:
-            metric = self._make_metric(width, self.measures[layer])
-            classifier = self.network.classifier
-            if layer == PENULTIMATE and classifier is not None and _fits(classifier, metric):
-                metric.set_classifier(classifier.weight, getattr(classifier, "bias", None))  # type: ignore[arg-type]
-            return metric
-
-        return make
+    def _make(self, layer: str, width: int, scatter: bool) -> NeuralCollapse:
+        metric = self._new_metric(width, self.measures[layer], scatter)
+        classifier = self.network.classifier
+        if layer == PENULTIMATE and classifier is not None and _fits(classifier, metric):
+            metric.set_classifier(classifier.weight, getattr(classifier, "bias", None))  # type: ignore[arg-type]
+        return metric
 
     def _agree(self) -> None:
         """Let all ranks know what any of them saw: a rank may have had no sample, or have failed."""
@@ -229,12 +159,12 @@ class Measurement:
             span = f"[0, num_classes) = [0, {self.num_classes})"
             self.fail(f"batch {batch}: labels must lie in {span}, got {smallest} to {largest}")
         widths = [0 if s.metric is None else s.metric.num_features for s in self._sums.values()]
-        failed = [int(s.problem is not None) for s in self._sums.values()]
-        rows = [[w, -w if w else -(2**62), f] for w, f in zip(widths, failed, strict=True)]
+        flags = [[int(s.problem is not None), int(s.is_folded)] for s in self._sums.values()]
+        rows = [[w, -w if w else -(2**62), *two] for w, two in zip(widths, flags, strict=True)]
         seen = torch.tensor(rows, dtype=torch.int64, device=self.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-        for sums, (largest, smallest, any_failed) in zip(self._sums.values(), seen.tolist(), strict=True):
+        for sums, (largest, smallest, any_failed, any_folded) in zip(self._sums.values(), seen.tolist(), strict=True):
             if any_failed:
                 sums.fail("it failed in another process")
             elif largest == 0:
@@ -243,6 +173,8 @@ class Measurement:
                 sums.fail(f"its width differs between processes: {-smallest} to {largest}")
             else:
                 sums.ensure_metric(largest, self.device)
+                if any_folded:
+                    sums.fold()
 
 
 def _at(batch: int, error: Exception) -> str:
