@@ -173,7 +173,8 @@ def _find_classifier(
 ) -> nn.Module | None:
     if name is not None:
         return _submodule(module, network, name, "classifier")
-    inside = {part for block in blocks for part in named_layers(network)[block].modules()}
+    layers = named_layers(network)
+    inside = {part for block in blocks for part in layers[block].modules()}
     others = {
         part
         for other in map(_untouched(network), module.children())
