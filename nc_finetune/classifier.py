@@ -11,13 +11,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from nc_finetune.backbones import Backbone, OpenClipBackbone, create_backbone
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.methods import FinetuningMethod, LinearProbe
+from nc_finetune.metrics import check_targets, classification_metrics
 from nc_finetune.model_config import describe_model
 
 Batch = tuple[Tensor, Tensor]
@@ -29,22 +29,15 @@ class DivergedError(RuntimeError):
     """Training cannot go on because the loss is not finite."""
 
 
-def _check_batch(batch: Any, num_classes: int) -> None:
+def _check_batch(batch: Any, num_classes: int, multilabel: bool) -> None:
     """Refuse a batch that is not (images, labels), while it is still on the CPU and looking costs nothing."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         parts = f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else ""
         raise TypeError(f"a batch must be (images, labels), two tensors; got {type(batch).__name__}{parts}")
     images, labels = batch
-    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            "images must have shape (N, 3, H, W) and labels be N integers, got shapes"
-            f" {tuple(images.shape)} and {tuple(labels.shape)}, labels of {labels.dtype}"
-        )
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(
-            f"labels must lie in [0, {num_classes}), got {int(labels.min())} to {int(labels.max())};"
-            " set num_classes to the number of classes in the data"
-        )
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}")
+    check_targets(labels, len(images), num_classes, multilabel)
 
 
 class ImageClassifier(L.LightningModule):
@@ -53,7 +46,12 @@ class ImageClassifier(L.LightningModule):
     Batches are ``(images, labels)``: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in 0...1
     (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in ``[0, num_classes)``.
 
-    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy`` (shares in ``[0, 1]``).
+    With a loss for several labels a sample (:class:`~nc_finetune.losses.PickAllLabelsLoss`, or any with an attribute
+    ``multilabel = True``) labels have shape ``(N, num_classes)``, 0 or 1.
+
+    Logs ``train/loss``, ``val/loss``, ``val/accuracy``, ``test/loss`` and ``test/accuracy`` (shares in ``[0, 1]``); for
+    several labels ``.../average_precision`` in place of the accuracy, see
+    :func:`~nc_finetune.metrics.classification_metrics`.
 
     The optimizer gets up to three groups, each with its own learning rate: ``head`` (and the loss, should it have
     parameters), ``block``, the key layer, and ``backbone``, what else is tuned of it. All fall to zero along a cosine,
@@ -69,7 +67,7 @@ class ImageClassifier(L.LightningModule):
         method: What is tuned; ``None`` is :class:`~nc_finetune.methods.LinearProbe`.
         head: Builds the classifier from the width of the feature and the number of classes; ``torch.nn.Linear`` or
             one of :mod:`nc_finetune.heads`. ``None`` is the method's own, as of zero-shot, or otherwise linear.
-        loss: Takes logits ``(N, K)`` and labels ``(N,)``; ``None`` is cross-entropy. See :mod:`nc_finetune.losses`.
+        loss: Takes logits ``(N, K)`` and labels; ``None`` is cross-entropy. See :mod:`nc_finetune.losses`.
         learning_rate: Rate of the tuned part of the backbone (of the key layer, where the method has one), or of the
             head where nothing else is tuned; ``None`` takes the method's default (or ``head_learning_rate``).
         head_learning_rate: Rate of the head beside a tuned backbone.
@@ -117,8 +115,9 @@ class ImageClassifier(L.LightningModule):
         self.head_learning_rate = head_learning_rate
         self.rest_learning_rate = rest_learning_rate
         self.optimizer = optimizer
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.multilabel = bool(getattr(self.loss, "multilabel", False))
+        self.val_metrics = classification_metrics(num_classes, self.multilabel)
+        self.test_metrics = classification_metrics(num_classes, self.multilabel)
         self._diverged: Tensor
         self.register_buffer("_diverged", torch.tensor(False), persistent=False)
         self._train_modes: list[bool] = []
@@ -169,7 +168,7 @@ class ImageClassifier(L.LightningModule):
         """Check a batch before it leaves the CPU."""
         if isinstance(batch, Tensor) and self.trainer.predicting:  # images alone
             return batch
-        _check_batch(batch, self.num_classes)
+        _check_batch(batch, self.num_classes, self.multilabel)
         images, labels = batch
         return images, labels.long()  # the loss takes no narrower integers
 
@@ -202,11 +201,11 @@ class ImageClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of a validation batch."""
-        self._evaluate("val", self.val_accuracy, batch)
+        self._evaluate("val", self.val_metrics, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of a test batch."""
-        self._evaluate("test", self.test_accuracy, batch)
+        self._evaluate("test", self.test_metrics, batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, labels)."""
@@ -277,9 +276,12 @@ class ImageClassifier(L.LightningModule):
         head = self.head_learning_rate if has_tuned or self.learning_rate is None else self.learning_rate
         return {"head": head, "block": main, "backbone": rest if has_block else main}
 
-    def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
+    def _evaluate(self, stage: str, metrics: nn.ModuleDict, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
-        accuracy.update(logits, labels)
         self.log(f"{stage}/loss", self.loss(logits, labels), batch_size=len(labels), sync_dist=True)
-        self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val", batch_size=len(labels))
+        probabilities = torch.softmax(logits.float(), dim=1)
+        metric: Any  # what Lightning and torchmetrics say of the items of a ModuleDict does not fit together
+        for name, metric in metrics.items():
+            metric.update(probabilities, labels)
+            self.log(f"{stage}/{name}", metric, prog_bar=stage == "val", batch_size=len(labels))

@@ -1,3 +1,5 @@
-"""torchmetrics over the functions of :mod:`nc_finetune.functional`."""
+"""Metrics: collapse, over the functions of :mod:`nc_finetune.functional`, and the quality of classifiers."""
 
+from nc_finetune.metrics.classification import check_targets as check_targets
+from nc_finetune.metrics.classification import classification_metrics as classification_metrics
 from nc_finetune.metrics.neural_collapse import NeuralCollapse as NeuralCollapse
