@@ -32,7 +32,9 @@ class FinetuningMethod(nn.Module, ABC):
     Attributes:
         name: Name in recipes and results.
         label: Name in tables and pictures.
-        default_learning_rate: Rate of the tuned part of the backbone with AdamW; ``None`` where nothing is tuned.
+        default_learning_rate: Rate of the tuned part of the backbone with AdamW, of the key layer where there is one;
+            ``None`` where nothing is tuned.
+        rest_learning_rate: Default of what is tuned outside of a key layer.
         pooling: From the output of a skip's block to a vector.
         key_layer: Name of the tuned block, or names of the span of them, as given.
         trains: Whether there is anything to train; a method that does not brings its own head.
@@ -41,6 +43,7 @@ class FinetuningMethod(nn.Module, ABC):
     name: ClassVar[str]
     label: ClassVar[str]
     default_learning_rate: ClassVar[float | None] = None
+    rest_learning_rate: ClassVar[float] = 3e-4
     key_layer: str | list[str] | None = None
     pooling: Pooling = "default"
     trains: ClassVar[bool] = True
@@ -65,7 +68,7 @@ class FinetuningMethod(nn.Module, ABC):
         return (parameter for module in self.tuned_modules(backbone) for parameter in module.parameters())
 
     def key_layers(self, backbone: Backbone) -> tuple[str, ...]:
-        """Return the names of the tuned blocks; none, where the method does not tune by blocks."""
+        """Return the names of the key blocks; none, where the method does not tune by blocks."""
         return ()
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
