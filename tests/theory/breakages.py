@@ -61,6 +61,15 @@ class _RankOne(nn.Linear):
         self.weight.requires_grad_(False)
 
 
+def _shuffled(real: Any) -> Any:
+    def ratio(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        measured: torch.Tensor = real(features, labels[order], classes)
+        return measured
+
+    return ratio
+
+
 def _one_feature(real: Any) -> Any:
     return lambda *args, width=None, **options: real(*args, width=1 if width else None, **options)
 
@@ -173,9 +182,10 @@ BREAKAGES: dict[str, list[Breakage]] = {
         ),
         Breakage(
             "Gaussian initialisation",
-            ("singular values of every", "balanced", "smallest R²"),
+            ("singular values of every", "balanced"),
             {"initialization": "normal"},
         ),
+        Breakage("shuffled labels", (r"with depth \(smallest R²",), patch=_replace("trace_ratio", _shuffled)),
         Breakage("hardly any training with ReLU", ("ReLU networks",), {"relu_steps": 10}),
     ],
     "compressed_factors": [
