@@ -89,8 +89,9 @@ def test_undefined_values_leave_gaps() -> None:
 
 
 def test_measures_have_a_panel_each_and_scales_of_their_own() -> None:
-    rows = [{"epoch": 0, "step": 1, "nc1": 0.5, "slope": -1.0}]
-    assert [axes.get_yscale() for axes in draw_measures(rows, ["nc1", "slope"]).axes] == ["log", "linear"]
+    rows = [{"epoch": 0, "step": 1, "nc1": 0.5, "slope": -1.0, "ncc_accuracy": 0.9}]
+    scales = [axes.get_yscale() for axes in draw_measures(rows, ["nc1", "slope", "ncc_accuracy"]).axes]
+    assert scales == ["log", "linear", "linear"]
 
 
 def test_columns_are_those_of_all_rows() -> None:
