@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nc_finetune.backbones import (
@@ -130,6 +131,9 @@ class ImageClassifier(L.LightningModule):
         self.optimizer = optimizer
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self.val_balanced_accuracy = BalancedAccuracy(num_classes)
         self.test_balanced_accuracy = BalancedAccuracy(num_classes)
         self._diverged: Tensor
@@ -327,7 +331,9 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         accuracy.update(logits, labels)
-        self.log(f"{stage}/loss", self.loss(logits, labels), batch_size=len(labels), sync_dist=True)
+        loss = getattr(self, f"{stage}_loss")
+        loss.update(self.loss(logits, labels).expand(len(labels)))  # each image once; "disable" ignores weights
+        self.log(f"{stage}/loss", loss, batch_size=len(labels))
         self.log(f"{stage}/accuracy", accuracy, prog_bar=stage == "val", batch_size=len(labels))
         balanced = getattr(self, f"{stage}_balanced_accuracy")
         balanced.update(logits, labels)
