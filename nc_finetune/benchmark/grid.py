@@ -403,7 +403,9 @@ def read_grid(path: Path) -> Grid:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Grid)
     try:
-        config = parser.parse_path(path)
+        given = parser.instantiate(parser.parse_path(path)).as_dict()
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{path} is not a benchmark grid: {error}") from error
-    return Grid(**parser.instantiate(config))
+    if empty := [name for name, value in given.items() if value is None]:
+        raise ValueError(f"{path} is not a benchmark grid: {empty[0]} is empty; give a value or leave it out")
+    return Grid(**given)
