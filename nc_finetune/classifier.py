@@ -25,6 +25,7 @@ from nc_finetune.backbones import (
 )
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.delta_file import record_base
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
@@ -215,6 +216,8 @@ class ImageClassifier(L.LightningModule):
         if isinstance(self.loss, ClassBalanced) and counts is not None:
             self.loss.use_class_counts(counts)
         self._write_text()
+        if stage == "fit":  # not later: a checkpoint that is resumed from holds tuned weights
+            record_base(self)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Bring along what turns a fixed head towards the class means, where the head asks for it."""

@@ -36,6 +36,12 @@ examples:
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
   nc-finetune fit --help                                  every key of a recipe
+
+names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
+  methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning FullFinetuning ProbeFirst
+            BiasTuning NormTuning AdapterTuning
+  heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead ZeroShotHead
+  losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
 """
 
 
