@@ -8,6 +8,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nc_finetune.benchmark import Grid
 
 TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -42,8 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     benchmark = commands.add_parser("benchmark", help="run a grid of methods and write a report")
     benchmark.add_argument("grid", help="name of a recipe, or path of a YAML file")
     benchmark.add_argument("--out", type=Path, help="folder of results and report (default: runs/<name of the grid>)")
-    report = commands.add_parser("report", help="write the report of finished runs again")
-    report.add_argument("folder", type=Path, help="what --out of the benchmark was")
+    benchmark.add_argument("--dry-run", action="store_true", help="show the plan and about how long it takes")
+    benchmark.add_argument("--retry-failed", action="store_true", help="run what failed or diverged again")
+    report = commands.add_parser("report", help="write one report of the finished runs of one or several benchmarks")
+    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="what --out of a benchmark was")
+    report.add_argument("--out", type=Path, help="where the report goes (default: the first DIR)")
     recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
     recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
     recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
@@ -118,7 +127,7 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
         raise ValueError(f"{error}{hint}\nnc-finetune {command} --help lists every key") from error
 
 
-def _benchmark(grid: str, out: Path | None) -> int:
+def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool) -> int:
     from rich.console import Console
 
     from nc_finetune.benchmark.grid import read_grid
@@ -126,26 +135,50 @@ def _benchmark(grid: str, out: Path | None) -> int:
     from nc_finetune.benchmark.runner import run_grid
     from nc_finetune.recipes import find_recipe
 
-    check_report_extra()
     path = find_recipe(grid)
     out = out or Path("runs") / path.stem
-    results = run_grid(read_grid(path), out)
     console = Console()
+    if dry_run:
+        return _dry_run(read_grid(path), out, retry_failed, console)
+    check_report_extra()
+    results = run_grid(read_grid(path), out, retry_failed=retry_failed)
     for result in results:
         if result.status != "ok":
             console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)
-    _, page = write_report(results, out)
+    files = write_report(results, out)
     print_summary(results, console)
-    console.print(f"Report: {page}", soft_wrap=True, markup=False)
-    return int(any(result.status == "failed" for result in results))
+    console.print(f"Report: {files.page}", soft_wrap=True, markup=False)
+    failed = sum(result.status == "failed" for result in results)
+    if failed:
+        console.print(f"{failed} failed; --retry-failed runs them again")
+    return int(failed > 0)
 
 
-def _report(folder: Path) -> int:
+def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int:
+    from nc_finetune.benchmark.plan import duration, plan_grid, plan_table
+
+    plan = plan_grid(grid, out, retry_failed)
+    console.print(plan_table(plan))
+    fits = sum(item.cell.method.fits for item in plan.planned)
+    console.print(
+        f"{len(plan.cells)} cells, {len(plan.planned)} to run with {fits} fits, about {duration(plan.seconds)}"
+    )
+    for reason in dict.fromkeys(item.reason for item in plan.planned if item.reason):
+        console.print(f"no estimate: {reason}", markup=False, soft_wrap=True)
+    for path in plan.state.unreadable:
+        console.print(f"no result of this version, to be set aside: {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _report(folders: list[Path], out: Path | None) -> int:
     from nc_finetune.benchmark.report import write_report
-    from nc_finetune.benchmark.results import read_results
+    from nc_finetune.benchmark.results import merge_results
 
-    _, page = write_report(read_results(folder / "results"), folder)
-    print(f"Report: {page}")  # noqa: T201
+    results, problems = merge_results(folders)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)  # noqa: T201
+    files = write_report(results, out or folders[0], problems)
+    print(f"Report: {files.page}")  # noqa: T201
     return 0
 
 

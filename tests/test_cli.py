@@ -1,4 +1,5 @@
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,10 +178,45 @@ def test_benchmark_runs_a_grid_and_leaves_a_report(tmp_path: Path, capsys: pytes
 def test_benchmark_with_a_failed_run_says_so_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "grid.yaml").write_text(GRID.replace("layer2.0", "layer9.0"))
+    for index in range(20):
+        for name in ("cat", "dog"):
+            path = tmp_path / "broken" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no image")
+    text = GRID.replace('source: "sklearn:digits"', "source: ./broken").replace("val_size: 40, test_size: 50", "")
+    (tmp_path / "grid.yaml").write_text(text)
     assert main(["benchmark", "grid.yaml", "--out", "out"]) == 1
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "does not decode" in printed
+    assert "2 failed; --retry-failed runs them again" in printed
+
+
+def test_everything_that_a_grid_misnames_is_listed_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = GRID.replace("layer2.0", "layer9.0").replace("LinearProbe", "LinearProb").replace(":digits", ":digit")
+    (tmp_path / "grid.yaml").write_text(text)
+    assert main(["benchmark", "grid.yaml", "--out", "out"]) == 2
+    printed = capsys.readouterr().err
+    assert all(name in printed for name in ("'layer9.0'", "'LinearProb'", "'sklearn:digit'", "for 3 reasons"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_shows_the_plan_with_an_estimate_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert main(["benchmark", "grid.yaml", "--out", "out", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "unknown layer 'layer9.0'" in printed.replace("\n", "")
+    assert re.search(r"2 cells, 2 to run with 2 fits, about \d+ s", printed)
+    assert "SCL-FT" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_an_empty_folder_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["report", "empty"]) == 2
+    assert "there are no results in empty/results; run the benchmark first" in capsys.readouterr().err
 
 
 def test_report_is_written_again_from_results(tmp_path: Path) -> None:

@@ -16,16 +16,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from nc_finetune import heads, methods
 from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.benchmark.checks import grid_problems
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
+
+# Images a class, a share of the training split, or all of it.
+TrainingSize = int | float | None
+
+
+def split_size(size: TrainingSize) -> tuple[int | None, float | None]:
+    """Tell images a class from a share of the training split.
+
+    Example:
+        >>> split_size(20), split_size(0.1)
+        ((20, None), (None, 0.1))
+    """
+    return (None, size) if isinstance(size, float) else (size, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +50,34 @@ class BackboneSpec:
     Attributes:
         name: As for :func:`~nc_finetune.backbones.create_backbone`.
         weights: Likewise.
-        key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one.
+        key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one, ``"auto"`` the one that short
+            trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent blocks.
+            A list, or ``"all"`` for every block, makes a cell of each.
         model_options: Further arguments of the library's own constructor.
         options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """
 
     name: str
     weights: str | None = "default"
-    key_layer: str | None = None
+    key_layer: str | list[str] | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, weights: str | None) -> Backbone:
+        """Build the network with the weights that are named."""
+        return create_backbone(self.name, weights, model_options=self.model_options, **self.options)
+
+    def with_each_key_layer(self) -> list[BackboneSpec]:
+        """Return one specification for each key layer that is listed."""
+        layers = self.build_without_memory().block_names if self.key_layer == "all" else self.key_layer
+        if layers is None or isinstance(layers, str):
+            return [self]
+        return [dataclasses.replace(self, key_layer=layer) for layer in layers]
+
+    def build_without_memory(self) -> Backbone:
+        """Build the network on the meta device, where it takes neither time nor memory."""
+        with torch.device("meta"):
+            return self.build(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +105,26 @@ class DatasetSpec:
     image_column: str | None = None
     label_column: str | None = None
 
-    def build(self, samples_per_class: int | None, seed: int, batch_size: int, num_workers: int) -> ImageData:
-        """Build the data module of a training sample.
+    @property
+    def location(self) -> str:
+        """The source with the variables of the environment filled in.
 
         Raises:
-            ValueError: If the source names a variable of the environment that is not set.
+            ValueError: If one of them is not set.
         """
         source = os.path.expandvars(self.source)
         if unset := re.search(r"\$\{\w+\}", source):
-            raise ValueError(f"the data set {self.name or self.source!r} needs {unset[0]}; export it, e.g. a folder")
+            raise ValueError(f"the data set {(self.name or self.source)!r} needs {unset[0]}; export it, e.g. a folder")
+        return source
+
+    def build(self, training_size: TrainingSize, seed: int, batch_size: int, num_workers: int) -> ImageData:
+        """Build the data module of a training sample."""
+        samples_per_class, train_share = split_size(training_size)
         return ImageData(
-            source,
+            self.location,
             image_size=self.image_size,
             samples_per_class=samples_per_class,
+            train_share=train_share,
             seed=seed,
             val_size=self.val_size,
             test_size=self.test_size,
@@ -118,8 +158,40 @@ class MethodSpec:
         Raises:
             ValueError: If there is none of that name; the message lists the methods.
         """
-        found: type[FinetuningMethod] = _find_class("method", self.method, methods, FinetuningMethod, METHOD_NAMES)
+        found: type[FinetuningMethod] = find_class("method", self.method, methods, FinetuningMethod, METHOD_NAMES)
         return found
+
+    @property
+    def fits(self) -> int:
+        """How many fits a cell takes."""
+        return max(len(self.learning_rates), 1)
+
+    @property
+    def nested(self) -> MethodSpec | None:
+        """The method within this one, as ProbeFirst has."""
+        inner = self.options.get("method")
+        if not inner:
+            return None
+        return MethodSpec(
+            **({"method": inner} if isinstance(inner, str) else inner), learning_rates=self.learning_rates
+        )
+
+    @property
+    def takes_key_layer(self) -> bool:
+        """Whether the method tunes the key layer of the backbone."""
+        if self.nested is not None:
+            return self.nested.takes_key_layer
+        return issubclass(self.method_class(), LayerFinetuning) and "key_layer" not in self.options
+
+    def build(self, key_layer: str | None) -> FinetuningMethod:
+        """Build the method around a key layer, or a span of them, unless its options name one."""
+        options = dict(self.options)
+        if issubclass(self.method_class(), LayerFinetuning):
+            span = key_layer.split("+") if key_layer and "+" in key_layer else key_layer
+            options.setdefault("key_layer", span)
+        if self.nested is not None:
+            options["method"] = self.nested.build(key_layer)
+        return self.method_class()(**options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +218,10 @@ class HeadSpec:
         options = dict(self.options)
         if nested := options.get("head"):
             options["head"] = HeadSpec(**{"head": nested} if isinstance(nested, str) else nested).build()
-        return partial(_find_class("head", self.head, heads, nn.Module, ("Linear", *HEAD_NAMES)), **options)
+        return partial(find_class("head", self.head, heads, nn.Module, ("Linear", *HEAD_NAMES)), **options)
 
 
-def _find_class(kind: str, path: str, home: ModuleType, base: type, names: Sequence[str]) -> Any:
+def find_class(kind: str, path: str, home: ModuleType, base: type, names: Sequence[str]) -> Any:
     """Find a class by its name in a room of ours, or by its import path."""
     module, _, name = path.rpartition(".")
     try:
@@ -188,7 +260,7 @@ class Cell:
     dataset: DatasetSpec
     method: MethodSpec
     head: HeadSpec
-    samples_per_class: int | None
+    samples_per_class: TrainingSize
     seed: int
     settings: Settings
 
@@ -201,28 +273,32 @@ class Cell:
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        size = "all" if self.samples_per_class is None else f"n{self.samples_per_class}"
+        size = {int: f"n{self.samples_per_class}", float: f"share{self.samples_per_class}"}.get(
+            type(self.samples_per_class), "all"
+        )
         method = self.method.method_class().name
         words = f"{self.dataset_name}-{self.backbone.name}-{method}-{size}-s{self.seed}-{digest}"
         return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
 
+    @property
+    def key_layer(self) -> str | None:
+        """The one key layer of the cell."""
+        layer = self.backbone.key_layer
+        if isinstance(layer, list) or layer == "all":
+            raise ValueError(f"a cell has one key layer, got {layer!r}; Grid.cells() makes a cell of each")
+        return layer
+
+    def with_key_layer(self, layer: str) -> Cell:
+        """Return the cell with another key layer, e.g. the one that was chosen for ``"auto"``."""
+        return dataclasses.replace(self, backbone=dataclasses.replace(self.backbone, key_layer=layer))
+
     def build_method(self) -> FinetuningMethod:
         """Build the method; one that tunes a block takes the key layer of the backbone unless told otherwise."""
-        return self._build_method(self.method)
-
-    def _build_method(self, spec: MethodSpec) -> FinetuningMethod:
-        cls, options = spec.method_class(), dict(spec.options)
-        if issubclass(cls, LayerFinetuning):
-            options.setdefault("key_layer", self.backbone.key_layer)
-        if nested := options.get("method"):
-            nested = {"method": nested} if isinstance(nested, str) else nested
-            options["method"] = self._build_method(MethodSpec(**nested, learning_rates=spec.learning_rates))
-        return cls(**options)
+        return self.method.build(self.key_layer)
 
     def build_backbone(self) -> Backbone:
         """Load the pre-trained weights anew."""
-        spec = self.backbone
-        return create_backbone(spec.name, spec.weights, model_options=spec.model_options, **spec.options)
+        return self.backbone.build(self.backbone.weights)
 
     def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float | None) -> ImageClassifier:
         """Build a fresh model around a backbone."""
@@ -246,42 +322,41 @@ class Grid:
         datasets: The downstream data.
         methods: The fine-tuning methods with their candidate learning rates.
         heads: The classifiers, each with every method that does not bring its own.
-        samples_per_class: Training sizes in images a class; ``None`` is the whole training split.
+        samples_per_class: Training sizes: images a class, or a share of the training split in ``(0, 1)``; ``None`` is
+            the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
 
     Raises:
-        ValueError: If a list is empty, or a method is unknown or lacks its learning rates.
+        ValueError: If anything in it is unknown, out of range or there twice; the message lists all of it.
     """
 
     backbones: list[BackboneSpec]
     datasets: list[DatasetSpec]
     methods: list[MethodSpec]
     heads: list[HeadSpec] = field(default_factory=lambda: [HeadSpec()])
-    samples_per_class: list[int | None] = field(default_factory=lambda: [None])
+    samples_per_class: list[TrainingSize] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        for name in ("backbones", "datasets", "methods", "heads", "samples_per_class", "seeds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} of a grid must not be empty")
-        for method in self.methods:
-            if method.method_class().trains and min(method.learning_rates, default=0) <= 0:
-                raise ValueError(f"{method.method} needs learning_rates above 0, got {method.learning_rates}")
-        for cell in self.cells():
-            cell.build_method()
-            cell.head.build()
+        problems = grid_problems(self)
+        if len(problems) == 1:
+            raise ValueError(problems[0])
+        if problems:
+            lines = "\n".join(f"  - {problem}" for problem in problems)
+            raise ValueError(f"the grid cannot run, for {len(problems)} reasons:\n{lines}")
 
     def cells(self) -> list[Cell]:
         """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""
+        expanded = {id(backbone): backbone.with_each_key_layer() for backbone in self.backbones}
         axes = itertools.product(
             self.datasets, self.backbones, self.samples_per_class, self.seeds, self.methods, self.heads
         )
         return [
             Cell(
                 dataset=dataset,
-                backbone=backbone,
+                backbone=chosen,
                 samples_per_class=samples,
                 seed=seed,
                 method=method,
@@ -289,8 +364,16 @@ class Grid:
                 settings=self.settings,
             )
             for dataset, backbone, samples, seed, method, head in axes
+            for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
             if head is self.heads[0] or method.method_class().trains
         ]
+
+
+def _key_layers_of(method: MethodSpec, backbone: BackboneSpec, each: list[BackboneSpec]) -> list[BackboneSpec]:
+    """Give a method that tunes no block one cell, however many key layers are listed."""
+    if each == [backbone] or method.takes_key_layer:
+        return each
+    return [dataclasses.replace(backbone, key_layer=None)]
 
 
 def read_grid(path: Path) -> Grid:

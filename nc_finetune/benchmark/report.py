@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -55,15 +56,28 @@ def _html(report: Report) -> str:
     )
 
 
-def write_report(results: Sequence[Result], folder: Path) -> tuple[Path, Path]:
+class ReportFiles(NamedTuple):
+    """Where a report is.
+
+    Attributes:
+        markdown: For a repository.
+        page: For a browser.
+    """
+
+    markdown: Path
+    page: Path
+
+
+def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str] = ()) -> ReportFiles:
     """Write ``report.md``, ``report.html`` and the pictures of the former, ``figures/*.png``.
 
     Args:
         results: Runs of a benchmark; those that failed or diverged are listed with their error.
         folder: Where the report goes; it is made.
+        problems: What was left out, a sentence each.
 
     Returns:
-        The paths of the markdown file and of the page.
+        The paths of the files.
 
     Raises:
         ValueError: If there are no results, if NC1 was measured by different conventions, or a row holds a seed twice.
@@ -77,7 +91,7 @@ def write_report(results: Sequence[Result], folder: Path) -> tuple[Path, Path]:
     markdown, page = folder / "report.md", folder / "report.html"
     write_text_atomically(markdown, render_markdown(report))
     write_text_atomically(page, _html(report))
-    return markdown, page
+    return ReportFiles(markdown, page)
 
 
 def _rich_table(title: str, table: Table) -> RichTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ class Result:
         loss: Class of the training loss.
         seed: Seed of the training sample, of the head's initialisation and of the order of the batches.
         samples_per_class: Training images a class; ``None`` is the whole training split.
+        train_share: Share of the training split that was trained on; ``None`` is all of it.
         train_size: Training images in all.
         accuracy: Test accuracy in per cent.
         val_accuracy: Validation accuracy in per cent, by which the learning rate was chosen.
@@ -48,6 +50,12 @@ class Result:
         epochs: Passes over the training data.
         epoch_seconds: Median time of one training pass, validation left out.
         peak_memory_bytes: Largest memory in use: of the accelerator, or of the process on the CPU.
+        delta_bytes: Size of what was tuned, as :func:`~nc_finetune.save_delta` writes it, without its description.
+        run_seconds: Time of the whole run, with all candidate rates and the choice of the block.
+        learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch.
+        class_names: K names.
+        confusion: One text a true class, ``"<predicted>:<count> ..."`` by label, of the test images.
+        selection: How the key layer was chosen, where it was ``"auto"``.
         status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide) or ``"failed"``.
         error: What went wrong, where something did.
         provenance: Versions, git commit, hash of the weights, fingerprint of the data, platform, device.
@@ -65,6 +73,7 @@ class Result:
     loss: str = "cross_entropy"
     seed: int = 0
     samples_per_class: int | None = None
+    train_share: float | None = None
     train_size: int | None = None
     accuracy: float | None = None
     val_accuracy: float | None = None
@@ -80,10 +89,33 @@ class Result:
     epochs: int | None = None
     epoch_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    delta_bytes: int | None = None
+    run_seconds: float | None = None
+    learning_curve: dict[str, list[float]] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    confusion: list[str] = field(default_factory=list)
+    selection: dict[str, Any] = field(default_factory=dict)
     status: Status = "ok"
     error: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def confusion_matrix(self) -> list[list[int]]:
+        """Return counts of test images, true classes downwards, predicted ones across; empty if they are not known.
+
+        Example:
+            >>> run = Result(
+            ...     run_id="r", backbone="b", weights=None, dataset="d", method="m", confusion=["0:5 1:2", "1:7"]
+            ... )
+            >>> run.confusion_matrix()
+            [[5, 2], [0, 7]]
+        """
+        matrix = [[0] * len(self.confusion) for _ in self.confusion]
+        for row, text in zip(matrix, self.confusion, strict=True):
+            for pair in text.split():
+                predicted, count = pair.split(":")
+                row[int(predicted)] = int(count)
+        return matrix
 
 
 def _without_nonfinite(value: Any) -> Any:
@@ -92,6 +124,8 @@ def _without_nonfinite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nonfinite(item) for item in value]
     return value
 
 
@@ -149,3 +183,51 @@ def read_results(folder: Path) -> list[Result]:
         ValueError: If a file is not a result.
     """
     return [read_result(path) for path in sorted(folder.glob("*.json"))]
+
+
+def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
+    """Read the results of several benchmarks as one.
+
+    Of a cell that several folders hold, a run that finished counts before one that did not, then the folder that is
+    named first. Files that are no results of this version are left out and named.
+
+    Args:
+        folders: What ``--out`` of the benchmarks was.
+
+    Returns:
+        The runs, and a sentence for each file that could not be read.
+
+    Raises:
+        ValueError: If there is no folder, or one of them holds no result.
+
+    Example:
+        >>> merge_results([Path("nowhere")])
+        Traceback (most recent call last):
+            ...
+        ValueError: there are no results in nowhere/results; run the benchmark first, or name its --out
+    """
+    if not folders:
+        raise ValueError("name at least one folder of results")
+    found: dict[str, Result] = {}
+    problems: list[str] = []
+    for folder in folders:
+        runs, unreadable = _read_all(folder / "results")
+        if not runs:
+            hint = "; ".join(unreadable) or "run the benchmark first, or name its --out"
+            raise ValueError(f"there are no results in {folder / 'results'}; {hint}")
+        problems += unreadable
+        for run in runs:
+            if run.run_id not in found or (found[run.run_id].status != "ok" and run.status == "ok"):
+                found[run.run_id] = run
+    return list(found.values()), problems
+
+
+def _read_all(folder: Path) -> tuple[list[Result], list[str]]:
+    runs: list[Result] = []
+    problems: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            runs.append(read_result(path))
+        except ValueError as error:
+            problems.append(str(error))
+    return runs, problems

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import lightning as L
 import torch
@@ -22,30 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
-from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid
+from nc_finetune.benchmark.folder import lock_folder, look_into, remove_leftovers, set_aside
+from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, split_size
 from nc_finetune.benchmark.provenance import environment
+from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import RunCollapse
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
-
-
-class _EpochTimer(L.Callback):
-    """Time of each training pass, from its start to its last step; validation comes after that."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.is_last_batch:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self._start)
 
 
 @dataclass
@@ -58,6 +42,7 @@ class _Fit:
     val_accuracy: float
     nc1_layers: dict[str, float]
     collapse: dict[str, float]
+    learning_curve: dict[str, list[float]]
     epoch_seconds: float
     weights_hash: str
 
@@ -119,12 +104,13 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
     backbone = cell.build_backbone()
     hashed = weights_hash(backbone.model)  # before a method adds anything to it
     model = cell.build_model(backbone, data.num_classes, learning_rate)
-    measure, timer = RunCollapse(cell.settings.normalize), _EpochTimer()
+    measure = RunCollapse(cell.settings.normalize)
+    timer, curve = EpochTimer(), LearningCurve()
     epochs = cell.settings.epochs if model.method.trains else 1
     trainer = L.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=epochs,
-        callbacks=[measure, timer],
+        callbacks=[measure, timer, curve, TestConfusion(data.num_classes)],
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -141,6 +127,7 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
         val_accuracy=accuracy,
         nc1_layers=measure.values,
         collapse=measure.collapse,
+        learning_curve=curve.values,
         epoch_seconds=statistics.median(timer.seconds),
         weights_hash=hashed,
     )
@@ -167,6 +154,7 @@ def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[
 
 def _planned(cell: Cell) -> Result:
     """Return what is known of a run before it starts."""
+    samples_per_class, train_share = split_size(cell.samples_per_class)
     return Result(
         run_id=cell.run_id,
         backbone=cell.backbone.name,
@@ -176,7 +164,8 @@ def _planned(cell: Cell) -> Result:
         key_layer=_span(cell.build_method().key_layer),
         options={**cell.backbone.model_options, **cell.backbone.options, **cell.method.options, **cell.head.options},
         seed=cell.seed,
-        samples_per_class=cell.samples_per_class,
+        samples_per_class=samples_per_class,
+        train_share=train_share,
         nc1_normalize=cell.settings.normalize,
         epochs=cell.settings.epochs,
         provenance=environment(),
@@ -190,6 +179,7 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
     result = replace(
         _planned(cell),
         train_size=len(data.train_set),
+        class_names=list(data.class_names),
         provenance={**environment(), "data_fingerprint": data.fingerprint},
     )
     fit, accuracies = _fit_all(cell, data, advance)
@@ -203,6 +193,7 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
     """Add what the chosen fit came to; this is the one time that the test split is touched."""
     model = fit.model
     (test,) = fit.trainer.test(model, datamodule=data, verbose=False)
+    (confusion,) = [part for part in fit.trainer.callbacks if isinstance(part, TestConfusion)]  # type: ignore[attr-defined]
     nc1 = fit.nc1_layers[PENULTIMATE]
     collapsed = math.isnan(nc1)
     return replace(
@@ -220,6 +211,9 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         tuned_percent=100 * model.tuned_parameters / model.total_parameters,
         learning_rate=fit.learning_rate,
         epoch_seconds=fit.epoch_seconds,
+        delta_bytes=delta_size(model),
+        learning_curve=fit.learning_curve,
+        confusion=confusion.rows,
         status="diverged" if collapsed else "ok",
         error="NC1 is undefined: the class means coincide" if collapsed else None,
         provenance={**result.provenance, "weights_hash": fit.weights_hash},
@@ -236,50 +230,75 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
     Returns:
         The result; one that failed carries the error, so that a grid goes on.
     """
+    start = time.perf_counter()
     try:
         with _quiet():
-            return _run(cell, advance)
+            result = _run(cell, advance)
     except Exception as error:  # a failed cell is a result, too
-        return replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+        result = replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+    return replace(result, run_seconds=time.perf_counter() - start)
 
 
-def _is_done(path: Path) -> bool:
-    """Tell whether a cell has succeeded; a file that is no result is set aside, so that the cell runs again."""
-    if not path.exists():
-        return False
-    try:
-        return read_result(path).status == "ok"
-    except ValueError:
-        path.replace(path.with_suffix(".invalid"))
-        return False
+class Executor(Protocol):
+    """How cells are run: one after the other, or on many machines."""
+
+    def __call__(self, cells: Sequence[Cell], advance: Callable[[int], None]) -> Iterator[tuple[Cell, Result]]:
+        """Run cells; yield each with its result as soon as it is there. ``advance`` counts fits."""
 
 
-def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """Return the cells that have no successful result yet.
+def run_serially(cells: Sequence[Cell], advance: Callable[[int], None]) -> Iterator[tuple[Cell, Result]]:
+    """Run one cell after the other in this process.
 
     Args:
-        cells: The cells of a grid.
-        folder: The folder of the results.
+        cells: What to run.
+        advance: Called after each fit with 1.
 
-    Returns:
-        Those to run, in their order.
+    Yields:
+        Each cell with its result.
     """
-    return [cell for cell in cells if not _is_done(folder / f"{cell.run_id}.json")]
+    for cell in cells:
+        yield cell, run_cell(cell, partial(advance, 1))
 
 
-def run_grid(grid: Grid, out: Path, console: Console | None = None) -> list[Result]:
+def run_grid(
+    grid: Grid,
+    out: Path,
+    console: Console | None = None,
+    *,
+    retry_failed: bool = False,
+    executor: Executor = run_serially,
+) -> list[Result]:
     """Run what is missing of a grid, with a progress bar that shows the time left.
+
+    The folder is locked meanwhile. A result is there whole or not at all, so whenever the process is killed, the same
+    call goes on where it was; what was running then runs again. Files that are no results of this version are renamed
+    to ``.invalid`` and named.
 
     Args:
         grid: What to run.
         out: Results go to ``<out>/results/``, one file a run, as soon as it is finished.
         console: Where the progress bar goes; ``None`` is standard error.
+        retry_failed: Run cells that failed or diverged again.
+        executor: How cells are run.
 
     Returns:
         The results of all cells of the grid, old and new, in their order.
+
+    Raises:
+        ValueError: If another benchmark is running in the folder.
     """
     cells, folder = grid.cells(), out / "results"
-    missing = missing_cells(cells, folder)
+    console = console or Console(stderr=True)
+    with lock_folder(out):
+        remove_leftovers(folder)
+        state = look_into(cells, folder, retry_failed)
+        for path in set_aside(state.unreadable):
+            console.print(f"not a result of this version, set aside and run again: {path}", markup=False)
+        _run_missing(state.missing, folder, executor, console)
+        return [read_result(folder / f"{cell.run_id}.json") for cell in cells]
+
+
+def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, console: Console) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -287,12 +306,11 @@ def run_grid(grid: Grid, out: Path, console: Console | None = None) -> list[Resu
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console or Console(stderr=True)) as progress:
-        task = progress.add_task("fits", total=sum(max(len(cell.method.learning_rates), 1) for cell in missing))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("fits", total=sum(cell.method.fits for cell in missing))
         done = 0
-        for cell in missing:
-            progress.update(task, description=f"{cell.method.method_class().label}, seed {cell.seed}")
-            write_result(run_cell(cell, partial(progress.advance, task)), folder)
-            done += max(len(cell.method.learning_rates), 1)
-            progress.update(task, completed=done)  # also past the fits that a failed cell left out
-    return [read_result(folder / f"{cell.run_id}.json") for cell in cells]
+        for cell, result in executor(missing, partial(progress.advance, task)):
+            write_result(result, folder)
+            done += cell.method.fits
+            named = f"{cell.method.method_class().label}, seed {cell.seed}: {result.status}"
+            progress.update(task, completed=done, description=named)  # also past the fits that a failed cell left out

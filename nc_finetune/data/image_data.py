@@ -75,6 +75,7 @@ class ImageData(L.LightningDataModule):
             or the id of a data set on the HF hub; see :func:`~nc_finetune.data.load_source`.
         image_size: Height and width of the images in pixels.
         samples_per_class: Training images a class; ``None`` is every one that is not held out.
+        train_share: Share in ``(0, 1)`` of the images that are not held out to train on, stratified; ``None`` is all.
         seed: Which training sample is drawn, and which images are held out for validation.
         val_size: Images held out of the train split for validation, where the source has no validation split: a share
             or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn.
@@ -108,6 +109,7 @@ class ImageData(L.LightningDataModule):
         *,
         image_size: int = 224,
         samples_per_class: int | None = None,
+        train_share: float | None = None,
         seed: int = 0,
         val_size: int | float | None = None,
         test_size: int | float = 0.2,
@@ -127,11 +129,16 @@ class ImageData(L.LightningDataModule):
         for name, size in (("val_size", val_size), ("test_size", test_size)):
             if size is not None and not (0 < size < 1 or (size >= 1 and size % 1 == 0)):
                 raise ValueError(f"{name} must be a share in (0, 1) or a number of images of at least 1, got {size}")
+        if train_share is not None and (samples_per_class is not None or not 0 < train_share < 1):
+            raise ValueError(
+                f"train_share must be in (0, 1), without samples_per_class, got {train_share} and {samples_per_class}"
+            )
         if interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
         self.source = source
         self.image_size = image_size
         self.samples_per_class = samples_per_class
+        self.train_share = train_share
         self.seed = seed
         self.val_size = val_size
         self.test_size = test_size
@@ -239,6 +246,8 @@ class ImageData(L.LightningDataModule):
             size = 0.1 if self.val_size is None else self.val_size
             held_out, pool = self._hold_out("val_size", pool, size, self.seed)
             rows["val"] = ("train", held_out)
+        if self.train_share is not None:
+            pool, _ = self._hold_out("train_share", pool, self.train_share, self.seed)
         rows["train"] = ("train", pool)
         return rows
 

@@ -42,7 +42,7 @@ def test_name_of_a_run_changes_with_what_it_depends_on(change: dict[str, Any]) -
 
 
 def test_names_of_data_do_not_escape_the_folder() -> None:
-    (cell,) = make_grid(datasets=[DatasetSpec(source="../../etc/pass wd")]).cells()
+    (cell,) = make_grid(datasets=[DatasetSpec(source="sklearn:digits", name="../../etc/pass wd")]).cells()
     assert "/" not in cell.run_id
     assert " " not in cell.run_id
 
@@ -133,3 +133,86 @@ def test_a_variable_of_the_environment_stands_for_a_folder(tmp_path: Path, monke
     monkeypatch.setenv("SOME_IMAGES", str(tmp_path))
     data = spec.build(None, 0, 32, 0)
     assert (data.source, data.max_test_images) == (f"{tmp_path}/pets", 7)
+
+
+LAYER_FT = MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])
+
+
+def key_layers(key_layer: Any, *methods: MethodSpec) -> list[str | None]:
+    backbone = BackboneSpec(name="test_resnet", weights=None, key_layer=key_layer)
+    return [cell.key_layer for cell in make_grid(backbones=[backbone], methods=list(methods)).cells()]
+
+
+def test_each_key_layer_that_is_listed_makes_a_cell() -> None:
+    assert key_layers(["layer1.0", "layer2.0", "auto"], LAYER_FT) == ["layer1.0", "layer2.0", "auto"]
+    assert key_layers("all", LAYER_FT) == ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
+
+
+def test_a_method_that_tunes_no_block_has_one_cell_however_many_key_layers_there_are() -> None:
+    probe = MethodSpec(method="LinearProbe", learning_rates=[1e-3])
+    own = MethodSpec(method="LayerFinetuning", learning_rates=[1e-3], options={"key_layer": "layer4.0"})
+    assert key_layers(["layer1.0", "layer2.0"], probe, own) == [None, None]
+
+
+def test_a_span_of_blocks_is_written_with_plus() -> None:
+    grid = make_grid(
+        backbones=[BackboneSpec(name="test_resnet", weights=None, key_layer="layer1.0+layer2.0")], methods=[LAYER_FT]
+    )
+    assert grid.cells()[0].build_method().key_layer == ["layer1.0", "layer2.0"]
+
+
+def test_training_sizes_are_images_a_class_or_shares(tmp_path: Path) -> None:
+    data = make_grid(samples_per_class=[5, 0.5]).cells()
+    few, half = (len(cell.dataset.build(cell.samples_per_class, 0, 8, 0).train_set) for cell in data)
+    assert (few, half) == (50, 647)
+    text = (
+        find_recipe("quickstart").read_text().replace("samples_per_class: [20]", "samples_per_class: [20, 0.5, null]")
+    )
+    (tmp_path / "grid.yaml").write_text(text)
+    assert read_grid(tmp_path / "grid.yaml").samples_per_class == [20, 0.5, None]
+
+
+def test_a_variable_that_is_not_set_is_missed_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = DatasetSpec(source="${SOME_IMAGES}", name="images")
+    monkeypatch.delenv("SOME_IMAGES", raising=False)
+    with pytest.raises(ValueError, match=r"'images' needs \$\{SOME_IMAGES\}; export it"):
+        make_grid(datasets=[dataset])
+    monkeypatch.setenv("SOME_IMAGES", str(tmp_path))
+    assert str(tmp_path) not in make_grid(datasets=[dataset]).cells()[0].run_id
+
+
+def test_everything_unknown_is_listed_at_once() -> None:
+    with pytest.raises(ValueError, match="for 8 reasons") as caught:
+        make_grid(
+            backbones=[
+                BackboneSpec(name="resnet999"),
+                BackboneSpec(name="test_resnet", weights="/nowhere.pth", key_layer=["layer9.0", "layer1.0+layer8.0"]),
+            ],
+            datasets=[DatasetSpec(source="/nowhere/at/all"), DatasetSpec(source="sklearn:iris")],
+            methods=[MethodSpec(method="Layers", learning_rates=[1e-3])],
+            heads=[HeadSpec(head="Conv")],
+        )
+    for name in ("resnet999", "/nowhere.pth", "layer9.0", "layer8.0", "/nowhere/at/all", "iris", "'Layers'", "'Conv'"):
+        assert name in str(caught.value)
+
+
+def test_layers_within_the_options_of_a_method_are_looked_up() -> None:
+    probe = MethodSpec(method="SkipProbe", learning_rates=[1e-3], options={"skip_layers": ["layer7.0"]})
+    with pytest.raises(ValueError, match=r"unknown skip layer 'layer7\.0'"):
+        make_grid(methods=[probe])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, 0]}, "2 cells that are the same"),
+        ({"samples_per_class": [0]}, "at least 1"),
+        ({"samples_per_class": [1.5]}, "a share in"),
+        ({"methods": [MethodSpec(method="LinearProbe", learning_rates=[1e-3], options={"rank": 2})]}, "rank"),
+    ],
+)
+def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(**changes)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nc_finetune.benchmark.results import Result, read_result, read_results, write_result
+from nc_finetune.benchmark.results import Result, merge_results, read_result, read_results, write_result
 
 
 def make_result(**changes: object) -> Result:
@@ -64,3 +64,32 @@ def test_published_results_are_readable(folder: Path) -> None:
     results = read_results(folder)
     assert results
     assert all(result.status == "ok" for result in results)
+
+
+def write_folder(folder: Path, *results: Result) -> Path:
+    for result in results:
+        write_result(result, folder / "results")
+    return folder
+
+
+def test_folders_merge_and_a_finished_run_counts_before_a_failed_one(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", make_result(status="failed"), make_result(run_id="r2", accuracy=1.0))
+    second = write_folder(tmp_path / "b", make_result(accuracy=3.0), make_result(run_id="r2", accuracy=2.0))
+    runs, problems = merge_results([first, second])
+    assert {run.run_id: run.accuracy for run in runs} == {"r1": 3.0, "r2": 1.0}
+    assert problems == []
+
+
+def test_files_that_are_no_results_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, make_result())
+    (folder / "results" / "cut.json").write_text('{"run_id": "r1"')
+    (folder / "results" / "old.json").write_text('{"schema_version": 0}')
+    runs, problems = merge_results([folder])
+    assert len(runs) == 1
+    assert "cut.json is not valid JSON" in problems[0]
+    assert "old.json has schema version 0" in problems[1]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are no results in .*run the benchmark first"):
+        merge_results([write_folder(tmp_path / "a", make_result()), tmp_path / "b"])

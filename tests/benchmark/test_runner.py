@@ -1,3 +1,4 @@
+import io
 import math
 from dataclasses import replace
 from importlib.metadata import version
@@ -5,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from torch import nn
 
-from nc_finetune import ImageClassifier
+from nc_finetune import ImageClassifier, save_delta
 from nc_finetune.benchmark import runner
 from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.benchmark.recording import delta_size
 from nc_finetune.benchmark.results import Result, read_results, write_result
-from nc_finetune.benchmark.runner import missing_cells, run_cell, run_grid
+from nc_finetune.benchmark.runner import run_cell, run_grid
 
 
 class _Curved(nn.Sequential):
@@ -96,7 +99,7 @@ def test_provenance_tells_where_it_came_from(finished: Result) -> None:
 
 def test_same_cell_gives_the_same_numbers(finished: Result) -> None:
     again = run_cell(make_cell(method="SkipConnectionFinetuning"))
-    timeless = {"epoch_seconds": None, "peak_memory_bytes": None}
+    timeless = {"epoch_seconds": None, "peak_memory_bytes": None, "run_seconds": None}
     assert replace(again, **timeless) == replace(finished, **timeless)  # type: ignore[arg-type]
 
 
@@ -140,32 +143,65 @@ def test_collapsed_class_means_are_recorded_as_diverged(monkeypatch: pytest.Monk
     assert result.nc1 is None or math.isnan(result.nc1)
 
 
-def test_failure_is_recorded_with_its_error() -> None:
-    result = run_cell(make_cell(datasets=[DatasetSpec(source="/nowhere/at/all")]))
+def broken_images(folder: Path) -> DatasetSpec:
+    """Return data whose images do not decode."""
+    for name in ("cat", "dog"):
+        for index in range(20):
+            path = folder / "broken" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no image")
+    return DatasetSpec(source=str(folder / "broken"), name="broken", image_size=32)
+
+
+def test_failure_is_recorded_with_its_error(tmp_path: Path) -> None:
+    result = run_cell(make_cell(datasets=[broken_images(tmp_path)]))
     assert result.status == "failed"
-    assert "no folder of images or tables at '/nowhere/at/all'" in (result.error or "")
+    assert "does not decode" in (result.error or "")
+    assert result.run_seconds is not None
 
 
 def test_grid_goes_on_after_a_failure(tmp_path: Path) -> None:
     good = DatasetSpec(source="sklearn:digits", name="digits", image_size=32, val_size=50)
-    grid = make_grid(datasets=[DatasetSpec(source="/nowhere/at/all"), good], rates=(1e-3,))
+    grid = make_grid(datasets=[broken_images(tmp_path), good], rates=(1e-3,))
     assert [result.status for result in run_grid(grid, tmp_path)] == ["failed", "ok"]
     assert len(read_results(tmp_path / "results")) == 2
 
 
-def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def test_learning_curve_has_a_point_an_epoch() -> None:
+    result = run_cell(make_cell(settings=Settings(epochs=3), rates=(1e-2,)))
+    assert [len(result.learning_curve[name]) for name in ("train_loss", "train_accuracy")] == [3, 3]
+    assert result.learning_curve["train_loss"][2] < result.learning_curve["train_loss"][0]
+    assert all(0 <= value <= 100 for value in result.learning_curve["train_accuracy"])
+
+
+def test_confusion_matrix_holds_every_test_image_and_the_accuracy(finished: Result) -> None:
+    matrix = finished.confusion_matrix()
+    assert sum(map(sum, matrix)) == 60
+    assert 100 * sum(row[label] for label, row in enumerate(matrix)) / 60 == pytest.approx(finished.accuracy)
+    assert len(finished.class_names) == 10
+
+
+def test_delta_is_as_large_as_the_file_but_for_its_header(tmp_path: Path) -> None:
+    model = make_cell(method="LayerFinetuning").build_model(make_cell().build_backbone(), 10, 1e-3)
+    save_delta(model, tmp_path / "delta.safetensors")
+    header = (tmp_path / "delta.safetensors").stat().st_size - delta_size(model)
+    assert 0 < header < 20_000
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch, status: Any = "ok") -> list[str]:
     ran: list[str] = []
 
     def fake(cell: Cell, advance: Any) -> Result:
         ran.append(cell.run_id)
-        return replace(runner._planned(cell), accuracy=50.0)
+        return replace(runner._planned(cell), accuracy=50.0, status=status)
 
     monkeypatch.setattr(runner, "run_cell", fake)
     return ran
 
 
-def test_what_succeeded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = count_runs(monkeypatch)
+@pytest.mark.parametrize("status", ["ok", "failed", "diverged"])
+def test_what_has_a_result_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: Any) -> None:
+    ran = count_runs(monkeypatch, status)
     grid = make_grid(seeds=[0, 1])
     run_grid(grid, tmp_path)
     run_grid(grid, tmp_path)
@@ -173,15 +209,28 @@ def test_what_succeeded_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged"])
-def test_what_did_not_succeed_is_run_again(tmp_path: Path, status: Any) -> None:
-    cell = make_cell()
-    write_result(replace(runner._planned(cell), status=status), tmp_path)
-    assert missing_cells([cell], tmp_path) == [cell]
+def test_what_did_not_succeed_is_run_again_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: Any
+) -> None:
+    ran = count_runs(monkeypatch)
+    good, bad = make_grid(seeds=[0, 1]).cells()
+    write_result(replace(runner._planned(good), accuracy=1.0), tmp_path / "results")
+    write_result(replace(runner._planned(bad), status=status), tmp_path / "results")
+    results = run_grid(make_grid(seeds=[0, 1]), tmp_path, retry_failed=True)
+    assert ran == [bad.run_id]
+    assert [result.accuracy for result in results] == [1.0, 50.0]
 
 
-def test_truncated_result_is_set_aside_and_run_again(tmp_path: Path) -> None:
-    cell = make_cell()
-    path = tmp_path / f"{cell.run_id}.json"
-    path.write_text('{"run_id": ')
-    assert missing_cells([cell], tmp_path) == [cell]
-    assert path.with_suffix(".invalid").read_text() == '{"run_id": '
+@pytest.mark.parametrize("text", ['{"run_id": ', '{"schema_version": 99}'])
+def test_files_that_are_no_results_are_set_aside_named_and_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    ran = count_runs(monkeypatch)
+    path = tmp_path / "results" / f"{make_cell().run_id}.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    terminal = io.StringIO()
+    run_grid(make_grid(), tmp_path, Console(file=terminal, width=400))
+    assert ran == [make_cell().run_id]
+    assert path.with_suffix(".invalid").read_text() == text
+    assert str(path.with_suffix(".invalid")) in terminal.getvalue()

@@ -363,3 +363,17 @@ def test_the_other_images_of_a_damaged_table_are_read(tmp_path: Path) -> None:
     decode = small("sklearn:digits").test_set.decode
     images = LabelledImages(small(str(tmp_path)).data.splits["train"], np.array([0, 2]), decode)
     assert [(int(image.max()), label) for image, label in (images[0], images[1])] == [(9, 0), (9, 1)]
+
+
+def test_a_share_of_the_training_split_is_stratified_and_keeps_val_and_test() -> None:
+    whole, tenth = ImageData("sklearn:digits"), ImageData("sklearn:digits", train_share=0.1)
+    assert len(tenth.train_set) == round(0.1 * len(whole.train_set))
+    assert {tenth.train_set.labels.count(label) for label in range(10)} <= {12, 13, 14}
+    for split in ("val_set", "test_set"):
+        assert getattr(tenth, split).indices == getattr(whole, split).indices
+
+
+@pytest.mark.parametrize("options", [{"train_share": 1.5}, {"train_share": 0.5, "samples_per_class": 3}])
+def test_a_share_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"train_share must be in \(0, 1\), without samples_per_class"):
+        ImageData("sklearn:digits", **options)
