@@ -6,8 +6,18 @@ import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from nc_finetune.benchmark.analysis import (
+    cheapest_near_best,
+    correlation_table,
+    correlation_text,
+    nc1_correlation,
+    pareto_table,
+    wins,
+    worst_table,
+)
+from nc_finetune.benchmark.charts import accuracy_against_cost, accuracy_against_size, learning_curves
 from nc_finetune.benchmark.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.summary import (
@@ -20,11 +30,31 @@ from nc_finetune.benchmark.summary import (
     summarize,
     variant_labels,
 )
-from nc_finetune.benchmark.tables import NOTHING, Cell, Table, accuracy_text, group_table, overview_table
+from nc_finetune.benchmark.tables import (
+    NOTHING,
+    Cell,
+    Table,
+    accuracy_text,
+    group_table,
+    overview_table,
+    significant,
+)
 
 _TITLE = "Benchmark report"
 _FORMULAS = {"none": "tr(Σ_W Σ_B†)", "classes": "tr(Σ_W Σ_B†) / K"}
+# More would make report.md long and slow; report.html draws every group on demand.
+_MOST_GROUP_PICTURES = 6
+_MOST_GROUPS_IN_WORDS = 3
 _STATUS_WORDS = {"ok": "finished", "diverged": "diverged", "failed": "failed"}
+
+
+_CORRELATION_NOTE = (
+    "Rank correlation of test accuracy and NC1 of what the classifier sees; -1 where less NC1 always goes with more "
+    "accuracy. The interval takes runs for independent, which runs on one data set are not quite. NC1 depends on the "
+    "number of samples, so that scopes with one training size say most."
+)
+_PARETO_NOTE = "Bold: nothing in the same setting is as accurate at a lower cost of this kind, or more so at no higher."
+_WORST_NOTE = "Share of the test images of a class that are recognised, all seeds together; the three lowest."
 
 
 @dataclass(frozen=True)
@@ -48,13 +78,15 @@ class Section:
         title: Its heading.
         table: Its numbers.
         pictures: Its figures; empty where no NC1 was measured.
-        overview: Whether its columns are groups, whose long names need room.
+        kind: ``"overview"`` where the columns are groups, ``"group"`` for the table of one, else ``"analysis"``.
+        note: How to read it.
     """
 
     title: str
     table: Table
     pictures: tuple[Picture, ...] = ()
-    overview: bool = False
+    kind: Literal["overview", "group", "analysis"] = "analysis"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +97,8 @@ class Report:
         title: Heading of the report.
         summary: The outcome in words.
         notes: How to read the tables.
-        sections: All groups beside each other where there are several, then group by group.
-        failures: The runs without a result.
+        sections: All groups beside each other where there are several, then group by group, then what follows.
+        failures: The runs without a result, and the files that could not be read.
         provenance: Where the results come from.
     """
 
@@ -116,11 +148,61 @@ def _group_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
     return f"On {place}, the highest mean accuracy is that of {named}{behind}."
 
 
+def _wins_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+    """Say how often each method came first, where naming every group would be too long."""
+    counts = wins(rows, labels)
+    number = len(by_group(rows))
+    named = ", ".join(f"{label} in {count}" for label, count in counts.most_common())
+    return f"Of {number} settings (data set, backbone, training size), the highest mean accuracy is that of {named}."
+
+
+def _cost_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+    """Say what comes within one point of the best at the least time."""
+    near = cheapest_near_best(rows)
+    full = [row for row in rows if row.variant.method == "full_ft" and row.epoch_seconds]
+    if near is None or len(rows) < 2:
+        return ""
+    words = (
+        f"The fastest within one point of it is {labels[near.variant]}, {significant(near.epoch_seconds)} s an epoch"
+    )
+    if full and near.variant.method != "full_ft" and near.epoch_seconds:
+        factor = (full[0].epoch_seconds or 0.0) / near.epoch_seconds
+        words += f", {factor:.1f} times as fast as full FT" if factor >= 1 else ", slower than full FT"
+    return f"{words}."
+
+
+def _correlation_words(finished: Sequence[Result]) -> str:
+    """Say how accuracy goes with NC1."""
+    found = nc1_correlation(finished)
+    if found is None:
+        return ""
+    value, interval = correlation_text(found)
+    across = " (across settings, whose NC1 differ for other reasons, too)" if _number_of_groups(finished) > 1 else ""
+    if found.low * found.high <= 0:
+        verdict = "accuracy and NC1 show no clear relation"
+    else:
+        verdict = f"accuracy {'falls' if found.value < 0 else 'rises'} as NC1 grows"
+    return f"Over {found.number} runs{across}, {verdict}: Spearman {value}, 95 % interval {interval}."
+
+
+def _number_of_groups(runs: Sequence[Result]) -> int:
+    return len({group_of(run) for run in runs})
+
+
 def _summary(results: Sequence[Result], rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
     """Put the outcome into words."""
     seeds = [_seed_words(rows)] if rows else []
-    groups = [_group_words(members, labels) for members in by_group(rows).values()]
-    return " ".join([status_words(results), *seeds, *groups])
+    groups = by_group(rows)
+    if len(groups) > _MOST_GROUPS_IN_WORDS:
+        outcome = [_wins_words(rows, labels)]
+    else:
+        outcome = [
+            part
+            for members in groups.values()
+            for part in (_group_words(members, labels), _cost_words(members, labels))
+        ]
+    words = [status_words(results), *seeds, *outcome, _correlation_words(finished_runs(results))]
+    return " ".join(part for part in words if part)
 
 
 def _notes(finished: Sequence[Result]) -> str:
@@ -133,7 +215,8 @@ def _notes(finished: Sequence[Result]) -> str:
         "single seed), the highest mean accuracy is in bold. tuned %: parameters trained, the head's included. NC1 is "
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
-        "s/epoch: mean time of one training pass. Peak memory: largest of the seeds."
+        "s/epoch: mean time of one training pass. Peak memory: largest of the seeds. Delta size: what a file of the "
+        "tuned part and the head takes."
     )
 
 
@@ -153,35 +236,61 @@ def _group_sections(
 ) -> Iterator[Section]:
     """Describe group by group."""
     stems: collections.Counter[str] = collections.Counter()
-    for group, members in by_group(rows).items():
+    groups = by_group(rows)
+    for place, (group, members) in enumerate(groups.items()):
         runs = [run for run in finished if group_of(run) == group]
         slug = _slug(group.label)
         stems[slug] += 1
         # Names that differ only in punctuation must not overwrite each other's pictures.
         stem = slug if stems[slug] == 1 else f"{slug}_{stems[slug]}"
-        figures = {
-            "layers": layerwise_nc1(runs, labels, styles),
-            "accuracy": accuracy_against_nc1(runs, labels, styles),
-        }
-        yield Section(group.label, group_table(members, labels), _pictures(stem, figures))
+        figures: dict[str, Figure | None] = {}
+        if place < _MOST_GROUP_PICTURES:
+            figures["layers"] = layerwise_nc1(runs, labels, styles)
+        if len(groups) == 1:
+            figures["accuracy"] = accuracy_against_nc1(runs, labels, styles)
+            figures["cost"] = accuracy_against_cost(members, labels, styles)
+            figures["curves"] = learning_curves(runs, labels, styles)
+        yield Section(group.label, group_table(members, labels), _pictures(stem, figures), kind="group")
+
+
+def _overview(
+    rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
+) -> Iterator[Section]:
+    """Put all groups beside each other, where there are several."""
+    if len(by_group(rows)) < 2:
+        return
+    figures = {
+        "accuracy": accuracy_against_nc1(finished, labels, styles),
+        "sizes": accuracy_against_size(rows, labels, styles),
+    }
+    pictures = _pictures("overview", figures)
+    yield Section("Overview: accuracy % / NC1", overview_table(rows, labels), pictures, kind="overview")
+
+
+def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
+    """Say what follows from the numbers."""
+    found = (
+        Section("Accuracy against NC1", correlation_table(finished), note=_CORRELATION_NOTE),
+        Section("Accuracy against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
+        Section("Worst classes", worst_table(rows, finished, labels), note=_WORST_NOTE),
+    )
+    yield from (section for section in found if section.table.rows)
 
 
 def _sections(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
-    """Put all groups beside each other, where there are several, before the groups one by one."""
+    """Put the overview before the groups one by one, and what follows behind them."""
     styles = palette(labels)
-    if len(by_group(rows)) > 1:
-        figures = {"accuracy": accuracy_against_nc1(finished, labels, styles)}
-        yield Section(
-            "Overview: accuracy % / NC1", overview_table(rows, labels), _pictures("overview", figures), overview=True
-        )
+    yield from _overview(rows, finished, labels, styles)
     yield from _group_sections(rows, finished, labels, styles)
+    yield from _analyses(rows, finished, labels)
 
 
-def _failures(results: Sequence[Result]) -> Table:
-    """List the runs without a result."""
+def _failures(results: Sequence[Result], problems: Sequence[str]) -> Table:
+    """List the runs without a result, and the files that could not be read."""
     lost = [run for run in results if run.status != "ok"]
     rows = tuple((Cell(run.run_id), Cell(run.status), Cell(run.error or NOTHING)) for run in lost)
-    return Table(("run", "status", "error"), rows)
+    unread = tuple((Cell(NOTHING), Cell("not read"), Cell(problem)) for problem in problems)
+    return Table(("run", "status", "error"), rows + unread)
 
 
 def _commit_text(provenance: Mapping[str, Any]) -> str:
@@ -209,11 +318,12 @@ def _provenance(results: Sequence[Result]) -> Table:
     return Table(("what", "value"), rows)
 
 
-def build_report(results: Sequence[Result]) -> Report:
+def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Report:
     """Collect everything that a report says.
 
     Args:
         results: Runs of a benchmark.
+        problems: What was left out, a sentence each.
 
     Returns:
         The content, without markup.
@@ -231,6 +341,6 @@ def build_report(results: Sequence[Result]) -> Report:
         summary=_summary(results, rows, labels),
         notes=_notes(finished),
         sections=tuple(_sections(rows, finished, labels)),
-        failures=_failures(results),
+        failures=_failures(results, problems),
         provenance=_provenance(results),
     )

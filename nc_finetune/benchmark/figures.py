@@ -1,4 +1,4 @@
-"""The two pictures of a benchmark, as Vega-Lite specifications: one source for the page and for the PNG files."""
+"""Pictures of a benchmark as Vega-Lite specifications, one source for the page and for the PNG files: NC1."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Figure:
     spec: dict[str, Any]
 
 
-def _altair() -> Any:
+def altair() -> Any:
     """Import altair only when something is drawn: it is an extra."""
     try:
-        import altair
+        import altair as library
     except ImportError as error:
         raise missing_extra("altair", "report", "drawing benchmark figures") from error
-    return altair
+    return library
 
 
 def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
@@ -93,7 +93,7 @@ def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
     return styles
 
 
-def _method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style]) -> tuple[Any, Any]:
+def method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style]) -> tuple[Any, Any]:
     """Encode the method as colour and as shape; the same field and title make Vega-Lite draw one legend for both."""
     names = [label for label in styles if label in set(present)]
     legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=2, labelLimit=300)
@@ -124,16 +124,28 @@ def _nc1_axis(alt: Any, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"type": "quantitative", "title": "NC1", "scale": scale, "axis": axis}
 
 
-def _spec(chart: Any, points: Sequence[Mapping[str, Any]], width: int) -> dict[str, Any]:
-    """Finish a chart; colours of text and lines are left to whoever shows it, on white or on black."""
-    column = _LEGEND_SYMBOL + _LEGEND_LETTER * max(len(point["method"]) for point in points)
+def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: bool = True) -> dict[str, Any]:
+    """Finish a chart; colours of text and lines are left to whoever shows it, on white or on black.
+
+    Args:
+        chart: An altair chart.
+        points: What it shows, each with its ``method``.
+        width: Of the picture, in pixels.
+        sized: Whether the chart takes width and height; a chart of panels has them inside.
+
+    Returns:
+        The specification.
+    """
+    column = _LEGEND_SYMBOL + _LEGEND_LETTER * max((len(point["method"]) for point in points), default=0)
     finished = (
-        chart.properties(width=width, height=_HEIGHT)
+        (chart.properties(width=width, height=_HEIGHT) if sized else chart)
         .configure_axis(labelFontSize=11, titleFontSize=12)
         .configure_legend(labelFontSize=12, columns=max(1, width // column))
     )
+    # Altair would check every point against its schema, which takes longer than all the rest.
+    data = {"values": [dict(point) for point in points]}
     # The page is as wide as its window: it needs the width of a column to break the legend itself.
-    spec: dict[str, Any] = {**finished.to_dict(), "usermeta": {"legendColumn": column}}
+    spec: dict[str, Any] = {**finished.to_dict(validate=False), "data": data, "usermeta": {"legendColumn": column}}
     return spec
 
 
@@ -156,17 +168,17 @@ def _drawable(values: Sequence[float | None]) -> list[float]:
 
 
 def _layer_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[dict[str, Any]]:
-    """Average NC1 over seeds for each method and layer."""
-    by_label: dict[str, list[Result]] = {}
+    """Average NC1 over seeds for each group, method and layer."""
+    cells: dict[tuple[str, str], list[Result]] = {}
     for run in runs:
-        by_label.setdefault(labels[variant_of(run)], []).append(run)
+        cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
     points = []
-    for label, members in by_label.items():
+    for (group, label), members in cells.items():
         for layer in network_order(members):
             values = _drawable([run.nc1_layers.get(layer) for run in members])
             if values:
                 nc1 = sum(values) / len(values)
-                points.append({"method": label, "layer": layer, "nc1": nc1, "seeds": len(values)})
+                points.append({"method": label, "layer": layer, "nc1": nc1, "seeds": len(values), "group": group})
     return points
 
 
@@ -185,10 +197,10 @@ def _layer_description(points: Sequence[Mapping[str, Any]]) -> str:
 
 def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping[str, Style]) -> dict[str, Any]:
     """Draw one line per method over the layers."""
-    alt = _altair()
-    colour, shape = _method_channels(alt, [point["method"] for point in points], styles)
+    alt = altair()
+    colour, shape = method_channels(alt, [point["method"] for point in points], styles)
     axis = alt.Axis(labelAngle=-90, labelOverlap="parity", labelLimit=120, grid=False)
-    base = alt.Chart(alt.Data(values=points)).encode(
+    base = alt.Chart(alt.Data(values=[])).encode(
         x=alt.X("layer", type="ordinal", sort=layers, title="layer, from input to output", axis=axis),
         y=alt.Y("nc1", **_nc1_axis(alt, points)),
         color=colour,
@@ -201,7 +213,7 @@ def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping
     ]
     dots = base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape, tooltip=tooltip)
     width = max(_MIN_WIDTH, _WIDTH_PER_LAYER * len(layers))
-    return _spec(alt.layer(base.mark_line(), dots), points, width)
+    return finish(alt.layer(base.mark_line(), dots), points, width)
 
 
 def layerwise_nc1(runs: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]) -> Figure | None:
@@ -257,6 +269,11 @@ def _span(points: Sequence[Mapping[str, Any]], name: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def accuracy_scale(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
+    """Frame the accuracies of points closely."""
+    return alt.Scale(domain=_accuracy_domain([point["accuracy"] for point in points]), zero=False, nice=True)
+
+
 def _accuracy_domain(values: Sequence[float]) -> list[float]:
     """Frame the accuracies closely: above zero, the methods would lie on each other."""
     low, high = min(values), max(values)
@@ -266,8 +283,8 @@ def _accuracy_domain(values: Sequence[float]) -> list[float]:
 
 def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
     """Draw one point per run."""
-    alt = _altair()
-    colour, shape = _method_channels(alt, [point["method"] for point in points], styles)
+    alt = altair()
+    colour, shape = method_channels(alt, [point["method"] for point in points], styles)
     tooltip = [
         alt.Tooltip("method", type="nominal"),
         alt.Tooltip("accuracy", type="quantitative", format=".2f", title="accuracy %"),
@@ -275,13 +292,12 @@ def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict
         alt.Tooltip("seed", type="quantitative"),
         alt.Tooltip("group", type="nominal", title="runs on"),
     ]
-    chart = alt.Chart(alt.Data(values=points)).mark_point(filled=True, size=80, opacity=0.85)
-    scale = alt.Scale(domain=_accuracy_domain([point["accuracy"] for point in points]), zero=False, nice=True)
-    accuracy = alt.Y("accuracy", type="quantitative", title="test accuracy %", scale=scale)
+    chart = alt.Chart(alt.Data(values=[])).mark_point(filled=True, size=80, opacity=0.85)
+    accuracy = alt.Y("accuracy", type="quantitative", title="test accuracy %", scale=accuracy_scale(alt, points))
     encoded = chart.encode(
         x=alt.X("nc1", **_nc1_axis(alt, points)), y=accuracy, color=colour, shape=shape, tooltip=tooltip
     )
-    return _spec(encoded, points, _MIN_WIDTH)
+    return finish(encoded, points, _MIN_WIDTH)
 
 
 def accuracy_against_nc1(
@@ -316,7 +332,7 @@ def vegalite_version() -> str:
     Raises:
         ImportError: If altair is not installed.
     """
-    return str(_altair().SCHEMA_VERSION).rsplit(".", 1)[0]
+    return str(altair().SCHEMA_VERSION).rsplit(".", 1)[0]
 
 
 def to_png(figure: Figure) -> bytes:

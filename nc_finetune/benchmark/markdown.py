@@ -46,6 +46,8 @@ def _markdown_table(table: Table) -> str:
 
 def _markdown_section(section: Section) -> Iterator[str]:
     yield f"## {escape_markdown(section.title)}"
+    if section.note:
+        yield escape_markdown(section.note)
     yield _markdown_table(section.table)
     for picture in section.pictures:
         yield f"![{escape_markdown(picture.figure.description)}]({picture.file})"

@@ -1,10 +1,9 @@
-"""Reports of a benchmark: ``report.md``, a ``report.html`` that needs no network, and tables for the terminal."""
+"""Reports of a benchmark: ``report.md``, ``report.html``, ``results.csv``, and tables for the terminal."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +12,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from nc_finetune.benchmark.content import Report, build_report, status_words
-from nc_finetune.benchmark.figures import to_png, vegalite_version
+from nc_finetune.benchmark.content import build_report, status_words
+from nc_finetune.benchmark.figures import to_png
 from nc_finetune.benchmark.markdown import render_markdown
+from nc_finetune.benchmark.page import render_page
 from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.spreadsheet import render_csv
 from nc_finetune.benchmark.summary import by_group, finished_runs, summarize, variant_labels
 from nc_finetune.benchmark.tables import Table, group_table
 from nc_finetune.errors import missing_extra
@@ -39,37 +40,22 @@ def check_report_extra() -> None:
             raise missing_extra(package, "report", "writing a benchmark report") from error
 
 
-def _html(report: Report) -> str:
-    """Fill the template; it holds the drawing library, so that the page opens without a network."""
-    import jinja2
-    import vl_convert
-
-    template = resources.files("nc_finetune").joinpath("benchmark/templates/report.html.jinja")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    specs = [picture.figure.spec for section in report.sections for picture in section.pictures]
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vegalite_version())
-    # A script ends at the first "</script", even inside a string of JavaScript.
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
-        report=report, specs=specs, bundle=bundle.replace("</script", r"<\/script")
-    )
-
-
 class ReportFiles(NamedTuple):
     """Where a report is.
 
     Attributes:
         markdown: For a repository.
         page: For a browser.
+        table: Every run, for a spreadsheet.
     """
 
     markdown: Path
     page: Path
+    table: Path
 
 
 def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str] = ()) -> ReportFiles:
-    """Write ``report.md``, ``report.html`` and the pictures of the former, ``figures/*.png``.
+    """Write ``report.md`` with its pictures, ``figures/*.png``, ``report.html`` and ``results.csv``.
 
     Args:
         results: Runs of a benchmark; those that failed or diverged are listed with their error.
@@ -84,14 +70,15 @@ def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str
         ImportError: If a package of the extra ``report`` is not installed.
     """
     check_report_extra()
-    report = build_report(results)
+    report = build_report(results, problems)
     for section in report.sections:
         for picture in section.pictures:
             write_atomically(folder / picture.file, to_png(picture.figure))
-    markdown, page = folder / "report.md", folder / "report.html"
-    write_text_atomically(markdown, render_markdown(report))
-    write_text_atomically(page, _html(report))
-    return ReportFiles(markdown, page)
+    files = ReportFiles(folder / "report.md", folder / "report.html", folder / "results.csv")
+    write_text_atomically(files.markdown, render_markdown(report))
+    write_text_atomically(files.page, render_page(report, results))
+    write_text_atomically(files.table, render_csv(results))
+    return files
 
 
 def _rich_table(title: str, table: Table) -> RichTable:

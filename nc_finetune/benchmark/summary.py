@@ -51,13 +51,15 @@ class Group:
         dataset: Name of the data set.
         backbone: Name of the architecture.
         weights: The weights that the runs started from; ``None`` is random initialisation.
-        samples_per_class: Training images a class; ``None`` is the whole training split.
+        samples_per_class: Training images a class; ``None`` is the whole training split, or a share of it.
+        train_share: Share of the training split; ``None`` is all of it, or a number a class.
     """
 
     dataset: str
     backbone: str
     weights: str | None
     samples_per_class: int | None
+    train_share: float | None = None
 
     @property
     def label(self) -> str:
@@ -67,10 +69,19 @@ class Group:
             >>> Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=10).label
             'digits · resnet18 (random initialisation) · 10 images a class'
         """
-        images = (
-            "whole training split" if self.samples_per_class is None else f"{self.samples_per_class} images a class"
-        )
-        return f"{self.dataset} · {self.backbone} ({self.weights or 'random initialisation'}) · {images}"
+        return f"{self.dataset} · {self.network} · {self.size}"
+
+    @property
+    def network(self) -> str:
+        """Backbone and weights in words."""
+        return f"{self.backbone} ({self.weights or 'random initialisation'})"
+
+    @property
+    def size(self) -> str:
+        """The training size in words."""
+        if self.samples_per_class is not None:
+            return f"{self.samples_per_class} images a class"
+        return "whole training split" if self.train_share is None else f"{100 * self.train_share:g} % of training split"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +121,8 @@ class Row:
         learning_rates: The rates that were chosen, each once, in increasing order.
         epoch_seconds: Mean time of one training pass.
         peak_memory_bytes: The largest peak memory.
+        delta_bytes: Mean size of what was tuned.
+        train_size: Mean number of training images.
     """
 
     group: Group
@@ -125,6 +138,8 @@ class Row:
     learning_rates: tuple[float, ...]
     epoch_seconds: float | None
     peak_memory_bytes: int | None
+    delta_bytes: float | None = None
+    train_size: float | None = None
 
 
 def method_label(name: str) -> str:
@@ -153,7 +168,11 @@ def group_of(run: Result) -> Group:
         Its group.
     """
     return Group(
-        dataset=run.dataset, backbone=run.backbone, weights=run.weights, samples_per_class=run.samples_per_class
+        dataset=run.dataset,
+        backbone=run.backbone,
+        weights=run.weights,
+        samples_per_class=run.samples_per_class,
+        train_share=run.train_share,
     )
 
 
@@ -176,13 +195,15 @@ def variant_of(run: Result) -> Variant:
         Its variant.
     """
     options = ", ".join(f"{name}={_words(value)}" for name, value in sorted(run.options.items()))
-    return Variant(method=run.method, key_layer=run.key_layer, head=run.head, loss=run.loss, options=options)
+    # Seeds may choose different blocks; what they have in common is how they chose.
+    layer = "auto" if run.selection else run.key_layer
+    return Variant(method=run.method, key_layer=layer, head=run.head, loss=run.loss, options=options)
 
 
 def _group_order(group: Group) -> tuple[object, ...]:
     """Sort by data set, backbone, weights and training size, the whole split last."""
     size = math.inf if group.samples_per_class is None else group.samples_per_class
-    return group.dataset, group.backbone, group.weights or "", size
+    return group.dataset, group.backbone, group.weights or "", size, group.train_share or 1.0
 
 
 def _natural(name: str | None) -> list[tuple[int, str]]:
@@ -263,6 +284,8 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
         learning_rates=tuple(sorted(set(finite(run.learning_rate for run in runs)))),
         epoch_seconds=_mean(finite(run.epoch_seconds for run in runs)),
         peak_memory_bytes=max(peaks, default=None),
+        delta_bytes=_mean(finite(run.delta_bytes for run in runs)),
+        train_size=_mean(finite(run.train_size for run in runs)),
     )
 
 

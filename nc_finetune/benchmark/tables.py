@@ -18,10 +18,12 @@ class Cell:
     Attributes:
         text: What it says.
         best: Whether it holds the highest mean accuracy of its group.
+        value: The number in it, to sort by.
     """
 
     text: str
     best: bool = False
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,24 +92,71 @@ def measure_text(mean: float | None, sd: float | None) -> str:
     return significant(mean) + ("" if sd is None else f" ± {significant(sd, 2)}")
 
 
-def _memory_text(size: int | None) -> str:
+def memory_text(size: float | None) -> str:
+    """Write a number of bytes.
+
+    Args:
+        size: The number, or ``None``.
+
+    Returns:
+        In KiB, MiB or GiB; a dash for ``None``.
+
+    Example:
+        >>> memory_text(49_480), memory_text(13_000_000)
+        ('48 KiB', '12 MiB')
+    """
     if size is None:
         return NOTHING
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+# Heading of each column that costs something, with the attribute of a row that holds it.
+COSTS = {
+    "tuned %": "tuned_percent",
+    "s/epoch": "epoch_seconds",
+    "peak memory": "peak_memory_bytes",
+    "delta size": "delta_bytes",
+}
+_COLUMNS = (
+    *("method", "tuned %", "accuracy %", "NC1", "NC2", "learning rate"),
+    *("s/epoch", "peak memory", "delta size", "seeds"),
+)
+
+
+def cost_text(column: str, value: float | None) -> str:
+    """Write a cost.
+
+    Args:
+        column: One of ``COSTS``.
+        value: What it costs, or ``None``.
+
+    Returns:
+        The text.
+    """
+    if column in ("peak memory", "delta size"):
+        return memory_text(value)
+    if column == "tuned %":
+        return NOTHING if value is None else f"{value:.2f}"
+    return significant(value)
 
 
 def _cells(row: Row, label: str, best: bool) -> tuple[Cell, ...]:
     """Write one row of the table of a group."""
+    costs = {name: Cell(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
+    rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
     return (
         Cell(label),
-        Cell(NOTHING if row.tuned_percent is None else f"{row.tuned_percent:.2f}"),
-        Cell(accuracy_text(row), best),
-        Cell(measure_text(row.nc1, row.nc1_sd)),
-        Cell(measure_text(row.nc2, row.nc2_sd)),
-        Cell(", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING),
-        Cell(significant(row.epoch_seconds)),
-        Cell(_memory_text(row.peak_memory_bytes)),
-        Cell(str(row.seeds)),
+        costs["tuned %"],
+        Cell(accuracy_text(row), best, row.accuracy),
+        Cell(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
+        Cell(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
+        Cell(rates, value=max(row.learning_rates, default=None)),
+        costs["s/epoch"],
+        costs["peak memory"],
+        costs["delta size"],
+        Cell(str(row.seeds), value=row.seeds),
     )
 
 
@@ -121,9 +170,31 @@ def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     Returns:
         The table.
     """
-    columns = ("method", "tuned %", "accuracy %", "NC1", "NC2", "learning rate", "s/epoch", "peak memory", "seeds")
     best = best_rows(rows)
-    return Table(columns, tuple(_cells(row, labels[row.variant], row in best) for row in rows))
+    return Table(_COLUMNS, tuple(_cells(row, labels[row.variant], row in best) for row in rows))
+
+
+def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate everything in one table: data set, backbone and training size stand in columns of their own.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names, from :func:`variant_labels`.
+
+    Returns:
+        The table.
+    """
+    best = [row for members in by_group(rows).values() for row in best_rows(members)]
+    lines = tuple(
+        (
+            Cell(row.group.dataset),
+            Cell(row.group.network),
+            Cell(row.group.size, value=row.train_size),
+            *_cells(row, labels[row.variant], row in best),
+        )
+        for row in rows
+    )
+    return Table(("data set", "backbone", "training size", *_COLUMNS), lines)
 
 
 def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:

@@ -1,0 +1,221 @@
+"""What follows from the runs of a benchmark: rank correlation, Pareto fronts, worst classes, who won."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torchmetrics.functional import spearman_corrcoef
+
+from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.summary import Row, Variant, best_rows, by_group, finite, group_of, variant_of
+from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text
+
+_NORMAL_QUANTILE = 1.959964  # 95 %, both sides
+_FEWEST_RUNS = 5
+_WORST = 3
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rank correlation with its interval.
+
+    Attributes:
+        value: In ``[-1, 1]``.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        number: How many pairs there were.
+    """
+
+    value: float
+    low: float
+    high: float
+    number: int
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
+    """Compute Spearman's rank correlation and its 95 % interval.
+
+    The interval is Fisher's ``tanh(atanh r -+ 1.96 s)`` with the variance ``s^2 = (1 + r^2/2) / (n - 3)`` for ranks.
+
+    Args:
+        first: n values.
+        second: n values.
+
+    Returns:
+        The correlation; ``None`` for fewer than five pairs, or if all values on one side are the same.
+
+    Source:
+        Bonett & Wright 2000, Sample size requirements for estimating Pearson, Kendall and Spearman correlations,
+        10.1007/BF02294183.
+
+    Example:
+        >>> found = rank_correlation([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5])
+        >>> round(found.value, 3), round(found.low, 2), round(found.high, 2)
+        (0.829, -0.06, 0.98)
+    """
+    number = len(first)
+    if number < _FEWEST_RUNS or len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    pair = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
+    value = max(-1.0, min(1.0, spearman_corrcoef(*pair).item()))
+    if abs(value) > 1 - 1e-9:
+        return RankCorrelation(value, value, value, number)
+    half = _NORMAL_QUANTILE * math.sqrt((1 + value**2 / 2) / (number - 3))
+    return RankCorrelation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), number)
+
+
+def correlation_text(found: RankCorrelation | None) -> tuple[str, str]:
+    """Write a rank correlation and its interval."""
+    if found is None:
+        return NOTHING, NOTHING
+    return f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+
+
+def nc1_correlation(runs: Iterable[Result]) -> RankCorrelation | None:
+    """Correlate accuracy with NC1 over runs that have both."""
+    pairs = [(run.nc1, run.accuracy) for run in runs if finite([run.nc1]) and finite([run.accuracy])]
+    return rank_correlation([float(nc1 or 0) for nc1, _ in pairs], [float(accuracy or 0) for _, accuracy in pairs])
+
+
+def correlation_table(runs: Sequence[Result]) -> Table:
+    """Correlate accuracy with NC1: over all runs, over each data set, over each backbone, and in each group.
+
+    Args:
+        runs: Finished runs.
+
+    Returns:
+        The table; a scope that is the same as one above it is left out, as is one without a correlation.
+    """
+    scopes: dict[str, list[Result]] = {"all runs": list(runs)}
+    for run in runs:
+        group = group_of(run)
+        for name in (group.dataset, group.network, group.label):
+            scopes.setdefault(name, []).append(run)
+    lines, seen = [], set()
+    for name, members in scopes.items():
+        key = frozenset(run.run_id for run in members)
+        found = nc1_correlation(members)
+        if found is not None and key not in seen:
+            seen.add(key)
+            value, interval = correlation_text(found)
+            lines.append((Cell(name), Cell(str(found.number)), Cell(value), Cell(interval)))
+    return Table(("over", "runs", "Spearman, accuracy and NC1", "95 % interval"), tuple(lines))
+
+
+def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
+    """Find the rows that nobody beats: none has a higher mean accuracy at no higher cost, or the same at a lower cost.
+
+    Args:
+        rows: The rows of one group.
+        cost: Attribute of a row that holds the cost.
+
+    Returns:
+        The front, from the cheapest on; rows without cost or accuracy are left out.
+    """
+    known = [row for row in rows if finite([row.accuracy]) and finite([getattr(row, cost)])]
+    front: list[Row] = []
+    for row in sorted(known, key=lambda row: (getattr(row, cost), -(row.accuracy or 0))):
+        if not front or (row.accuracy or 0) > (front[-1].accuracy or 0):
+            front.append(row)
+    return front
+
+
+def pareto_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate the costs of what is on a Pareto front; a cost is marked where the row is on the front of that cost.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names.
+
+    Returns:
+        The table.
+    """
+    lines = []
+    for group, members in by_group(rows).items():
+        fronts = {column: pareto_front(members, attribute) for column, attribute in COSTS.items()}
+        for row in members:
+            marks = [row in fronts[column] for column in COSTS]
+            if any(marks):
+                costs = [cost_text(column, getattr(row, attribute)) for column, attribute in COSTS.items()]
+                cells = [Cell(text, mark) for text, mark in zip(costs, marks, strict=True)]
+                lines.append((Cell(group.label), Cell(labels[row.variant]), Cell(accuracy_text(row)), *cells))
+    return Table(("on", "method", "accuracy %", *COSTS), tuple(lines))
+
+
+def summed_confusion(runs: Sequence[Result]) -> list[list[int]]:
+    """Add up the confusion matrices of runs, e.g. of all seeds."""
+    matrices = [run.confusion_matrix() for run in runs if run.confusion]
+    same = [matrix for matrix in matrices if len(matrix) == len(matrices[0])]
+    return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*same, strict=True)]
+
+
+def worst_classes(runs: Sequence[Result]) -> list[tuple[str, float, str]]:
+    """Find the classes that are recognised least.
+
+    Args:
+        runs: The runs of one row.
+
+    Returns:
+        Name, recall in per cent, and what it is most often taken for, of the three worst.
+    """
+    matrix = summed_confusion(runs)
+    if not matrix:
+        return []
+    names = runs[0].class_names or [str(label) for label in range(len(matrix))]
+    recalls = [(100 * row[label] / sum(row), label) for label, row in enumerate(matrix) if sum(row)]
+    return [
+        (names[label], recall, _taken_for(matrix[label], label, names)) for recall, label in sorted(recalls)[:_WORST]
+    ]
+
+
+def _taken_for(row: Sequence[int], label: int, names: Sequence[str]) -> str:
+    others = [(count, other) for other, count in enumerate(row) if other != label and count]
+    return names[max(others)[1]] if others else NOTHING
+
+
+def worst_table(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate the worst classes of the best method of each group.
+
+    Args:
+        rows: The rows of all groups.
+        runs: Finished runs.
+        labels: Display names.
+
+    Returns:
+        The table; empty where no confusion was recorded.
+    """
+    lines = []
+    for group, members in by_group(rows).items():
+        for best in best_rows(members)[:1]:
+            same = [run for run in runs if group_of(run) == group and variant_of(run) == best.variant]
+            for name, recall, other in worst_classes(same):
+                cells = (group.label, labels[best.variant], name, f"{recall:.1f}", other)
+                lines.append(tuple(map(Cell, cells)))
+    return Table(("on", "best method", "class", "recall %", "most often taken for"), tuple(lines))
+
+
+def wins(rows: Sequence[Row], labels: Mapping[Variant, str]) -> collections.Counter[str]:
+    """Count the groups in which a method has the highest mean accuracy."""
+    return collections.Counter(
+        labels[best.variant] for members in by_group(rows).values() for best in best_rows(members)
+    )
+
+
+def cheapest_near_best(rows: Sequence[Row], points: float = 1.0) -> Row | None:
+    """Find the row with the fastest epoch whose mean accuracy is within some points of the best.
+
+    Args:
+        rows: The rows of one group.
+        points: Percentage points.
+
+    Returns:
+        The row; ``None`` where no time was measured.
+    """
+    best = max(finite(row.accuracy for row in rows), default=math.nan)
+    near = [row for row in rows if finite([row.accuracy]) and (row.accuracy or 0) >= best - points]
+    timed = [row for row in near if row.epoch_seconds is not None]
+    return min(timed, key=lambda row: row.epoch_seconds or 0.0, default=None)

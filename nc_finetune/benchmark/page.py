@@ -1,0 +1,143 @@
+"""A report as one page that opens from a disk: its tables as they are, its pictures drawn from the data in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from nc_finetune.benchmark.charts import (
+    accuracy_against_size,
+    confusion_spec,
+    confusion_values,
+    cost_spec,
+    cost_values,
+    curve_values,
+    learning_curves,
+    size_values,
+)
+from nc_finetune.benchmark.content import Report
+from nc_finetune.benchmark.figures import (
+    Figure,
+    Style,
+    accuracy_against_nc1,
+    layerwise_nc1,
+    palette,
+    vegalite_version,
+)
+from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.summary import Row, Variant, by_group, finished_runs, summarize, variant_labels
+from nc_finetune.benchmark.tables import COSTS, long_table
+
+_TEMPLATES = "benchmark/templates"
+
+
+def _chart(
+    title: str, about: str, spec: Mapping[str, Any], values: Sequence[Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """Describe a picture: a specification without data, and all the data that it can show."""
+    return {"title": title, "about": about, "spec": {**spec, "data": {"values": []}}, "values": list(values), **more}
+
+
+def _from_figure(title: str, figure: Figure, **more: Any) -> dict[str, Any]:
+    return _chart(title, figure.caption, figure.spec, figure.spec["data"]["values"], **more)
+
+
+def _charts(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant, str]) -> dict[str, dict[str, Any]]:
+    """Collect the pictures that there is something to draw for."""
+    styles = palette(labels)
+    charts: dict[str, dict[str, Any]] = {}
+    if (nc1 := accuracy_against_nc1(runs, labels, styles)) is not None:
+        charts["nc1"] = _from_figure("Accuracy against NC1", nc1, y="accuracy", x="nc1")
+    if (layers := layerwise_nc1(runs, labels, styles)) is not None:
+        charts["layers"] = _from_figure("NC1 layer by layer", layers, y="nc1", one="group")
+    charts |= _size_chart(rows, labels, styles)
+    if costs := cost_values(rows, labels):
+        about = "The line joins what nothing beats in accuracy and this cost (log scale)."
+        kinds = [kind for kind in COSTS if any(value["kind"] == kind for value in costs)]
+        spec = cost_spec(costs, styles, kinds[0])
+        charts["cost"] = _chart(
+            "Accuracy against cost", about, spec, costs, y="accuracy", x="cost", one="group", kinds=kinds
+        )
+    if (curves := learning_curves(runs, labels, styles)) is not None:
+        charts["curves"] = _chart(
+            "Learning curves", curves.caption, curves.spec, curve_values(runs, labels), y="loss", one="group"
+        )
+    if confusions := confusion_values(runs, labels):
+        about = "Test images of each true class by what they were taken for, all seeds together."
+        charts["confusion"] = _chart("Confusion matrix", about, confusion_spec(), confusions, y="share", one="group")
+    return charts
+
+
+def _size_chart(
+    rows: Sequence[Row], labels: Mapping[Variant, str], styles: Mapping[str, Style]
+) -> dict[str, dict[str, Any]]:
+    """Draw the curve of one data set and backbone; a panel for each would be too small on a phone."""
+    values = size_values(rows, labels)
+    for series in dict.fromkeys(value["series"] for value in values):
+        names = {value["group"] for value in values if value["series"] == series}
+        figure = accuracy_against_size([row for row in rows if row.group.label in names], labels, styles)
+        if figure is not None:
+            about = figure.caption
+            chart = _chart(
+                "Accuracy against training size", about, figure.spec, values, y="accuracy", x="images", one="series"
+            )
+            return {"sizes": chart}
+    return {}
+
+
+def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Say of each group what the filters go by."""
+    return {
+        group.label: {
+            "dataset": group.dataset,
+            "backbone": group.network,
+            "size": group.size,
+            "series": f"{group.dataset} · {group.network}",
+        }
+        for group in by_group(rows)
+    }
+
+
+def render_page(report: Report, results: Sequence[Result]) -> str:
+    """Write a report as HTML; the page holds the drawing library and its data, so that it opens without a network.
+
+    Args:
+        report: Its content.
+        results: The runs that the pictures are drawn from.
+
+    Returns:
+        The page; whatever HTML or JavaScript would act upon is escaped.
+
+    Raises:
+        ImportError: If a package of the extra ``report`` is not installed.
+    """
+    import jinja2
+    import vl_convert
+
+    runs, rows = finished_runs(results), summarize(results)
+    labels = variant_labels(runs)
+    data = {
+        "groups": _groups(rows),
+        "styles": {label: {"colour": style.colour, "shape": style.shape} for label, style in palette(labels).items()},
+        "charts": _charts(rows, runs, labels),
+    }
+    folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
+    parts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")}
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vegalite_version())
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the order of the methods means something
+    template = environment.from_string(folder.joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        data=data,
+        everything=long_table(rows, labels),
+        groups=[row.group for row in rows],
+        methods=[labels[row.variant] for row in rows],
+        css=parts["report.css"],
+        script=parts["report.js"],
+        # A script ends at the first "</script", even inside a string of JavaScript.
+        bundle=bundle.replace("</script", r"<\/script"),
+    )
