@@ -55,7 +55,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCor
     Example:
         >>> found = rank_correlation([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5])
         >>> round(found.value, 3), round(found.low, 2), round(found.high, 2)
-        (0.829, -0.06, 0.98)
+        (0.829, -0.13, 0.99)
     """
     number = len(first)
     if number < _FEWEST_RUNS or len(set(first)) < 2 or len(set(second)) < 2:

@@ -77,13 +77,7 @@ def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
     axis = alt.Axis(format="~s", labelOverlap=True, grid=False)
     scale = alt.Scale(type="log", nice=False, padding=12)
     base = alt.Chart(alt.Data(values=[])).encode(
-        x=alt.X(
-            "images",
-            type="quantitative",
-            title="training images",
-            scale=alt.Scale(type="log", nice=False, padding=12),
-            axis=axis,
-        ),
+        x=alt.X("images", type="quantitative", title="training images", scale=scale, axis=axis),
         color=colour,
     )
     accuracy = alt.Y("accuracy", type="quantitative", title="test accuracy %", scale=alt.Scale(zero=False))
