@@ -17,7 +17,7 @@ from nc_finetune.backbones import Backbone, OpenClipBackbone, create_backbone
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.heads import ZeroShotHead
-from nc_finetune.methods import FinetuningMethod, LinearProbe
+from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe
 from nc_finetune.model_config import describe_model
 
 Batch = tuple[Tensor, Tensor]
@@ -149,6 +149,11 @@ class ImageClassifier(L.LightningModule):
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
         # So is the eval mode of what is frozen.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        if stage == "fit" and self.method.key_layer == AUTO:
+            raise ValueError(
+                "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer; add it"
+                " to the trainer, or name a block"
+            )
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if known != self.num_classes:
             raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,8 @@ examples:
   nc-finetune benchmark quickstart                        four methods on real digits, with a report
   nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
   nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
+  nc-finetune profile tf_efficientnet_lite0 photos --weights package     which block to tune
+  nc-finetune rank photos --backbones resnet50 vit_base_patch32_224      which backbone to take
   nc-finetune recipes                                     what there is; --copy NAME takes one home
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
@@ -53,11 +55,41 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write one report of the finished runs of one or several benchmarks")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="what --out of a benchmark was")
     report.add_argument("--out", type=Path, help="where the report goes (default: the first DIR)")
+    _add_profile(commands.add_parser("profile", help="measure every block of a backbone, and recommend one to tune"))
+    _add_rank(commands.add_parser("rank", help="score many pre-trained backbones on some data by forward passes"))
     recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
     recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
     recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
     _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
     return parser
+
+
+def _add_profile(profile: argparse.ArgumentParser) -> None:
+    profile.add_argument("backbone", help="name of a timm or open_clip network")
+    _add_data(profile)
+    profile.add_argument("--weights", default="default", help="as for a recipe; default: default")
+    profile.add_argument("--method", default="SkipConnectionFinetuning", help="what the block is for")
+    profile.add_argument("--epochs", type=int, default=15, help="of the fine-tuning that the block is for")
+    profile.add_argument("--learning-rate", type=float, help="of the block (default: the method's)")
+    profile.add_argument("--no-trials", dest="trials", action="store_false", help="measure alone, recommend nothing")
+    profile.add_argument("--out", type=Path, default=Path("profile"), help="folder of profile.csv and profile.png")
+
+
+def _add_rank(rank: argparse.ArgumentParser) -> None:
+    _add_data(rank)
+    rank.add_argument("--backbones", nargs="+", required=True, metavar="NAME[=WEIGHTS]", help="what to score")
+    rank.add_argument("--by", default="probe_accuracy", help="measure to sort by: nc1, vci, cdnv, h_score, logme, ...")
+    rank.add_argument("--max-images", type=int, default=5000, metavar="N", help="of each split")
+    rank.add_argument("--results", type=Path, nargs="*", default=[], metavar="DIR", help="benchmarks to compare with")
+    rank.add_argument("--out", type=Path, default=Path("rank.csv"), help="default: rank.csv")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder of images, id of the hub, or sklearn:digits")
+    parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
+    parser.add_argument("--samples-per-class", type=int, metavar="N", help="training images (default: all)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
+    parser.add_argument("--seed", type=int, default=0, help="which images")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -104,11 +136,13 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
+    from nc_finetune.selection import ChooseKeyLayer
 
     class FinetuneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             """Take the number of classes from the data, and write predictions."""
             parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.add_lightning_class_args(ChooseKeyLayer, "key_layer_choice")
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     # Lightning expects to read the command line itself; ours names recipes, which it does not know.
@@ -182,6 +216,66 @@ def _report(folders: list[Path], out: Path | None) -> int:
     return 0
 
 
+def _profile(
+    backbone: str,
+    weights: str,
+    method: str,
+    epochs: int,
+    learning_rate: float | None,
+    trials: bool,
+    out: Path,
+    **data: Any,
+) -> int:
+    from rich.console import Console
+
+    from nc_finetune.backbones import create_backbone
+    from nc_finetune.benchmark.grid import MethodSpec
+    from nc_finetune.data import ImageData
+    from nc_finetune.files import write_atomically, write_text_atomically
+    from nc_finetune.selection import best_device, presentation, profile_backbone
+
+    images = ImageData(data.pop("source"), **data)
+    network = create_backbone(backbone, None if weights == "null" else weights).to(best_device())
+    spec = MethodSpec(method=method)
+    found = profile_backbone(
+        network, images, spec.build if trials else None, epochs=epochs, learning_rate=learning_rate
+    )
+    console = Console()
+    console.print(presentation.profile_table(found))
+    console.print(found.recommendation, markup=False, soft_wrap=True)
+    write_text_atomically(out / "profile.csv", presentation.profile_csv(found))
+    write_atomically(out / "profile.png", presentation.profile_png(found))
+    console.print(f"Profile: {out / 'profile.png'}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], out: Path, **data: Any) -> int:
+    from rich.console import Console
+
+    from nc_finetune.benchmark.results import mean_accuracies, merge_results
+    from nc_finetune.data import ImageData
+    from nc_finetune.errors import unknown_name
+    from nc_finetune.files import write_text_atomically
+    from nc_finetune.selection import backbone_scores, presentation
+
+    if by not in backbone_scores.MEASURES:
+        raise unknown_name("measure", by, backbone_scores.MEASURES)
+    measured = mean_accuracies(merge_results(results)[0]) if results else {}
+    images = ImageData(data.pop("source"), **data)
+    console = Console()
+    scores = []
+    for name, equals, weights in (word.partition("=") for word in backbones):
+        tag = None if weights == "null" else (weights if equals else "default")
+        scores.append(backbone_scores.score_backbone(name, tag, images, max_images))
+    scores = backbone_scores.ranked(scores, by)
+    console.print(presentation.rank_table(scores))
+    if measured:
+        console.print("Rank correlation with measured fine-tuning:", backbone_scores.correlations(scores, measured))
+    write_text_atomically(out, presentation.rank_csv(scores))
+    console.print(f"Scores: {out}", soft_wrap=True, markup=False)
+    return int(any(found.error for found in scores))
+
+
 def _recipes(copy: str | None, to: Path) -> int:
     from rich.console import Console
     from rich.table import Table
@@ -226,6 +320,8 @@ def _export(to: str, model: Path, out: Path, uint8: bool, image_size: int | None
 _COMMANDS: dict[str, Callable[..., int]] = {
     "benchmark": _benchmark,
     "report": _report,
+    "profile": _profile,
+    "rank": _rank,
     "recipes": _recipes,
     "export": _export,
 }

@@ -30,6 +30,8 @@ from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import RunCollapse
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.methods import AUTO
+from nc_finetune.selection import KeyLayerChoice, best_device, choose_key_layer, simple_rules
 
 
 @dataclass
@@ -172,6 +174,23 @@ def _planned(cell: Cell) -> Result:
     )
 
 
+def _choose(cell: Cell, data: ImageData) -> KeyLayerChoice:
+    """Choose the key layer by short trials, and note what simpler rules would have chosen."""
+    backbone = cell.build_backbone().to(best_device())
+    rates = sorted(cell.method.learning_rates)
+    choice = choose_key_layer(
+        backbone,
+        data,
+        lambda layer: cell.with_key_layer(layer).build_method(),
+        cell.head.build(),
+        epochs=cell.settings.epochs,
+        learning_rate=rates[(len(rates) - 1) // 2],
+        head_learning_rate=cell.settings.head_learning_rate,
+        seed=cell.seed,
+    )
+    return replace(choice, other_rules=simple_rules(backbone, data, cell.seed))
+
+
 def _run(cell: Cell, advance: Callable[[], None]) -> Result:
     settings = cell.settings
     _reset_peak_memory()
@@ -182,6 +201,10 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
         class_names=list(data.class_names),
         provenance={**environment(), "data_fingerprint": data.fingerprint},
     )
+    if cell.key_layer == AUTO and cell.method.takes_key_layer:
+        choice = _choose(cell, data)
+        cell = cell.with_key_layer(choice.block)
+        result = replace(result, key_layer=choice.block, selection=choice.to_json())
     fit, accuracies = _fit_all(cell, data, advance)
     result = replace(result, learning_rates=accuracies, peak_memory_bytes=_peak_memory())
     if fit is None:

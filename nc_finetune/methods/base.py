@@ -13,6 +13,7 @@ from nc_finetune.backbones import Backbone
 from nc_finetune.errors import unknown_name
 
 BatchNormMode = Literal["eval", "train"]
+AUTO = "auto"  # a key layer that is still to be chosen
 
 
 class FinetuningMethod(nn.Module, ABC):
@@ -65,6 +66,10 @@ class FinetuningMethod(nn.Module, ABC):
     def key_layers(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the names of the tuned blocks; none, where the method does not tune by blocks."""
         return ()
+
+    def set_key_layer(self, layer: str) -> None:
+        """Tune another block from now on; call :meth:`freeze` afterwards."""
+        self.key_layer = layer
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each training epoch, with its number, for methods that go through phases."""
