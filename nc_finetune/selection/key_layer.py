@@ -18,7 +18,7 @@ from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
 
 # Of the steps of one fine-tuning; with validation and the probes about 1.3 times its cost.
-_BUDGET = 1.0
+_BUDGET = 1
 _CANDIDATES = 6
 
 
@@ -99,13 +99,11 @@ def choose_key_layer(
 
     Raises:
         ValueError: If the method can tune none of the blocks.
+
+    Source:
+        The trials: Jamieson & Talwalkar 2016, arXiv:1502.07943.
     """
     start = time.perf_counter()
-    candidates = list(blocks) if blocks is not None else spread_out(_tunable(backbone, data, make_method), _CANDIDATES)
-    if not candidates:
-        raise ValueError(f"{backbone.name!r} has no block that {make_method!r} can tune")
-    batches = -(-len(data.train_set) // data.batch_size)
-    steps = int(_BUDGET * epochs * batches)
 
     def begin(block: str) -> BlockTrial:
         method = make_method(block)
@@ -122,7 +120,11 @@ def choose_key_layer(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        rungs = successive_halving(candidates, begin, steps)
+        candidates = spread_out(_tunable(backbone, data, make_method), _CANDIDATES) if blocks is None else blocks
+        if not candidates:
+            raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
+        batches = -(-len(data.train_set) // data.batch_size)
+        rungs = successive_halving(candidates, begin, _BUDGET * epochs * batches)
     return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
 
 

@@ -59,9 +59,7 @@ class Profile:
     @property
     def recommendation(self) -> str:
         """Which block to tune, and why."""
-        slope = (
-            f"log(tr S_W / tr S_B) changes by {self.law.slope.item():.2f} a layer, R2 {self.law.r_squared.item():.2f}"
-        )
+        slope, straight = self.law.slope.item(), self.law.r_squared.item()
         rules = "; ".join(f"{rule}: {block}" for rule, block in self.other_rules.items())
         lines = [f"Separation law: log(tr S_W / tr S_B) changes by {slope:.2f} a layer, R2 {straight:.2f}."]
         if rules:

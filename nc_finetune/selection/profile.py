@@ -133,6 +133,7 @@ def block_costs(backbone: Backbone, data: ImageData) -> list[BlockCost]:
     head = nn.Linear(backbone.num_features, data.num_classes, device=images.device)
     total = sum(value.numel() for part in (backbone, head) for value in part.parameters())
     flags = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
+    backbone.eval()
     inputs = _input_bytes(backbone, images)
     costs = []
     try:
@@ -176,7 +177,6 @@ def _training_flops(backbone: Backbone, head: nn.Module, images: Tensor, block: 
     handle = backbone.get_layer(block).register_forward_pre_hook(
         lambda _module, _inputs: before.append(counter.get_total_flops())
     )
-    backbone.eval()
     try:
         with counter, torch.enable_grad():
             head(backbone(images)).sum().backward()

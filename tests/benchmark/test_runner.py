@@ -234,3 +234,17 @@ def test_files_that_are_no_results_are_set_aside_named_and_run_again(
     assert ran == [make_cell().run_id]
     assert path.with_suffix(".invalid").read_text() == text
     assert str(path.with_suffix(".invalid")) in terminal.getvalue()
+
+
+def test_an_automatic_key_layer_is_chosen_on_validation_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    setup = ImageClassifier.setup
+    monkeypatch.setattr(ImageClassifier, "setup", lambda self, stage: (stages.append(stage), setup(self, stage))[1])
+    backbone = BackboneSpec(name="test_resnet", weights=None, key_layer="auto")
+    cell = make_cell(method="LayerFinetuning", rates=(1e-3,), backbones=[backbone])
+    result = run_cell(cell)
+    assert result.status == "ok", result.error
+    assert result.run_id == cell.run_id
+    assert result.key_layer == result.selection["block"]
+    assert set(result.selection["other_rules"]) == {"argmin NC1", "Auto-RGN", "middle block"}
+    assert stages == ["fit", "test"]
