@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nc_finetune.benchmark import Grid
+    from nc_finetune.benchmark.runner import Executor
 
 TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -52,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--out", type=Path, help="folder of results and report (default: runs/<name of the grid>)")
     benchmark.add_argument("--dry-run", action="store_true", help="show the plan and about how long it takes")
     benchmark.add_argument("--retry-failed", action="store_true", help="run what failed or diverged again")
+    benchmark.add_argument("--executor", choices=("serial", "ray"), default="serial", help="where cells run")
+    benchmark.add_argument("--ray-address", metavar="HOST:PORT", help="an existing cluster (default: start one here)")
+    benchmark.add_argument("--cpus", type=float, default=1, help="of a cell, with --executor ray")
+    benchmark.add_argument("--gpus", type=float, default=0, help="of a cell, with --executor ray; shares are allowed")
     report = commands.add_parser("report", help="write one report of the finished runs of one or several benchmarks")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="what --out of a benchmark was")
     report.add_argument("--out", type=Path, help="where the report goes (default: the first DIR)")
@@ -161,7 +166,7 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
         raise ValueError(f"{error}{hint}\nnc-finetune {command} --help lists every key") from error
 
 
-def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool) -> int:
+def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool, executor: str, **cluster: Any) -> int:
     from rich.console import Console
 
     from nc_finetune.benchmark.grid import read_grid
@@ -175,7 +180,7 @@ def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool) -
     if dry_run:
         return _dry_run(read_grid(path), out, retry_failed, console)
     check_report_extra()
-    results = run_grid(read_grid(path), out, retry_failed=retry_failed)
+    results = run_grid(read_grid(path), out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
     for result in results:
         if result.status != "ok":
             console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)
@@ -186,6 +191,16 @@ def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool) -
     if failed:
         console.print(f"{failed} failed; --retry-failed runs them again")
     return int(failed > 0)
+
+
+def _executor(name: str, ray_address: str | None, cpus: float, gpus: float) -> Executor:
+    from nc_finetune.benchmark.runner import run_serially
+
+    if name == "serial":
+        return run_serially
+    from nc_finetune.benchmark.ray_executor import RayExecutor
+
+    return RayExecutor(ray_address, cpus=cpus, gpus=gpus)
 
 
 def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int:

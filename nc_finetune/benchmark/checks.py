@@ -85,15 +85,12 @@ def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
     problems += _attempt(lambda: built.append(spec.build_without_memory()))
     if not built:
         return problems
-    names = built[0].block_names
     methods = [method for method in grid.methods if not _attempt(lambda method=method: method.build(None))]  # type: ignore[misc]
     listed = [spec.key_layer] if isinstance(spec.key_layer, str) else spec.key_layer or []
     for layer in dict.fromkeys(listed):
         problems += _key_layer(layer, built[0])
     for method in methods:
         problems += _layers_of_method(method, built[0])
-    if isinstance(spec.key_layer, list) and "all" in spec.key_layer:
-        problems.append(f"key_layer 'all' of {spec.name} stands alone; it means {', '.join(names)}")
     return problems
 
 

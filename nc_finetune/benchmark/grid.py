@@ -29,6 +29,7 @@ from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 
+ALL = "all"  # every block, as a key layer
 # Images a class, a share of the training split, or all of it.
 TrainingSize = int | float | None
 
@@ -52,7 +53,7 @@ class BackboneSpec:
         weights: Likewise.
         key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one, ``"auto"`` the one that short
             trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent blocks.
-            A list, or ``"all"`` for every block, makes a cell of each.
+            A list makes a cell of each; ``"all"``, alone or in a list, is every block.
         model_options: Further arguments of the library's own constructor.
         options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """
@@ -69,9 +70,11 @@ class BackboneSpec:
 
     def with_each_key_layer(self) -> list[BackboneSpec]:
         """Return one specification for each key layer that is listed."""
-        layers = self.build_without_memory().block_names if self.key_layer == "all" else self.key_layer
-        if layers is None or isinstance(layers, str):
+        if self.key_layer is None or (isinstance(self.key_layer, str) and self.key_layer != ALL):
             return [self]
+        listed = [self.key_layer] if isinstance(self.key_layer, str) else self.key_layer
+        names = self.build_without_memory().block_names if ALL in listed else ()
+        layers = [layer for item in listed for layer in (names if item == ALL else (item,))]
         return [dataclasses.replace(self, key_layer=layer) for layer in layers]
 
     def build_without_memory(self) -> Backbone:
@@ -284,7 +287,7 @@ class Cell:
     def key_layer(self) -> str | None:
         """The one key layer of the cell."""
         layer = self.backbone.key_layer
-        if isinstance(layer, list) or layer == "all":
+        if isinstance(layer, list) or layer == ALL:
             raise ValueError(f"a cell has one key layer, got {layer!r}; Grid.cells() makes a cell of each")
         return layer
 

@@ -243,6 +243,19 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
     )
 
 
+def failed_result(cell: Cell, error: Exception) -> Result:
+    """Return the result of a cell that came to nothing.
+
+    Args:
+        cell: What was to run.
+        error: Why it did not.
+
+    Returns:
+        A result with status ``"failed"``.
+    """
+    return replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+
+
 def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
     """Run one cell: train with every candidate rate, choose on validation, test once.
 
@@ -258,7 +271,7 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
         with _quiet():
             result = _run(cell, advance)
     except Exception as error:  # a failed cell is a result, too
-        result = replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+        result = failed_result(cell, error)
     return replace(result, run_seconds=time.perf_counter() - start)
 
 

@@ -145,6 +145,7 @@ def key_layers(key_layer: Any, *methods: MethodSpec) -> list[str | None]:
 
 def test_each_key_layer_that_is_listed_makes_a_cell() -> None:
     assert key_layers(["layer1.0", "layer2.0", "auto"], LAYER_FT) == ["layer1.0", "layer2.0", "auto"]
+    assert key_layers(["all", "auto"], LAYER_FT)[3:] == ["layer4.0", "auto"]
     assert key_layers("all", LAYER_FT) == ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
 
 
@@ -216,3 +217,12 @@ def test_layers_within_the_options_of_a_method_are_looked_up() -> None:
 def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_grid(**changes)
+
+
+GRIDS = {"slides_table": 180, "low_data": 729, "key_layer": 153}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_published_grids_are_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR10", str(tmp_path))
+    assert len(read_grid(find_recipe(f"benchmarks/{name}")).cells()) == GRIDS[name]
