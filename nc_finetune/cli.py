@@ -32,6 +32,7 @@ examples:
   nc-finetune profile tf_efficientnet_lite0 photos --weights package     which block to tune
   nc-finetune rank photos --backbones resnet50 vit_base_patch32_224      which backbone to take
   nc-finetune recipes                                     what there is; --copy NAME takes one home
+  nc-finetune data check photos                           counts, classes, broken and doubled images
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
   nc-finetune fit --help                                  every key of a recipe
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
     recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
     recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
+    _add_data_check(commands.add_parser("data", help="look at a source of images before training on it"))
     _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
     return parser
 
@@ -97,6 +99,18 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which images")
 
 
+def _add_data_check(data: argparse.ArgumentParser) -> None:
+    check = data.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+        "check", help="decode every image; count classes, sizes and modes; find broken, doubled and rare ones"
+    )
+    check.add_argument("source", help="a folder, a table of labels, a short name or a hub id")
+    check.add_argument("--image-column", metavar="NAME", help="default: found")
+    check.add_argument("--label-column", metavar="NAME", help="default: found")
+    check.add_argument("--min-per-class", type=int, default=5, metavar="N", help="default: 5")
+    check.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
+    check.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, too")
+
+
 def _add_export(export: argparse.ArgumentParser) -> None:
     _add_model(export)
     export.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="timm's own weights, .pt2, or ONNX")
@@ -116,6 +130,7 @@ def _folder_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="images, in any depth")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
+    parser.add_argument("--on-bad-image", choices=("raise", "skip"), default="raise", help="default: raise")
     return parser
 
 
@@ -132,12 +147,23 @@ def _with_config(words: Sequence[str]) -> list[str]:
     return [part for name in names for part in ("--config", str(find_recipe(name)))] + list(words[len(names) :])
 
 
+def _last_checkpoint(folder: str | None) -> str | None:
+    """Return the last checkpoint of a run; a run that has none yet begins."""
+    from nc_finetune.callbacks.resumable_run import LAST
+
+    if folder is None:
+        raise ValueError("--ckpt_path last needs to know the run: give --run.folder, the same as when it began")
+    path = Path(folder) / LAST
+    print(f"{'Going on from' if path.is_file() else 'Beginning: there is no'} {path}", file=sys.stderr)  # noqa: T201
+    return str(path) if path.is_file() else None
+
+
 def _trainer_command(command: str, words: Sequence[str]) -> None:
     """Run one of Lightning's subcommands on an ImageClassifier and ImageData."""
     from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from nc_finetune.callbacks import PredictionWriter
+    from nc_finetune.callbacks import PredictionWriter, ResumableRun
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
@@ -145,10 +171,26 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
 
     class FinetuneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            """Take the number of classes from the data, and write predictions."""
+            """Take the number of classes from the data, write predictions, and be ready to resume."""
             parser.add_lightning_class_args(PredictionWriter, "predictions")
             parser.add_lightning_class_args(ChooseKeyLayer, "key_layer_choice")
+            parser.add_lightning_class_args(ResumableRun, "run")
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+        def before_instantiate_classes(self) -> None:
+            """Find the last checkpoint of a run, and load none with pickle."""
+            config = self.config[command]
+            if config.get("ckpt_path") == "last":
+                config["ckpt_path"] = _last_checkpoint(config["run"]["folder"])
+            if "weights_only" in config and config["weights_only"] is None:
+                config["weights_only"] = True
+
+        def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+            # Lightning refuses callbacks that write checkpoints where none are wanted.
+            wanted = config.get("enable_checkpointing") is not False
+            return super()._instantiate_trainer(
+                config, [callback for callback in callbacks if wanted or not isinstance(callback, ResumableRun)]
+            )
 
     # Lightning expects to read the command line itself; ours names recipes, which it does not know.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -159,6 +201,7 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
             args=[command, *_with_config(words)],
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},  # a run that goes on writes it again
             parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
         )
     except ArgumentError as error:
@@ -312,7 +355,9 @@ def _predict_folder(words: Sequence[str]) -> int:
     from nc_finetune.predict import predict_folder
 
     known = vars(_folder_parser().parse_args(words))
-    predict_folder(**known)
+    skipped = predict_folder(**known)
+    if skipped:
+        print(f"Skipped {len(skipped)} images: {', '.join(skipped)}", file=sys.stderr)  # noqa: T201
     print(f"Predictions: {known['out']}")  # noqa: T201
     return 0
 
@@ -332,6 +377,31 @@ def _export(to: str, model: Path, out: Path, uint8: bool, image_size: int | None
     return 0
 
 
+def _data(
+    action: str,
+    source: str,
+    image_column: str | None,
+    label_column: str | None,
+    min_per_class: int,
+    workers: int,
+    out: Path | None,
+) -> int:
+    import json
+
+    from rich.console import Console
+
+    from nc_finetune.data import ImageData, check_data
+    from nc_finetune.data_report import print_data_report
+    from nc_finetune.files import write_text_atomically
+
+    data = ImageData(source, image_column=image_column, label_column=label_column)
+    report = check_data(data, min_per_class=min_per_class, num_workers=workers)
+    print_data_report(report, Console())
+    if out is not None:
+        write_text_atomically(out, json.dumps(report.to_json(), indent=2) + "\n")
+    return int(bool(report.faults))
+
+
 _COMMANDS: dict[str, Callable[..., int]] = {
     "benchmark": _benchmark,
     "report": _report,
@@ -339,6 +409,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "rank": _rank,
     "recipes": _recipes,
     "export": _export,
+    "data": _data,
 }
 
 
@@ -349,7 +420,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words after the command's name; ``None`` takes those of the process.
 
     Returns:
-        The exit status: 0, or 1 if a run of a benchmark failed, or 2 for input that cannot be used.
+        The exit status: 0; 1 if a run of a benchmark failed, data have faults, or training could not go on; 2 for input
+        that cannot be used; 130 and 143 after Ctrl-C and SIGTERM, with a checkpoint.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -360,6 +432,20 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         known = vars(_parser().parse_args(words))
         return _COMMANDS[known.pop("command")](**known)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"nc-finetune: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        return _report_error(error)
+
+
+def _report_error(error: Exception) -> int:
+    """Print what went wrong, without a traceback where that would tell nothing more; return the exit status."""
+    from nc_finetune.errors import TrainingStoppedError
+    from nc_finetune.faults import explain
+
+    message = explain(error)
+    if message is None and isinstance(error, RuntimeError) and not isinstance(error, TrainingStoppedError):
+        raise error
+    print(f"nc-finetune: {message or error}", file=sys.stderr)  # noqa: T201
+    signum = getattr(error, "signal", None)
+    if signum is not None:
+        return 128 + int(signum)
+    return 1 if isinstance(error, (RuntimeError, MemoryError)) else 2

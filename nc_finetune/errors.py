@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class TrainingStoppedError(RuntimeError):
+    """Training has ended early for a reason that the message tells: no defect of the program."""
+
+
 def unknown_name(kind: str, given: str, valid: Iterable[str]) -> ValueError:
     """Build the error for a name that is not among the valid ones: near matches first, then all of them.
 

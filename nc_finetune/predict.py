@@ -8,6 +8,7 @@ import lightning as L
 
 from nc_finetune.callbacks import PredictionWriter
 from nc_finetune.data import UnlabelledFolder
+from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.delta import load_model
 
 DEFAULT_INTERPOLATION = "bicubic"
@@ -21,7 +22,8 @@ def predict_folder(
     image_size: int | None = None,
     batch_size: int = 32,
     trust: bool = False,
-) -> None:
+    on_bad_image: OnBadImage = "raise",
+) -> tuple[str, ...]:
     """Write class probabilities of every image in a folder to a CSV file.
 
     The columns are ``file`` (relative to the folder), ``prediction`` (the name of the most probable class) and one
@@ -35,6 +37,10 @@ def predict_folder(
             on, or else what its weights were trained on.
         batch_size: Images a batch.
         trust: As for :func:`~nc_finetune.load_delta`.
+        on_bad_image: Images that do not decode end with an error (``"raise"``), or have no line (``"skip"``).
+
+    Returns:
+        The images that were skipped.
 
     Raises:
         ValueError: If a file cannot be read, or the folder has no images.
@@ -49,6 +55,7 @@ def predict_folder(
         image_size=image_size or config.image_size or preprocessing.image_size,
         interpolation=config.interpolation or DEFAULT_INTERPOLATION,
         batch_size=batch_size,
+        on_bad_image=on_bad_image,
     )
     trainer = L.Trainer(
         devices=1,
@@ -59,3 +66,4 @@ def predict_folder(
         callbacks=[PredictionWriter(out)],
     )
     trainer.predict(classifier, data, return_predictions=False)
+    return data.skipped

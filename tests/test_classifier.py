@@ -152,10 +152,10 @@ def test_optimizer_holds_what_is_trained_each_once(
         ("linear_probe", {}, {"head": 1e-3}),
         ("linear_probe", {"head_learning_rate": 0.2}, {"head": 0.2}),
         ("linear_probe", {"learning_rate": 0.1, "head_learning_rate": 0.2}, {"head": 0.1}),
-        ("layer_ft", {}, {"head": 1e-3, "backbone": 3e-3}),
-        ("scl_ft", {}, {"head": 1e-3, "backbone": 3e-3}),
-        ("scl_ft", {"learning_rate": 0.1, "head_learning_rate": 0.2}, {"head": 0.2, "backbone": 0.1}),
-        ("scl_ft", {"learning_rate": 0.0}, {"head": 1e-3, "backbone": 0.0}),
+        ("layer_ft", {}, {"head": 1e-3, "block": 3e-3}),
+        ("scl_ft", {}, {"head": 1e-3, "block": 3e-3}),
+        ("scl_ft", {"learning_rate": 0.1, "head_learning_rate": 0.2}, {"head": 0.2, "block": 0.1}),
+        ("scl_ft", {"learning_rate": 0.0}, {"head": 1e-3, "block": 0.0}),
         ("full_ft", {}, {"head": 1e-3, "backbone": 3e-4}),
     ],
 )
@@ -171,6 +171,37 @@ def test_every_group_starts_with_its_rate(
     assert {group["name"]: group["initial_lr"] for group in groups} == rates
     sizes = {group["name"]: sum(parameter.numel() for parameter in group["params"]) for group in groups}
     assert sizes["head"] == 96 * 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({}, {"head": 1e-3, "block": 3e-3, "backbone": 3e-4}),
+        (
+            {"learning_rate": 0.1, "head_learning_rate": 0.2, "rest_learning_rate": 0.0},
+            {"head": 0.2, "block": 0.1, "backbone": 0.0},
+        ),
+    ],
+)
+def test_block_head_and_rest_have_rates_of_their_own(
+    options: dict[str, float], rates: dict[str, float], make_loader: LoaderFactory, make_trainer: TrainerFactory
+) -> None:
+    backbone = TimmBackbone("test_resnet", None)
+    method = FullFinetuning(key_layer=["layer2.0", "layer3.0"])
+    model = ImageClassifier(backbone, 3, method=method, **options)
+    before = {name: value.clone() for name, value in model.backbone.model.named_parameters()}
+    trainer = make_trainer()
+    groups = optimizer_of(trainer, model, make_loader()).param_groups
+    assert {group["name"]: group["initial_lr"] for group in groups} == rates
+    span = [value for name, value in backbone.model.named_parameters() if name.startswith(("layer2.0.", "layer3.0."))]
+    (block,) = (group["params"] for group in groups if group["name"] == "block")
+    assert [id(value) for value in block] == [id(value) for value in span]
+    if not options:
+        return
+    trainer.fit(model, make_loader())
+    moved = {name for name, value in model.backbone.model.named_parameters() if not torch.equal(before[name], value)}
+    assert moved
+    assert all(name.startswith(("layer2.0.", "layer3.0.")) for name in moved)
 
 
 def test_rates_fall_to_zero_along_a_cosine_step_by_step(
@@ -224,7 +255,7 @@ def test_head_without_parameters_leaves_the_block_alone_to_train(
     make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
     groups = optimizer_of(make_trainer(), make_model(method="layer_ft", head=Constant), make_loader()).param_groups
-    assert [group["name"] for group in groups] == ["backbone"]
+    assert [group["name"] for group in groups] == ["block"]
 
 
 def test_nothing_to_train_is_an_error(make_loader: LoaderFactory, make_trainer: TrainerFactory) -> None:
@@ -316,7 +347,7 @@ def test_evaluating_without_fitting_gives_the_numbers_of_all_samples(
         logits = model.eval()(images)
     (metrics,) = getattr(make_trainer(), stage)(model, loader, verbose=False)
     name = "val" if stage == "validate" else "test"
-    assert set(metrics) == {f"{name}/loss", f"{name}/accuracy"}
+    assert set(metrics) == {f"{name}/loss", f"{name}/accuracy", f"{name}/balanced_accuracy"}
     assert metrics[f"{name}/accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert metrics[f"{name}/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
@@ -324,7 +355,7 @@ def test_evaluating_without_fitting_gives_the_numbers_of_all_samples(
 def test_fitting_logs_what_the_docstring_says(make_loader: LoaderFactory, make_trainer: TrainerFactory) -> None:
     trainer = make_trainer()
     trainer.fit(make_model(), make_loader(), make_loader())
-    assert set(trainer.callback_metrics) == {"train/loss", "val/loss", "val/accuracy"}
+    assert set(trainer.callback_metrics) == {"train/loss", "val/loss", "val/accuracy", "val/balanced_accuracy"}
 
 
 @every_method
@@ -453,16 +484,16 @@ def test_batch_that_is_no_pair_of_tensors_is_an_error(batch: Any, given: str, ma
 @pytest.mark.parametrize(
     ("images", "labels", "given"),
     [
-        (IMAGES[:, 0], LABELS, r"got shapes \(2, 32, 32\) and \(2,\), labels of torch.int64"),
-        (IMAGES, LABELS[:1], r"got shapes \(2, 3, 32, 32\) and \(1,\), labels of torch.int64"),
-        (IMAGES, LABELS[:, None], r"got shapes \(2, 3, 32, 32\) and \(2, 1\), labels of torch.int64"),
-        (IMAGES, LABELS.float(), r"got shapes \(2, 3, 32, 32\) and \(2,\), labels of torch.float32"),
+        (IMAGES[:, 0], LABELS, r"images must have shape \(N, 3, H, W\), got \(2, 32, 32\)"),
+        (IMAGES, LABELS[:1], r"labels must be integers of shape \(2,\), got torch.int64 of shape \(1,\)"),
+        (IMAGES, LABELS[:, None], r"labels must be integers of shape \(2,\), got torch.int64 of shape \(2, 1\)"),
+        (IMAGES, LABELS.float(), r"labels must be integers of shape \(2,\), got torch.float32 of shape \(2,\)"),
     ],
 )
 def test_images_and_labels_of_other_shapes_or_kinds_are_an_error(
     images: Tensor, labels: Tensor, given: str, make_trainer: TrainerFactory
 ) -> None:
-    with pytest.raises(ValueError, match=rf"images must have shape \(N, 3, H, W\) and labels be N integers, {given}"):
+    with pytest.raises(ValueError, match=given):
         make_trainer().fit(make_model(), load_once((images, labels)))
 
 

@@ -246,7 +246,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     listed = {line.split()[0] for line in printed.splitlines() if line.startswith("    ")}
-    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes", "export"} <= listed
+    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes", "export", "data"} <= listed
 
 
 def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,3 +299,13 @@ def test_one_fit_runs_on_two_processes(tmp_path: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     assert content["global_step"] == 4  # 200 images, two batches of 32 a step
     assert content["nc_finetune"]["method"]["init_args"]["key_layer"].startswith("layer")
+
+
+def test_predict_may_skip_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_delta(tmp_path / "it.safetensors")
+    make_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "aa.png").write_bytes(b"nothing")
+    assert main(["predict", "it.safetensors", "photos", "--on-bad-image", "skip"]) == 0
+    assert "Skipped 1 images: aa.png" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [row["file"] for row in rows] == ["a.png", "b.png", "inner/c.png"]

@@ -20,14 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=f"default: all of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--out", type=Path, default=Path("runs/theory"), help="folder of the results (%(default)s)")
     parser.add_argument("--short", action="store_true", help="tiny sizes: the form that the tests run")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="experiments at a time, each a process (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch in each (%(default)s)")
     chosen = parser.parse_args(arguments)
     try:
-        experiments = [find(name) for name in chosen.names or EXPERIMENTS]
+        names = [find(name).name for name in chosen.names or EXPERIMENTS]
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(chosen.threads)
-    return 0 if run_all(experiments, chosen.out, Console(), short=chosen.short) else 1
+    passed = run_all(names, chosen.out, Console(), short=chosen.short, jobs=chosen.jobs)
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

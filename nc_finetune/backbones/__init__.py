@@ -15,6 +15,9 @@ from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone as OpenCli
 from nc_finetune.backbones.pooling import Pooling as Pooling
 from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
+from nc_finetune.backbones.split import PrefixOutput as PrefixOutput
+from nc_finetune.backbones.split import SplitBackbone as SplitBackbone
+from nc_finetune.backbones.split import SplitError as SplitError
 from nc_finetune.backbones.text_encoder import TextEncoder as TextEncoder
 from nc_finetune.backbones.text_encoder import imagenet_templates as imagenet_templates
 from nc_finetune.backbones.timm_backbone import TimmBackbone as TimmBackbone

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,11 @@ class NetworkLayers:
     @property
     def submodule_names(self) -> tuple[str, ...]:
         """Every other name that :meth:`watch` knows: submodules of the network and of the whole module."""
-        return tuple({**named_layers(self.network), **named_layers(self.root)})
+        return tuple(self._submodules)
+
+    @cached_property
+    def _submodules(self) -> dict[str, nn.Module]:
+        return {**named_layers(self.root), **named_layers(self.network)}
 
     def check_name(self, layer: str) -> str:
         """Return the name of a layer as it came.
@@ -54,7 +59,8 @@ class NetworkLayers:
         """
         if layer in self.layer_names or layer in self.submodule_names:
             return layer
-        near = get_close_matches(layer, self.submodule_names, n=3)
+        inner = [name for name in self.submodule_names if name.endswith(f".{layer}")]
+        near = (*inner[:3], *get_close_matches(layer, self.submodule_names, n=3))
         raise unknown_name("layer", layer, dict.fromkeys((*self.layer_names, *near)))
 
     @contextmanager
@@ -67,12 +73,12 @@ class NetworkLayers:
         """
         with ExitStack() as hooks:
             if layer == STEM and self.block_names:
-                block = named_layers(self.network)[self.block_names[0]]
+                block = self._submodules[self.block_names[0]]
                 hooks.enter_context(watch_input(block, layer, take, check=False))
             elif layer == PENULTIMATE and self.classifier is not None:
                 hooks.enter_context(watch_input(self.classifier, layer, take, check=False))
             else:
-                found = {**named_layers(self.root), **named_layers(self.network)}[layer]
+                found = self._submodules[layer]
                 hooks.enter_context(watch_outputs(found, [""], lambda _, output: take(layer, output), check=False))
             yield
 
@@ -167,7 +173,8 @@ def _find_classifier(
 ) -> nn.Module | None:
     if name is not None:
         return _submodule(module, network, name, "classifier")
-    inside = {part for block in blocks for part in named_layers(network)[block].modules()}
+    layers = named_layers(network)
+    inside = {part for block in blocks for part in layers[block].modules()}
     others = {
         part
         for other in map(_untouched(network), module.children())
@@ -177,8 +184,18 @@ def _find_classifier(
     linear = [
         part for part in module.modules() if isinstance(part, nn.Linear) and part not in inside and part not in others
     ]
-    fitting = [part for part in linear if num_classes in (None, part.out_features)]
-    return fitting[-1] if fitting else None
+    rows = (1, 2) if num_classes == 2 else (num_classes,)  # one logit tells two classes apart
+    fitting = [part for part in linear if num_classes is None or part.out_features in rows]
+    return fitting[-1] if fitting else _convolution_as_classifier(network, num_classes)
+
+
+def _convolution_as_classifier(network: nn.Module, num_classes: int | None) -> nn.Module | None:
+    """Return the classifier where it is a convolution: the one that timm names, or the last with that many maps."""
+    known = getattr(network, "get_classifier", None)
+    if known is not None:
+        return head if isinstance(head := known(), nn.Conv2d) else None
+    last = next((part for part in reversed(list(network.modules())) if isinstance(part, nn.Conv2d)), None)
+    return last if last is not None and last.out_channels == num_classes else None
 
 
 def _untouched(network: nn.Module) -> Callable[[nn.Module], nn.Module | None]:

@@ -74,8 +74,8 @@ def _source(spec: DatasetSpec) -> list[str]:
         return [str(unknown_name("built-in data", source, BUILT_IN))]
     # What could be an id of the hub is left to the hub.
     is_path = source.startswith((".", "~", os.sep)) or source.count("/") > 1
-    if is_path and not Path(source).expanduser().is_dir():
-        return [f"no folder of images or tables at {spec.source!r}"]
+    if is_path and not Path(source).expanduser().exists():
+        return [f"no images or tables at {spec.source!r}"]
     return []
 
 

@@ -24,6 +24,7 @@ from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.benchmark.checks import grid_problems
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
@@ -97,6 +98,7 @@ class DatasetSpec:
         max_test_images: Images to take of the source's own test split; ``None`` is all.
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
+        on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
     """
 
     source: str
@@ -107,6 +109,7 @@ class DatasetSpec:
     max_test_images: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    on_bad_image: OnBadImage = "raise"
 
     @property
     def location(self) -> str:
@@ -136,6 +139,7 @@ class DatasetSpec:
             num_workers=num_workers,
             image_column=self.image_column,
             label_column=self.label_column,
+            on_bad_image=self.on_bad_image,
         )
 
 
@@ -266,6 +270,7 @@ class Cell:
     samples_per_class: TrainingSize
     seed: int
     settings: Settings
+    cache: bool = True
 
     @property
     def dataset_name(self) -> str:
@@ -275,7 +280,8 @@ class Cell:
     @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        decisive = _beside_defaults(dataclasses.replace(self, cache=True))  # with or without, results are the same
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         size = {int: f"n{self.samples_per_class}", float: f"share{self.samples_per_class}"}.get(
             type(self.samples_per_class), "all"
         )
@@ -329,6 +335,7 @@ class Grid:
             the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
+        cache: Compute once a training sample what frozen prefixes give, for all runs on it; results are the same.
 
     Raises:
         ValueError: If anything in it is unknown, out of range or there twice; the message lists all of it.
@@ -341,6 +348,7 @@ class Grid:
     samples_per_class: list[TrainingSize] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
+    cache: bool = True
 
     def __post_init__(self) -> None:
         problems = grid_problems(self)
@@ -365,11 +373,22 @@ class Grid:
                 method=method,
                 head=head,
                 settings=self.settings,
+                cache=self.cache,
             )
             for dataset, backbone, samples, seed, method, head in axes
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
             if head is self.heads[0] or method.method_class().trains
         ]
+
+
+def _beside_defaults(spec: Any) -> Any:
+    """Return what a specification says beside its defaults: a run keeps its name when later ones have more choices."""
+    if isinstance(spec, (list, tuple)):
+        return [_beside_defaults(item) for item in spec]
+    if not dataclasses.is_dataclass(spec):
+        return spec
+    given = {part.name: (part, getattr(spec, part.name)) for part in dataclasses.fields(spec)}
+    return {name: _beside_defaults(value) for name, (part, value) in given.items() if value != part.default}
 
 
 def _key_layers_of(method: MethodSpec, backbone: BackboneSpec, each: list[BackboneSpec]) -> list[BackboneSpec]:

@@ -58,6 +58,7 @@ class Result:
         selection: How the key layer was chosen, where it was ``"auto"``.
         status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide) or ``"failed"``.
         error: What went wrong, where something did.
+        bad_images: Images that did not decode and were left out, each with the reason.
         provenance: Versions, git commit, hash of the weights, fingerprint of the data, platform, device.
         schema_version: Version of this record.
     """
@@ -97,6 +98,7 @@ class Result:
     selection: dict[str, Any] = field(default_factory=dict)
     status: Status = "ok"
     error: str | None = None
+    bad_images: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
@@ -28,6 +30,7 @@ from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import RunCollapse
+from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.methods import AUTO
@@ -91,6 +94,24 @@ def _peak_memory() -> int | None:
 _build_data = lru_cache(maxsize=1)(DatasetSpec.build)
 
 
+# What frozen prefixes give is shared by all runs on a sample, and goes with it.
+_folders: WeakKeyDictionary[ImageData, TemporaryDirectory[str]] = WeakKeyDictionary()
+
+
+def _folder_of(data: ImageData) -> str:
+    if data not in _folders:
+        _folders[data] = TemporaryDirectory(prefix="nc-finetune-grid-")
+    return _folders[data].name
+
+
+def _prefix_cache(cell: Cell, model: ImageClassifier, data: ImageData) -> list[L.Callback]:
+    """Return the cache of a method that leaves a frozen prefix."""
+    has_prefix = model.method.trains and model.method.first_tuned_layer(model.backbone) is not None
+    if not (cell.cache and has_prefix):
+        return []
+    return [PrefixCache(_folder_of(data))]
+
+
 def _snake(cls: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
@@ -106,13 +127,12 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
     backbone = cell.build_backbone()
     hashed = weights_hash(backbone.model)  # before a method adds anything to it
     model = cell.build_model(backbone, data.num_classes, learning_rate)
-    measure = RunCollapse(cell.settings.normalize)
-    timer, curve = EpochTimer(), LearningCurve()
+    measure, timer, curve = RunCollapse(cell.settings.normalize), EpochTimer(), LearningCurve()
     epochs = cell.settings.epochs if model.method.trains else 1
     trainer = L.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=epochs,
-        callbacks=[measure, timer, curve, TestConfusion(data.num_classes)],
+        callbacks=[measure, timer, curve, TestConfusion(data.num_classes), *_prefix_cache(cell, model, data)],
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -239,6 +259,7 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         confusion=confusion.rows,
         status="diverged" if collapsed else "ok",
         error="NC1 is undefined: the class means coincide" if collapsed else None,
+        bad_images=[str(bad) for bad in data.bad_images()],
         provenance={**result.provenance, "weights_hash": fit.weights_hash},
     )
 

@@ -7,3 +7,7 @@ from nc_finetune.callbacks.head_alignment import HeadAlignment as HeadAlignment
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
 from nc_finetune.callbacks.measurement import MeasurementError as MeasurementError
 from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter
+from nc_finetune.callbacks.prefix_cache import PrefixCache as PrefixCache
+from nc_finetune.callbacks.probe_path import ProbePath as ProbePath
+from nc_finetune.callbacks.resumable_run import ResumableRun as ResumableRun
+from nc_finetune.callbacks.resumable_run import RunInterruptedError as RunInterruptedError

@@ -51,35 +51,36 @@ def _first_key(batch: Mapping[Any, Any], keys: Sequence[str], kind: str) -> str:
     raise unknown_name(f"key for {kind} in a batch of", ", ".join(map(str, batch)), keys)
 
 
-def check_labels(labels: Tensor | Iterable[Any], num_classes: int) -> Tensor:
-    """Return labels as int64 of shape ``(N,)``.
+def check_labels(labels: Tensor | Iterable[Any]) -> Tensor:
+    """Return labels as int64 of shape ``(N,)``; how large they are is not looked at.
 
     Args:
         labels: Integers of shape ``(N,)`` or ``(N, 1)``, a tensor or a list.
-        num_classes: K. Labels on the CPU are compared with it; on an accelerator looking would wait for the device.
 
     Returns:
         The labels.
 
     Raises:
         TypeError: If they are no integers.
-        ValueError: If they have another shape, or lie outside ``[0, num_classes)``.
+        ValueError: If they have another shape.
 
     Example:
-        >>> check_labels([[1], [0]], 2)
+        >>> check_labels([[1], [0]])
         tensor([1, 0])
     """
     labels = torch.as_tensor(labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, one a sample, got {labels.dtype} of shape {tuple(labels.shape)}")
+        raise TypeError(
+            f"labels must be integers, one a sample, got {labels.dtype} of shape {tuple(labels.shape)}; pass unpack=, a"
+            " function that takes the batch and returns (inputs, labels)"
+        )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise ValueError(f"labels must have shape (N,), got {tuple(labels.shape)}")
-    if labels.device.type == "cpu" and labels.numel():
-        smallest, largest = int(labels.min()), int(labels.max())
-        if smallest < 0 or largest >= num_classes:
-            raise ValueError(f"labels must lie in [0, num_classes) = [0, {num_classes}), got {smallest} to {largest}")
+        raise ValueError(
+            f"labels must have shape (N,), got {tuple(labels.shape)}; pass unpack=, a function that takes the batch and"
+            " returns (inputs, labels)"
+        )
     return labels.to(torch.int64)
 
 
@@ -141,3 +142,8 @@ class ClassCap:
                 self._counts[label] = count + 1
                 chosen.append(position)
         return chosen
+
+    def is_full(self, num_classes: int) -> bool:
+        """Tell whether nothing more will be chosen of any class."""
+        cap = self.samples_per_class
+        return cap is not None and all(self._counts.get(label, 0) >= cap for label in range(num_classes))

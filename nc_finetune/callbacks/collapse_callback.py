@@ -75,10 +75,11 @@ class CollapseCallback(L.Callback):
         self._found: NetworkLayers | None = None
         self._measures: dict[str, tuple[str, ...]] = {}
         self._known_classes = 0
-        self._trained_step: int | None = None
+        self._passed_over: list[str] = []  # splits that were there since they were last measured, but not due
         self._recorded = False
+        self._in_loop = False
         self._ride: LoopRide | None = None
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def _check_arguments(self) -> None:
         numbers = {"every_n_epochs": self.every_n_epochs, "samples_per_class": self.samples_per_class}
@@ -124,7 +125,8 @@ class CollapseCallback(L.Callback):
         """Refuse strategies that shard the network, and other callbacks that would log to the same keys."""
         refuse_sharded(trainer, type(self).__name__)
         self._check_keys(trainer)
-        self._found = self._trained_step = None
+        self._found = None
+        self._passed_over.clear()
         self._recorded = False
         self._warned.clear()
 
@@ -148,16 +150,18 @@ class CollapseCallback(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the training split if this epoch is due, or the last."""
-        if "train" in self.splits and self._is_due(trainer):
-            self._log(pl_module, self._record(trainer, self._measure(trainer, pl_module, "train")))
-            self._trained_step = trainer.global_step
+        if self._is_wanted(trainer, "train"):
+            values = self._measure(trainer, pl_module, "train")
+            self._log(pl_module, self._record(trainer, trainer.current_epoch, values))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the training split where fitting ended before the epoch did."""
-        if "train" in self.splits and self._trained_step != trainer.global_step:
-            values = self._record(trainer, self._measure(trainer, pl_module, "train"))
+        """Measure what was passed over in an epoch that nobody knew to be the last, as ``EarlyStopping`` makes it."""
+        for split in self._passed_over:
+            values = self._measure(trainer, pl_module, split)
+            values = self._record(trainer, trainer.current_epoch - 1, values)  # the trainer has counted it already
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
+        self._passed_over.clear()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hold the hooks while the validation loop runs."""
@@ -237,6 +241,16 @@ class CollapseCallback(L.Callback):
         self._resolve(trainer, pl_module)
         return self._measure(trainer, pl_module, split)
 
+    def _is_wanted(self, trainer: L.Trainer, split: str) -> bool:
+        """Tell whether to measure a split now, and remember it if that is only too early."""
+        if split not in self.splits:
+            return False
+        self._passed_over = [other for other in self._passed_over if other != split]
+        due = self._is_due(trainer)
+        if not due:
+            self._passed_over.append(split)
+        return due
+
     def _is_due(self, trainer: L.Trainer) -> bool:
         if trainer.state.fn != "fit":
             return True
@@ -256,16 +270,18 @@ class CollapseCallback(L.Callback):
                     "the number of classes is not known: neither module nor datamodule has num_classes, and no linear"
                     f" classifier was found; pass num_classes= to {type(self).__name__}"
                 )
+            self._found, self._known_classes = found, max(2, int(known))  # one logit tells two classes apart
             self._measures = self.choose_measures(found)
-            self._found, self._known_classes = found, int(known)
         return self._found
 
     def _new_measurement(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Measurement:
-        def make_metric(width: int, measures: tuple[str, ...]) -> NeuralCollapse:
-            return NeuralCollapse(self._known_classes, width, self.normalize, measures=measures)
+        def make_metric(width: int, measures: tuple[str, ...], scatter: bool) -> NeuralCollapse:
+            return NeuralCollapse(self._known_classes, width, self.normalize, measures=measures, scatter=scatter)
 
         network = self._resolve(trainer, pl_module)
-        return Measurement(network, self._measures, make_metric, self.pool, pl_module.device)
+        return Measurement(
+            network, self._measures, self._known_classes, make_metric, pooling=self.pool, device=pl_module.device
+        )
 
     def _can_ride(self) -> bool:
         """Tell whether one look at each sample is enough, and all samples are wanted."""
@@ -274,7 +290,8 @@ class CollapseCallback(L.Callback):
 
     def _begin_loop(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         self._release()
-        if split not in self.splits or not self._is_due(trainer):
+        self._in_loop = self._is_wanted(trainer, split)
+        if not self._in_loop:
             return
         self._resolve(trainer, pl_module)
         if self._can_ride():
@@ -283,20 +300,19 @@ class CollapseCallback(L.Callback):
                 loaders_of_split(trainer, split),
                 partial(self._new_measurement, trainer, pl_module),
                 unpack=self.unpack,
-                num_classes=self._known_classes,
                 max_batches=self.max_batches,
             )
 
     def _end_loop(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         ride = self._ride
         self._release()
-        if split not in self.splits or not self._is_due(trainer):
+        if not self._in_loop:
             return
         if ride is None:
             values = self._measure(trainer, pl_module, split)
         else:
             values = self._name(split, [(m, m.compute()) for m in ride.measurements])
-        self._log(pl_module, self._record(trainer, values))
+        self._log(pl_module, self._record(trainer, trainer.current_epoch, values))
 
     def _release(self) -> None:
         if self._ride is not None:
@@ -320,9 +336,8 @@ class CollapseCallback(L.Callback):
             max_batches=self.max_batches,
         )
         measurements = [self._new_measurement(trainer, pl_module) for _ in loaders]
-        return self._name(
-            split, [(m, own_pass.run(m, loader)) for m, loader in zip(measurements, loaders, strict=True)]
-        )
+        pairs = enumerate(zip(measurements, loaders, strict=True))
+        return self._name(split, [(m, own_pass.run(m, loader, split, number)) for number, (m, loader) in pairs])
 
     # Where to.
 
@@ -344,12 +359,12 @@ class CollapseCallback(L.Callback):
         message = f"{type(self).__name__} on the {split} split could not measure {told}"
         if problems and self.strict:
             raise MeasurementError(message) from measurement.cause
-        if new := problems.keys() - self._warned:
+        if new := {(split, layer) for layer in problems} - self._warned:
             self._warned |= new
             warnings.warn(f"{message}; nan is recorded there, and this warning is not repeated.", stacklevel=2)
 
-    def _record(self, trainer: L.Trainer, values: Mapping[str, float]) -> dict[str, float]:
-        add_row(self.history, trainer.current_epoch, trainer.global_step, values)
+    def _record(self, trainer: L.Trainer, epoch: int, values: Mapping[str, float]) -> dict[str, float]:
+        add_row(self.history, epoch, trainer.global_step, values)
         self._recorded = True
         self._output.write_table(trainer, self, self.history)
         return dict(values)
@@ -371,5 +386,9 @@ def _known_classes(trainer: L.Trainer, pl_module: L.LightningModule) -> int | No
 
 
 def _rows_of(classifier: nn.Module | None) -> int | None:
-    linear = [part for part in (classifier.modules() if classifier else ()) if isinstance(part, nn.Linear)]
-    return linear[-1].out_features if linear else None
+    rows = (getattr(part, "out_features", getattr(part, "out_channels", None)) for part in _parts(classifier))
+    return next((value for value in rows if isinstance(value, int)), None)
+
+
+def _parts(module: nn.Module | None) -> list[nn.Module]:
+    return [] if module is None else list(module.modules())[::-1]

@@ -75,8 +75,9 @@ class CollapseMonitor(CollapseCallback):
     def choose_measures(self, network: NetworkLayers) -> dict[str, tuple[str, ...]]:
         """All measures of the penultimate feature, the trace ratio of the others."""
         layers = dict.fromkeys((*choose_layers(network, self.layers), *choose_layers(network, PENULTIMATE)))
-        has_weight = isinstance(getattr(network.classifier, "weight", None), torch.Tensor)
-        full = tuple(name for name in MEASURES if has_weight or name not in _NEED_CLASSIFIER)
+        weight = getattr(network.classifier, "weight", None)
+        is_linear = isinstance(weight, torch.Tensor) and weight.ndim == 2 and len(weight) == self._known_classes
+        full = tuple(name for name in MEASURES if is_linear or name not in _NEED_CLASSIFIER)
         return {layer: full if layer == PENULTIMATE else ("trace_ratio",) for layer in layers}
 
     def name_values(self, values: Values) -> dict[str, float]:

@@ -41,6 +41,19 @@ def run_eagerly(module: nn.Module) -> Any:
 
 
 @contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the random generators back afterwards; after an exception, too, where Lightning's own context does not."""
+    raised: BaseException | None = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
+
+
+@contextmanager
 def _modes_and_buffers_kept(module: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
     buffers = [
@@ -69,7 +82,7 @@ def evaluating(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
     with ExitStack() as contexts:
         contexts.enter_context(_modes_and_buffers_kept(module))
         contexts.enter_context(torch.inference_mode() if inference else torch.no_grad())
-        contexts.enter_context(isolate_rng())
+        contexts.enter_context(random_state_kept())
         contexts.enter_context(run_eagerly(module))
         contexts.enter_context(trainer.precision_plugin.forward_context())
         if not trainer.testing:

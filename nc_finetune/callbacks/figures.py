@@ -143,8 +143,19 @@ _WAYS: dict[type[Logger], Callable[[Any, str, Any, int], None]] = {
 }
 
 
+def figure_loggers(loggers: Iterable[Logger]) -> list[Logger]:
+    """Return the loggers that take figures: TensorBoard, W&B and MLflow.
+
+    Example:
+        >>> from lightning.pytorch.loggers import CSVLogger
+        >>> figure_loggers([CSVLogger("logs")])
+        []
+    """
+    return [logger for logger in loggers if isinstance(logger, tuple(_WAYS))]
+
+
 def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) -> None:
-    """Hand a figure to every logger that takes figures: TensorBoard, W&B and MLflow; others get nothing.
+    """Hand a figure to every logger that takes figures (:func:`figure_loggers`); others get nothing.
 
     Args:
         loggers: Those of a trainer.

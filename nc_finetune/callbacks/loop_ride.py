@@ -21,7 +21,6 @@ class LoopRide:
         loaders: The loaders of the loop.
         new_measurement: Begins a measurement.
         unpack: From a batch to inputs and labels.
-        num_classes: K.
         max_batches: Batches of each loader that are taken; ``None`` is all.
     """
 
@@ -32,12 +31,10 @@ class LoopRide:
         new_measurement: Callable[[], Measurement],
         *,
         unpack: Unpack,
-        num_classes: int,
         max_batches: int | None,
     ) -> None:
         self.loaders = loaders
         self.unpack = unpack
-        self.num_classes = num_classes
         self.max_batches = max_batches
         self.measurements = [new_measurement() for _ in loaders]
         self._seen = [0] * len(loaders)
@@ -57,9 +54,9 @@ class LoopRide:
             return
         measurement = self.measurements[loader]
         try:
-            labels = check_labels(self.unpack(batch)[1], self.num_classes)
+            labels = check_labels(self.unpack(batch)[1])
         except Exception as error:  # also of a user's function; a measurement must not end a training
-            measurement.fail(f"batch {index}: {error}", error)
+            measurement.fail_at(index, error)
             return
         own = count_unrepeated(self.loaders[loader], self._seen[loader], len(labels))
         self._seen[loader] += len(labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -38,18 +39,22 @@ def dataset_labels(dataset: Any) -> Sequence[int] | None:
     if isinstance(dataset, ConcatDataset):
         parts = [dataset_labels(part) for part in dataset.datasets]
         return None if None in parts else [label for part in parts if part is not None for label in part]
-    return next((_as_labels(value, dataset) for value in _candidates(dataset) if value is not None), None)
+    found = (_as_labels(value, dataset) for value in _candidates(dataset))
+    return next((labels for labels in found if labels is not None), None)
 
 
 def _candidates(dataset: Any) -> list[Any]:
     columns = getattr(dataset, "column_names", None)
     named = [column for column in ("label", "labels") if isinstance(columns, list) and column in columns]
-    last = [dataset.tensors[-1]] if isinstance(dataset, TensorDataset) else []
-    return [*(getattr(dataset, name, None) for name in LABEL_ATTRIBUTES), *last, *(dataset[name] for name in named)]
+    second = dataset.tensors[1:2] if isinstance(dataset, TensorDataset) else ()  # as in a batch
+    return [*(getattr(dataset, name, None) for name in LABEL_ATTRIBUTES), *second, *(dataset[name] for name in named)]
 
 
 def _as_labels(values: Any, dataset: Any) -> list[int] | None:
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(list(values))
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(list(values))
+    except (TypeError, ValueError, RuntimeError):  # nothing, names of classes, a method
+        return None
     fits = tensor.ndim == 1 and not tensor.is_floating_point() and len(tensor) == len(dataset)
     return tensor.tolist() if fits else None
 
@@ -77,7 +82,8 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
         raise TypeError(
             f"the training data come in {len(train)} loaders; pass train_dataloader= with the one to measure"
         )
-    return list(train)
+    # Of a PrefixCache: the images, of which it has kept what frozen layers give.
+    return [getattr(getattr(loader, "dataset", None), "uncached", loader) for loader in train]
 
 
 class PlainPass:
@@ -112,7 +118,7 @@ class PlainPass:
 
 def _sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
     """Return the samples that a loader draws from: a sampler of a subset stands for a split."""
-    sampler: Any = loader.sampler
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
     while sampler is not None:
         indices = getattr(sampler, "indices", None)
         if isinstance(indices, (Sequence, Tensor)):
@@ -134,11 +140,18 @@ def _chosen_indices(loader: DataLoader[Any], samples_per_class: int | None) -> t
     return [indices[position] for position in chosen], True
 
 
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    batches: Any = loader.batch_sampler
+    if batches is None:  # the samples of the dataset are batches
+        return None
+    size = loader.batch_size or getattr(batches, "batch_size", None)
+    return int(size or math.ceil(len(loader.dataset) / len(batches)))  # type: ignore[arg-type]
+
+
 def _plain_loader(loader: DataLoader[Any], indices: Sequence[int]) -> DataLoader[Any]:
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     return DataLoader(
         Subset(loader.dataset, indices),
-        batch_size=size,
+        batch_size=_batch_size(loader),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

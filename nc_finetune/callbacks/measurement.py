@@ -2,73 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling
+from nc_finetune.callbacks.layer_sums import LayerSums
 from nc_finetune.metrics import NeuralCollapse
 
-MakeMetric = Callable[[int, tuple[str, ...]], NeuralCollapse]
+NewMetric = Callable[[int, tuple[str, ...], bool], NeuralCollapse]
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class MeasurementError(RuntimeError):
     """A measurement failed, and the callback was told to be strict."""
-
-
-class _LayerSums:
-    """The metric of one layer, made when its width is known, and why it cannot be had."""
-
-    def __init__(self, name: str, make: Callable[[int], NeuralCollapse]) -> None:
-        self.name = name
-        self.make = make
-        self.metric: NeuralCollapse | None = None
-        self.problem: str | None = None
-        self.error: Exception | None = None
-        self.taken = False
-        self.second_pass = False
-        self._first_not_finite: Tensor | None = None
-
-    def add(self, features: Tensor, labels: Tensor, batch: int) -> None:
-        self.ensure_metric(features.shape[1], features.device).update(features, labels)
-        if not self.second_pass:
-            self._note_not_finite(features, batch)
-
-    def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:
-        if self.metric is None:
-            with torch.device(device):
-                self.metric = self.make(width)
-            self.metric.to(device)
-        return self.metric
-
-    def _note_not_finite(self, features: Tensor, batch: int) -> None:
-        """Keep the first batch with features that are not finite, on the device: nobody waits for it."""
-        number = torch.full((), batch, device=features.device)
-        found = torch.where(features.isfinite().all(), torch.full_like(number, -1), number)
-        first = self._first_not_finite
-        self._first_not_finite = found if first is None else torch.where(first < 0, found, first)
-
-    def fail(self, problem: str, error: Exception | None = None) -> None:
-        if self.problem is None:
-            self.problem, self.error = problem, error
-
-    def compute(self, measures: tuple[str, ...]) -> dict[str, float]:
-        if self.problem is not None or self.metric is None:
-            return dict.fromkeys(measures, math.nan)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            values = {name: value.item() for name, value in self.metric.compute().items()}
-        # torchmetrics also warns of a rank that had no samples, which is no problem here.
-        if reasons := [str(w.message).rstrip(".") for w in caught if "undefined" in str(w.message)]:
-            first = -1 if self._first_not_finite is None else int(self._first_not_finite)
-            self.fail("; ".join(reasons) + (f" (first in batch {first})" if first >= 0 else ""))
-        return {name: values.get(name, math.nan) for name in measures}
 
 
 class Measurement:
@@ -77,7 +28,8 @@ class Measurement:
     Args:
         network: Where the layers are.
         measures: What to measure of each layer, by name of the layer, in the order of the network.
-        make_metric: Builds the metric from the width of the features and the measures.
+        num_classes: K.
+        new_metric: Builds a metric from the width of the features, the measures and whether there is a scatter.
         pooling: How outputs become vectors.
         device: Where ranks agree on what they have seen.
     """
@@ -86,18 +38,22 @@ class Measurement:
         self,
         network: NetworkLayers,
         measures: Mapping[str, tuple[str, ...]],
-        make_metric: MakeMetric,
+        num_classes: int,
+        new_metric: NewMetric,
+        *,
         pooling: Pooling,
         device: torch.device,
     ) -> None:
         self.network = network
         self.measures = dict(measures)
+        self.num_classes = num_classes
         self.pooling = pooling
         self.device = device
-        self._make_metric = make_metric
-        self._sums = {layer: _LayerSums(layer, self._maker(layer)) for layer in self.measures}
+        self._new_metric = new_metric
+        self._sums = {layer: LayerSums(names, partial(self._make, layer)) for layer, names in self.measures.items()}
         self._labels: Tensor | None = None
         self._rows: slice | Tensor = slice(None)
+        self._outside = torch.tensor([-1, 0, 0], device=device)  # first batch with a label that is no class; its range
         self._batch = 0
         self._second_pass = False
 
@@ -115,9 +71,19 @@ class Measurement:
         """Say which labels the next features have, and which rows of these count; ``None`` is all."""
         self._batch = batch
         self._rows = slice(None) if rows is None else rows
-        self._labels = labels
+        self._labels = self._in_range(labels.to(self.device))
         for sums in self._sums.values():
             sums.taken = False
+
+    def _in_range(self, labels: Tensor) -> Tensor:
+        """Keep labels that are no class from the sums, where they would end the process; nobody waits for it."""
+        if not labels.numel():
+            return labels
+        smallest, largest = labels.aminmax()
+        found = torch.stack([torch.full_like(smallest, self._batch), smallest, largest])
+        first = (self._outside[0] < 0) & ((smallest < 0) | (largest >= self.num_classes))
+        self._outside = torch.where(first, found, self._outside)
+        return labels.clamp(0, self.num_classes - 1)
 
     def end_batch(self) -> None:
         """Take no more features until the next batch begins."""
@@ -136,9 +102,11 @@ class Measurement:
                 raise ValueError(f"{len(features)} features came for {len(self._labels)} labels")
             sums.add(features[self._rows], self._labels[self._rows], self._batch)
         except Exception as error:  # a measurement must not end a training, whatever went wrong in it
-            sums.fail(f"batch {self._batch}: {error}", error)
+            sums.fail(_at(self._batch, error), error)
 
     def _features(self, layer: str, output: Any) -> Tensor:
+        if isinstance(output, (tuple, list)) and len(output) == 1:
+            output = output[0]
         if not isinstance(output, Tensor):
             raise TypeError(f"it must give one tensor, got {type(output).__name__}; take a block around or inside it")
         dtype = torch.float32 if output.dtype in _HALF else None
@@ -151,6 +119,10 @@ class Measurement:
         for sums in self._sums.values():
             sums.fail(problem, error)
 
+    def fail_at(self, batch: int, error: Exception) -> None:
+        """Give up all layers because of what a batch brought."""
+        self.fail(_at(batch, error), error)
+
     def watch(self, take: Callable[[str, Any], None]) -> ExitStack:
         """Register the hooks of all layers; they are gone when the returned stack is closed."""
         with ExitStack() as hooks:
@@ -162,12 +134,8 @@ class Measurement:
         """Fix the class means of the layers that must see every sample again; say whether there are any."""
         self._agree()
         for sums in self._sums.values():
-            if sums.metric is not None and sums.problem is None and sums.metric.needs_second_pass:
-                try:
-                    sums.metric.begin_second_pass()
-                except Exception as error:  # the same on all ranks: they look at the same sums
-                    sums.fail(str(error), error)
-                sums.second_pass = True
+            if sums.needs_second_pass and sums.problem is None:
+                sums.begin_second_pass()
         self._second_pass = True
         return any(sums.second_pass for sums in self._sums.values())
 
@@ -175,27 +143,28 @@ class Measurement:
         """Return the measures of each layer over all ranks; ``nan`` where :attr:`problems` says why."""
         self.end_batch()
         self._agree()
-        return {layer: self._sums[layer].compute(measures) for layer, measures in self.measures.items()}
+        return {layer: sums.compute() for layer, sums in self._sums.items()}
 
-    def _maker(self, layer: str) -> Callable[[int], NeuralCollapse]:
-        def make(width: int) -> NeuralCollapse:
-            metric = self._make_metric(width, self.measures[layer])
-            classifier = self.network.classifier
-            if layer == PENULTIMATE and classifier is not None and _fits(classifier, metric):
-                metric.set_classifier(classifier.weight, getattr(classifier, "bias", None))  # type: ignore[arg-type]
-            return metric
-
-        return make
+    def _make(self, layer: str, width: int, scatter: bool) -> NeuralCollapse:
+        metric = self._new_metric(width, self.measures[layer], scatter)
+        classifier = self.network.classifier
+        if layer == PENULTIMATE and classifier is not None and _fits(classifier, metric):
+            metric.set_classifier(classifier.weight, getattr(classifier, "bias", None))  # type: ignore[arg-type]
+        return metric
 
     def _agree(self) -> None:
         """Let all ranks know what any of them saw: a rank may have had no sample, or have failed."""
+        batch, smallest, largest = self._outside.tolist()
+        if batch >= 0:
+            span = f"[0, num_classes) = [0, {self.num_classes})"
+            self.fail(f"batch {batch}: labels must lie in {span}, got {smallest} to {largest}")
         widths = [0 if s.metric is None else s.metric.num_features for s in self._sums.values()]
-        failed = [int(s.problem is not None) for s in self._sums.values()]
-        rows = [[w, -w if w else -(2**62), f] for w, f in zip(widths, failed, strict=True)]
+        flags = [[int(s.problem is not None), int(s.is_folded)] for s in self._sums.values()]
+        rows = [[w, -w if w else -(2**62), *two] for w, two in zip(widths, flags, strict=True)]
         seen = torch.tensor(rows, dtype=torch.int64, device=self.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-        for sums, (largest, smallest, any_failed) in zip(self._sums.values(), seen.tolist(), strict=True):
+        for sums, (largest, smallest, any_failed, any_folded) in zip(self._sums.values(), seen.tolist(), strict=True):
             if any_failed:
                 sums.fail("it failed in another process")
             elif largest == 0:
@@ -204,6 +173,13 @@ class Measurement:
                 sums.fail(f"its width differs between processes: {-smallest} to {largest}")
             else:
                 sums.ensure_metric(largest, self.device)
+                if any_folded:
+                    sums.fold()
+
+
+def _at(batch: int, error: Exception) -> str:
+    told = isinstance(error, (TypeError, ValueError))  # others, such as KeyError: 'x', need their name
+    return f"batch {batch}: {error}" if told else f"batch {batch}: {type(error).__name__}: {error}"
 
 
 def _fits(classifier: nn.Module, metric: NeuralCollapse) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from nc_finetune.callbacks.figures import figure_png, log_figure, log_folder
+from nc_finetune.callbacks.figures import figure_loggers, figure_png, log_figure, log_folder
 from nc_finetune.callbacks.history import Row, history_csv
 from nc_finetune.files import write_atomically, write_text_atomically
 
@@ -43,21 +43,21 @@ class HistoryOutput:
     ) -> None:
         """Write the figures as PNG and hand them to the loggers."""
         folder = self._folder(trainer)
-        if folder is None or not self.figure:
+        loggers = figure_loggers(trainer.loggers) if _may_write(trainer) else []
+        if not self.figure or (folder is None and not loggers):
             return
 
         def write() -> None:
             stem = self._stem(trainer, owner)
             for name, figure in draw().items():
-                write_atomically(folder / f"{stem}_{name.replace('/', '_')}.png", figure_png(figure))
-                log_figure(trainer.loggers, f"{stem}/{name}", figure, step)
+                if folder is not None:
+                    write_atomically(folder / f"{stem}_{name.replace('/', '_')}.png", figure_png(figure))
+                log_figure(loggers, f"{stem}/{name}", figure, step)
 
         self._guard(write)
 
     def _folder(self, trainer: L.Trainer) -> Path | None:
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
-            return None
-        return self.folder or log_folder(trainer.loggers)
+        return (self.folder or log_folder(trainer.loggers)) if _may_write(trainer) else None
 
     def _stem(self, trainer: L.Trainer, owner: L.Callback) -> str:
         """Number the files of a second callback of the same kind."""
@@ -75,3 +75,7 @@ class HistoryOutput:
             if str(error) not in self._warned:
                 self._warned.add(str(error))
                 warnings.warn(f"{self.name} could not be written: {error}", stacklevel=2)
+
+
+def _may_write(trainer: L.Trainer) -> bool:
+    return trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)

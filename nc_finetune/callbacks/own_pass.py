@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import Any
 
@@ -9,7 +10,7 @@ import lightning as L
 import torch
 
 from nc_finetune.backbones import NetworkLayers
-from nc_finetune.callbacks.batches import Unpack, check_labels
+from nc_finetune.callbacks.batches import ClassCap, Unpack, check_labels
 from nc_finetune.callbacks.evaluation import evaluating
 from nc_finetune.callbacks.measured_data import PlainPass
 from nc_finetune.callbacks.measurement import Measurement
@@ -44,47 +45,62 @@ class OwnPass:
         self.samples_per_class = samples_per_class
         self.max_batches = max_batches
 
-    def run(self, measurement: Measurement, loader: Any) -> dict[str, dict[str, float]]:
-        """Measure what a loader gives; the module and the random generators are left as they were."""
+    def run(self, measurement: Measurement, loader: Any, split: str, number: int) -> dict[str, dict[str, float]]:
+        """Measure what a loader gives; the module and the random generators are left as they were.
+
+        Args:
+            measurement: Where features go.
+            loader: The loader.
+            split: Its split.
+            number: Which of the split's loaders it is.
+        """
+        limit = self._limit(split, number)
         with evaluating(self.trainer, self.module):
             with measurement.watch(measurement.take):
-                self._go_through(measurement, loader)
+                self._go_through(measurement, loader, number, limit)
                 if measurement.begin_second_pass():
-                    self._go_through(measurement, loader)
+                    self._go_through(measurement, loader, number, limit)
             return measurement.compute()
 
-    def _go_through(self, measurement: Measurement, loader: Any) -> None:
+    def _go_through(self, measurement: Measurement, loader: Any, number: int, limit: int | None) -> None:
         index = 0
         try:
             rank, ranks = self.trainer.global_rank, self.trainer.world_size
             data = PlainPass(loader, self.samples_per_class, rank, ranks)
-            for index, batch in enumerate(islice(data.batches, self._limit())):
-                self._measure_batch(measurement, data, index, batch)
+            for index, batch in enumerate(islice(data.batches, limit)):
+                self._measure_batch(measurement, data.cap, index, self._prepare(batch, number))
+                if data.cap.is_full(self.num_classes):
+                    break
         except Exception as error:  # of the data, the module or the device: a measurement must not end a training
-            measurement.fail(f"batch {index}: {error}", error)
+            measurement.fail_at(index, error)
 
-    def _measure_batch(self, measurement: Measurement, data: PlainPass, index: int, batch: Any) -> None:
-        # Looked at before it leaves the CPU: there, labels out of range and full classes cost no waiting.
-        labels = check_labels(self.unpack(batch)[1], self.num_classes)
-        rows = None if data.cap.samples_per_class is None else data.cap.choose(labels.tolist())
+    def _prepare(self, batch: Any, number: int) -> Any:
+        """Do to a batch what the trainer's own loops do."""
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=number)
+        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=number)
+
+    def _measure_batch(self, measurement: Measurement, cap: ClassCap, index: int, batch: Any) -> None:
+        inputs, labels = self.unpack(batch)
+        labels = check_labels(labels)
+        rows = None if cap.samples_per_class is None else cap.choose(labels.tolist())
         if rows == []:
             return
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        inputs, labels = self.unpack(self.trainer.strategy.batch_to_device(batch))
-        labels = check_labels(labels, self.num_classes)
-        chosen = None if rows is None else torch.tensor(rows).to(labels.device, non_blocking=True)
-        measurement.begin_batch(index, labels, chosen)
+        measurement.begin_batch(index, labels, None if rows is None else torch.tensor(rows))
         _forward(self.module, measurement.network, inputs)
         measurement.end_batch()
 
-    def _limit(self) -> int | None:
-        limits = [] if self.max_batches is None else [self.max_batches]
-        debugged = int(getattr(self.trainer, "fast_dev_run", 0))
-        if debugged:
-            limits.append(debugged)
-        elif getattr(self.trainer, "overfit_batches", 0):
-            limits.append(int(self.trainer.num_training_batches))
-        return min(limits, default=None)
+    def _limit(self, split: str, number: int) -> int | None:
+        """Say how many batches are taken: what ``limit_val_batches`` and the like leave of the trainer's own loop."""
+        limits = [math.inf if self.max_batches is None else self.max_batches]
+        if split == "train":
+            # limit_train_batches takes other samples each epoch, and of sorted data not all classes.
+            if getattr(self.trainer, "fast_dev_run", False) or getattr(self.trainer, "overfit_batches", 0):
+                limits.append(self.trainer.num_training_batches)
+        else:
+            batches = self.trainer.num_val_batches if split == "val" else self.trainer.num_test_batches
+            limits.append(batches if isinstance(batches, (int, float)) else batches[number])
+        return None if math.isinf(min(limits)) else int(min(limits))
 
 
 def _forward(module: L.LightningModule, network: NetworkLayers, inputs: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,17 @@ class PredictionWriter(L.Callback):
         width = len(self._rows[0]) if self._rows else 0
         data = getattr(trainer, "datamodule", None)
         names = getattr(data, "class_names", tuple(map(str, range(width))))
-        write_text_atomically(self.path, _table(names, self._rows, getattr(data, "files", None)))
+        files = getattr(data, "files", None)
+        items = getattr(data, "predicted_items", range(len(self._rows))) if files is None else files
+        kind = "index" if files is None else "file"
+        write_text_atomically(self.path, _table(kind, names, self._rows, items))
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[float]], files: Sequence[str] | None) -> str:
+def _table(kind: str, names: Sequence[str], rows: Sequence[Sequence[float]], items: Iterable[Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["index" if files is None else "file", "prediction", *names])
-    for item, row in zip(range(len(rows)) if files is None else files, rows, strict=True):
+    writer.writerow([kind, "prediction", *names])
+    for item, row in zip(items, rows, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
         writer.writerow([item, names[best], *(f"{value:.6g}" for value in row)])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""What a local folder holds, by split: a saved HF dataset, tables, or images in one folder a class."""
+"""What a local folder holds, by split: a saved HF dataset, tables, archives, idx files, or images with their labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.data.idx_files import is_idx_folder, read_idx_folder
+from nc_finetune.data.label_tables import LabelTable, find_label_tables
+
 if TYPE_CHECKING:
     import datasets
 
@@ -17,7 +20,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow"}
+TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 
 
 def by_split(names: Iterable[str]) -> dict[str, str]:
@@ -44,11 +47,17 @@ def by_split(names: Iterable[str]) -> dict[str, str]:
     return {split: same[0] for split, same in found.items() if same}
 
 
-def read_folder(path: Path) -> dict[str, datasets.Dataset]:
+def read_folder(
+    path: Path, image_column: str | None = None, label_column: str | None = None
+) -> dict[str, datasets.Dataset]:
     """Read what a folder holds.
 
     Args:
-        path: A folder with a saved HF dataset, parquet or arrow files, or images. Hidden files are left out.
+        path: A folder with a saved HF dataset, parquet or arrow files, webdataset archives (``.tar``), idx files, or
+            images in one folder a class or with a table of labels (:class:`~nc_finetune.data.label_tables.LabelTable`).
+            Hidden files are left out.
+        image_column: Column of the images in a table of labels.
+        label_column: Column of its labels.
 
     Returns:
         HF datasets by split; those of images have the columns ``image`` and ``label``.
@@ -65,7 +74,27 @@ def read_folder(path: Path) -> dict[str, datasets.Dataset]:
     files = visible_files(path)
     if tables := [file for file in files if file.suffix.lower() in TABLE_KINDS]:
         return _read_tables(path, tables)
+    if is_idx_folder(files):
+        return read_idx_folder(path, files)
+    if labels := find_label_tables(files, SPLIT_NAMES):
+        by_path = {split: path / table for split, table in labels.items()}
+        return LabelTable(path, files, image_column, label_column).read(by_path)
     return _read_images(path, files)
+
+
+def read_table(path: Path, image_column: str | None = None, label_column: str | None = None) -> dict[str, Any]:
+    """Read the images that a table of labels names, from the folder that it is in.
+
+    Args:
+        path: The CSV file.
+        image_column: Column of the images.
+        label_column: Column of the labels.
+
+    Returns:
+        HF datasets by split.
+    """
+    folder = path.parent
+    return LabelTable(folder, visible_files(folder), image_column, label_column).read({"": path})
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -100,7 +129,7 @@ def _readable(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _read_tables(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
-    """Read parquet or arrow files; where no name tells of a split, all of them are train."""
+    """Read parquet files, arrow files or archives; where no name tells of a split, all of them are train."""
     import datasets as hf
 
     kinds = {TABLE_KINDS[file.suffix.lower()] for file in files}
@@ -131,7 +160,9 @@ def _read_images(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
     wanted = f"expected one folder a class with {', '.join(IMG_EXTENSIONS)}"
     images = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS and len(file.parts) > 1]
     if not images:
-        raise ValueError(f"{path} holds no parquet or arrow files and no folders of images; {wanted}")
+        raise ValueError(
+            f"{path} holds no parquet or arrow files and no folders of images; {wanted}, or a table labels.csv"
+        )
     classes: dict[str, dict[str, str]] = {}
     for split, folder in _split_folders(path, images).items():
         depth = len(folder.parts)

@@ -2,80 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import lightning as L
-import numpy as np
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from nc_finetune.data.content_hashes import Duplicate, find_duplicates
 from nc_finetune.data.folders import SPLIT_NAMES
-from nc_finetune.data.sources import ImageTable, Source, load_source
-from nc_finetune.data.splits import Indices, split_off, take_per_class
+from nc_finetune.data.labelled_images import (
+    BadImage,
+    LabelledImages,
+    OnBadImage,
+    SkippingLoader,
+    Transform,
+    bad_images,
+    collate,
+    shared_flags,
+    write_bad_images,
+)
+from nc_finetune.data.planned_splits import SplitPlan
+from nc_finetune.data.sources import Source, load_source
+from nc_finetune.data.split_file import SplitRows
+from nc_finetune.data.splits import splits_hash
+from nc_finetune.data.training_order import TrainingLoader, TrainingOrder, balancing_weights
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.errors import unknown_name
-
-Transform = Callable[[Tensor], Tensor]
-
-
-class LabelledImages(Dataset[tuple[Tensor, int]]):
-    """Some rows of a table as ``(uint8 image (3, H, W), label)``.
-
-    Args:
-        table: The split that the rows are in.
-        indices: The rows; ``None`` is all of them.
-        decode: From an encoded image to a uint8 tensor.
-        transform: Applied to that tensor, e.g. an augmentation.
-    """
-
-    def __init__(
-        self,
-        table: ImageTable,
-        indices: Indices | None,
-        decode: Callable[[dict[str, Any]], Tensor],
-        transform: Transform | None = None,
-    ) -> None:
-        self.table = table
-        self.indices: Sequence[int] = range(len(table.labels)) if indices is None else indices.tolist()
-        self.decode = decode
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int]:
-        row = self.indices[item]
-        encoded = self.table.encoded(row)
-        try:
-            image = self.decode(encoded)
-        except Exception as error:  # every codec has its own kinds
-            name = f"image {encoded['path']}" if encoded["path"] else "image"
-            raise ValueError(f"the {name} in row {row} does not decode: {error}; repair or remove it") from error
-        return image if self.transform is None else self.transform(image), self.table.labels[row]
-
-    @property
-    def labels(self) -> list[int]:
-        """The label of each item."""
-        return [self.table.labels[row] for row in self.indices]
 
 
 class ImageData(L.LightningDataModule):
     """Labelled images from a built-in set, a local folder or the HF hub.
 
-    Batches are ``(images, labels)``: uint8 of shape ``(N, 3, image_size, image_size)`` and int64 of shape ``(N,)``;
-    the model normalises. Splits are stratified and depend on labels and seeds alone. The test split is the source's
-    own, or one that is the same for every ``seed``; the validation split is the source's own, or is taken from the
-    train split.
+    Batches are ``(images, labels)``: uint8 of shape ``(N, 3, image_size, image_size)`` and int64 of shape ``(N,)``, or
+    where images have several labels ``(N, K)``, 0 or 1; the model normalises. Splits are stratified and depend on
+    labels and seeds alone. The test split is the source's own, or one that is the same for every ``seed``; the
+    validation split is the source's own, or is taken from the train split.
 
     Args:
         source: ``"sklearn:digits"``, a folder (parquet, arrow, a saved HF dataset, or images in one folder a class),
             or the id of a data set on the HF hub; see :func:`~nc_finetune.data.load_source`.
         image_size: Height and width of the images in pixels.
         samples_per_class: Training images a class; ``None`` is every one that is not held out.
-        train_share: Share in ``(0, 1)`` of the images that are not held out to train on, stratified; ``None`` is all.
+        train_share: Share of the training images that are kept, in ``(0, 1]``, stratified; ``None`` is all.
         seed: Which training sample is drawn, and which images are held out for validation.
         val_size: Images held out of the train split for validation, where the source has no validation split: a share
             or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn.
@@ -88,6 +61,15 @@ class ImageData(L.LightningDataModule):
         interpolation: Filter for resizing.
         image_column: Column of the images in a table; ``None`` finds it.
         label_column: Column of the labels in a table; ``None`` finds it.
+        on_bad_image: What becomes of images that do not decode: ``"raise"`` ends with an error that names the first;
+            ``"skip"`` makes batches smaller by them, warns at the end, and lists them in ``bad_images()`` and in
+            ``bad_images.csv`` beside the logs.
+        fold: Hold this fold of the train split out for validation, in place of ``val_size`` and of a validation split
+            of the source; from 0.
+        num_folds: Number of folds.
+        split_file: JSON file of the splits by the hashes of their images: read where it is there, or else written. With
+            it splits stay the same when rows move, or another version draws them.
+        balance_classes: Draw training images with replacement so that every class comes equally often.
 
     Raises:
         ValueError: At once for an argument out of range; when the data are first looked at, if they are unknown or
@@ -120,34 +102,42 @@ class ImageData(L.LightningDataModule):
         interpolation: str = "bicubic",
         image_column: str | None = None,
         label_column: str | None = None,
+        on_bad_image: OnBadImage = "raise",
+        fold: int | None = None,
+        num_folds: int = 5,
+        split_file: str | None = None,
+        balance_classes: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"image_size": image_size, "batch_size": batch_size, "samples_per_class": samples_per_class}
-        for name, value in {**sizes, "max_test_images": max_test_images}.items():
-            if value is not None and value < 1:
+        for name, value in (("image_size", image_size), ("batch_size", batch_size)):
+            if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, size in (("val_size", val_size), ("test_size", test_size)):
-            if size is not None and not (0 < size < 1 or (size >= 1 and size % 1 == 0)):
-                raise ValueError(f"{name} must be a share in (0, 1) or a number of images of at least 1, got {size}")
-        if train_share is not None and (samples_per_class is not None or not 0 < train_share < 1):
-            raise ValueError(
-                f"train_share must be in (0, 1), without samples_per_class, got {train_share} and {samples_per_class}"
-            )
         if interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+        if on_bad_image not in get_args(OnBadImage):
+            raise unknown_name("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.source = source
         self.image_size = image_size
-        self.samples_per_class = samples_per_class
-        self.train_share = train_share
-        self.seed = seed
-        self.val_size = val_size
-        self.test_size = test_size
-        self.max_test_images = max_test_images
+        self.plan = SplitPlan(
+            samples_per_class=samples_per_class,
+            train_share=train_share,
+            seed=seed,
+            val_size=val_size,
+            test_size=test_size,
+            max_test_images=max_test_images,
+            fold=fold,
+            num_folds=num_folds,
+            split_file=split_file,
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform = transform
         self.interpolation = interpolation
         self.columns = (image_column, label_column)
+        self.on_bad_image: OnBadImage = on_bad_image
+        self.balance_classes = balance_classes
+        self._training: TrainingLoader | None = None
+        self._resumed: dict[str, int] | None = None
 
     @cached_property
     def data(self) -> Source:
@@ -170,9 +160,33 @@ class ImageData(L.LightningDataModule):
         return self.data.fingerprint()
 
     @property
+    def splits_hash(self) -> str:
+        """Hash of which rows are in which split."""
+        return splits_hash(self._split_rows)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training images of each of the K classes; an image of several labels counts for each of them."""
+        return self.train_set.class_counts(self.num_classes)
+
+    @cached_property
+    def duplicates(self) -> list[Duplicate]:
+        """Images that are in two splits, file by file; the same picture saved twice is not found."""
+        tables = self.data.splits
+        rows = {split: (tables[table], found.tolist()) for split, (table, found) in self._split_rows.items()}
+        return find_duplicates({split: rows[split] for split in SPLIT_NAMES})
+
+    def setup(self, stage: str) -> None:
+        """Warn of images that are in two splits, before training."""
+        if stage != "fit" or not self.duplicates or (self.trainer and not self.trainer.is_global_zero):
+            return
+        first = "\n".join(f"  {found}" for found in self.duplicates[:3])
+        warnings.warn(f"{len(self.duplicates)} images are in two splits, e.g.\n{first}", stacklevel=2)
+
+    @property
     def train_set(self) -> LabelledImages:
         """The training images, augmented if a transform was given."""
-        return self._images("train", self.transform)
+        return self._images("train", training=True)
 
     @property
     def val_set(self) -> LabelledImages:
@@ -188,95 +202,125 @@ class ImageData(L.LightningDataModule):
         """Load the source once, so that only one process downloads."""
         _ = self.data
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return shuffled training batches."""
-        return self._loader(self.train_set, shuffle=True)
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled training batches, in an order that depends on torch's seed and the epoch alone."""
+        images, (ranks, rank) = self.train_set, self._ranks
+        weights = balancing_weights(images.labels) if self.balance_classes else None
+        order = TrainingOrder(images, seed=torch.initial_seed(), ranks=ranks, rank=rank, weights=weights)
+        self._training = TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading)
+        if self._resumed is not None:
+            self._training.load_state_dict(self._resumed)
+            self._resumed = None
+        return self._training
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return validation batches."""
         return self.eval_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Return test batches."""
         return self.eval_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return test batches."""
         return self.eval_dataloader("test")
 
-    def eval_dataloader(self, split: str) -> DataLoader[tuple[Tensor, int]]:
+    def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Return batches of ``"train"``, ``"val"`` or ``"test"`` in a fixed order, without augmentation."""
-        return self._loader(self._images(split), shuffle=False)
+        images, (ranks, rank) = self._images(split), self._ranks
+        # Each image on one process alone: repeated ones would count twice.
+        sampler = UnrepeatedDistributedSampler(images, num_replicas=ranks, rank=rank, shuffle=False)
+        return SkippingLoader(images, sampler=sampler if ranks > 1 else None, **self._loading)
 
-    def _loader(self, images: LabelledImages, shuffle: bool) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
-            images,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def bad_images(self) -> list[BadImage]:
+        """Return the images that were left out so far; those of other processes (DDP) are not among them."""
+        decode = DecodeAndResize(self.image_size, self.interpolation)
+        tables = self.data.splits
+        return [bad for name, flags in self._bad.items() for bad in bad_images(name, tables[name], flags, decode)]
 
-    def _images(self, split: str, transform: Transform | None = None) -> LabelledImages:
+    @property
+    def predicted_items(self) -> list[int]:
+        """The places in the test split of the images of ``predict_dataloader``, without those that were left out."""
+        images = self.test_set
+        return [item for item, row in enumerate(images.indices) if images.bad is None or not images.bad[row]]
+
+    def teardown(self, stage: str) -> None:
+        """Say which images were left out, if any, and list them beside the logs."""
+        found = self.bad_images() if self._bad_flags_used else []
+        if not found:
+            return
+        first = "\n".join(f"  {bad}" for bad in found[:3])
+        warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", stacklevel=2)
+        if self.trainer and self.trainer.loggers and self.trainer.log_dir:
+            rank = self.trainer.global_rank
+            write_bad_images(Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv", found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the data."""
+        # Lightning saves the loader's state, too, but loads it too late where the schedule asks for its length.
+        return {"splits_hash": self.splits_hash, "training": self._training and self._training.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on training on other images.
+
+        Raises:
+            ValueError: If the splits of the checkpoint are others.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        if state_dict.get("splits_hash") != self.splits_hash:
+            raise ValueError(
+                f"the checkpoint was trained on other splits (hash {state_dict.get('splits_hash')}, here"
+                f" {self.splits_hash}); resume with the same source, seed and sizes"
+            )
+        self._resumed = state_dict["training"]
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """Number of processes, and which this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+        }
+
+    @cached_property
+    def _bad(self) -> dict[str, Tensor]:
+        """One flag a row of the source, which every process that decodes sees."""
+        if self.on_bad_image == "raise":
+            return {}
+        sizes = {name: len(table.labels) for name, table in self.data.splits.items()}
+        return {name: shared_flags(size) for name, size in sizes.items()}
+
+    @property
+    def _bad_flags_used(self) -> bool:
+        return "_bad" in self.__dict__ and any(bool(flags.any()) for flags in self._bad.values())
+
+    def images(self, split: str) -> LabelledImages:
+        """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
+        return self._images(split)
+
+    def _images(self, split: str, training: bool = False) -> LabelledImages:
         if split not in SPLIT_NAMES:
             raise unknown_name("split", split, SPLIT_NAMES)
         table, indices = self._split_rows[split]
-        decode = DecodeAndResize(self.image_size, self.interpolation)
-        return LabelledImages(self.data.splits[table], indices, decode, transform)
+        return LabelledImages(
+            self.data.splits[table],
+            indices,
+            DecodeAndResize(self.image_size, self.interpolation),
+            self.transform if training else None,
+            bad=self._bad.get(table),
+            fill=training,
+            num_classes=self.num_classes,
+        )
 
     @cached_property
-    def _split_rows(self) -> dict[str, tuple[str, Indices | None]]:
-        """In which table of the source each split is, and in which of its rows; ``None`` is all of them."""
-        tables = self.data.splits
-        rows: dict[str, tuple[str, Indices | None]] = {name: (name, None) for name in ("val", "test") if name in tables}
-        if "test" in rows and self.max_test_images is not None:
-            labels = tables["test"].labels
-            if self.max_test_images < len(labels):
-                rows["test"] = ("test", split_off(labels, self.max_test_images, seed=0)[0])
-        pool = np.arange(len(tables["train"].labels), dtype=np.int64)
-        if "test" not in rows:
-            held_out, pool = self._hold_out("test_size", pool, self.test_size, seed=0)
-            rows["test"] = ("train", held_out)
-        if self.samples_per_class is not None:
-            pool, rest = self._draw(pool, self.samples_per_class)
-            if "val" not in rows:
-                rows["val"] = ("train", self._cap(rest))
-        elif "val" not in rows:
-            size = 0.1 if self.val_size is None else self.val_size
-            held_out, pool = self._hold_out("val_size", pool, size, self.seed)
-            rows["val"] = ("train", held_out)
-        if self.train_share is not None:
-            pool, _ = self._hold_out("train_share", pool, self.train_share, self.seed)
-        rows["train"] = ("train", pool)
-        return rows
-
-    def _labels(self, rows: Indices) -> list[int]:
-        labels = self.data.splits["train"].labels
-        return [labels[row] for row in rows]
-
-    def _hold_out(self, name: str, rows: Indices, size: int | float, seed: int) -> tuple[Indices, Indices]:
-        """Split rows of the train table in two."""
-        try:
-            held_out, rest = split_off(self._labels(rows), size, seed)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        return rows[held_out], rows[rest]
-
-    def _draw(self, rows: Indices, number: int) -> tuple[Indices, Indices]:
-        """Draw rows of the train table, the same number of each class."""
-        try:
-            drawn, rest = take_per_class(self._labels(rows), number, self.seed, self.class_names)
-        except ValueError as error:
-            raise ValueError(f"samples_per_class: {error}") from error
-        return rows[drawn], rows[rest]
-
-    def _cap(self, rest: Indices) -> Indices:
-        """Keep ``val_size`` of the rows that were not drawn for training."""
-        if not rest.size:
-            raise ValueError(
-                f"samples_per_class={self.samples_per_class} takes all images, so the val split is empty; ask for fewer"
-            )
-        if self.val_size is None or self.val_size == len(rest):
-            return rest
-        return self._hold_out("val_size", rest, self.val_size, self.seed)[0]
+    def _split_rows(self) -> SplitRows:
+        """In which table of the source each split is, and in which of its rows."""
+        return self.plan.rows(self.data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +41,65 @@ def number_labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[tup
     known = sorted(occurring)
     number = {value: label for label, value in enumerate(known)}
     return tuple(map(str, known)), {split: [number[value] for value in group] for split, group in values.items()}
+
+
+def number_label_sets(
+    splits: dict[str, datasets.Dataset], column: str
+) -> tuple[tuple[str, ...], dict[str, list[tuple[int, ...]]]]:
+    """Do what :func:`number_labels` does where each row has a list of labels, which may be empty.
+
+    Args:
+        splits: HF datasets by split, ``"train"`` among them.
+        column: Name of their column of lists.
+
+    Returns:
+        K names, and by split the labels of each row, in rising order, each once.
+
+    Raises:
+        ValueError: If a row has no list, or a label is none.
+
+    Example:
+        >>> import datasets
+        >>> number_label_sets({"train": datasets.Dataset.from_dict({"tags": [["b", "a"], [], ["b"]]})}, "tags")
+        (('a', 'b'), {'train': [(0, 1), (), (1,)]})
+    """
+    import datasets as hf
+
+    lists = {split: list(rows[column]) for split, rows in splits.items()}
+    for split, values in lists.items():
+        if None in values:
+            raise ValueError(f"row {values.index(None)} of the {split} split has no list of labels; give an empty one")
+    flat = {
+        split: hf.Dataset.from_dict(
+            {column: [label for value in values for label in value]},
+            features=hf.Features({column: splits[split].features[column].feature}),
+        )
+        for split, values in lists.items()
+    }
+    names, numbered = number_labels(flat, column)
+    found = {}
+    for split, values in lists.items():
+        numbers = iter(numbered[split])
+        found[split] = [tuple(sorted({next(numbers) for _ in value})) for value in values]
+    return names, found
+
+
+def rarest_labels(sets: Sequence[tuple[int, ...]], num_classes: int) -> list[int]:
+    """Return the label of each row that is rarest among all rows: by it, rows of several labels are stratified.
+
+    Args:
+        sets: The labels of each row.
+        num_classes: K.
+
+    Returns:
+        As many integers, K for a row without labels.
+
+    Example:
+        >>> rarest_labels([(0,), (0, 1), ()], 2)
+        [0, 1, 2]
+    """
+    counts = Counter(label for labels in sets for label in labels)
+    return [min(labels, key=lambda label: (counts[label], label), default=num_classes) for labels in sets]
 
 
 def _declared_names(features: dict[str, Any]) -> tuple[str, ...] | None:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nc_finetune.data.folders import by_split, read_folder
-from nc_finetune.data.labels import number_labels
+from nc_finetune.data.folders import by_split, read_folder, read_table
+from nc_finetune.data.labels import number_label_sets, number_labels, rarest_labels
+from nc_finetune.data.named_sets import NAMED_SETS, is_named, load_named
 from nc_finetune.errors import missing_extra, unknown_name
 
 if TYPE_CHECKING:
     import datasets
 
 BUILT_IN = ("sklearn:digits",)
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "class", "target", "cls")
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class ImageTable:
     Attributes:
         rows: The HF dataset; images are not decoded.
         image_column: Name of its column of images.
-        labels: The label of each row, in ``[0, K)``.
+        labels: The label of each row, in ``[0, K)``; of a row of several labels the rarest, of one without labels K.
+        label_sets: All labels of each row; ``None`` where every row has one.
     """
 
     rows: datasets.Dataset
     image_column: str
     labels: list[int]
+    label_sets: list[tuple[int, ...]] | None = None
 
     def encoded(self, row: int) -> dict[str, Any]:
         """Return ``{"bytes": ..., "path": ...}`` of one image; both are ``None`` where the row has no image."""
@@ -49,6 +54,11 @@ class Source:
     splits: dict[str, ImageTable]
     class_names: tuple[str, ...]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row may have several labels, or none."""
+        return self.splits["train"].label_sets is not None
+
     def fingerprint(self) -> str:
         """Hash labels and images of every split: bytes where they are in the table, else file name and size.
 
@@ -57,7 +67,7 @@ class Source:
         """
         digest = hashlib.blake2b(digest_size=16)
         for split, table in self.splits.items():
-            digest.update(repr((split, self.class_names, table.labels)).encode())
+            digest.update(repr((split, self.class_names, table.label_sets or table.labels)).encode())
             for image in table.rows[table.image_column]:
                 digest.update(_identity(image))
         return digest.hexdigest()
@@ -87,8 +97,10 @@ def _find_columns(rows: datasets.Dataset, image: str | None, label: str | None) 
     import datasets as hf
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, hf.Image)]
-    labels = [name for name, feature in rows.features.items() if isinstance(feature, hf.ClassLabel)]
-    labels = labels or [name for name in ("label", "labels", "class", "target") if name in rows.features]
+    images = images or [name for name in IMAGE_COLUMNS if name in rows.features and name != label]
+    declared = {name: getattr(feature, "feature", feature) for name, feature in rows.features.items()}
+    labels = [name for name, feature in declared.items() if isinstance(feature, hf.ClassLabel)]
+    labels = labels or [name for name in LABEL_COLUMNS if name in rows.features]
     for kind, given, candidates in (("image", image, images), ("label", label, labels)):
         if given is not None and given not in rows.features:
             raise unknown_name(f"{kind} column", given, rows.column_names)
@@ -110,6 +122,8 @@ def _image_rows(rows: datasets.Dataset, image: str) -> datasets.Dataset:
 
 def _from_datasets(found: dict[str, datasets.Dataset], image: str | None, label: str | None) -> Source:
     """Build a source from HF datasets by split."""
+    import datasets as hf
+
     splits = {name: rows.with_format(None) for name, rows in _canonical_splits(found).items() if len(rows)}
     if "train" not in splits:
         raise ValueError("the train split is empty; it must have images of every class")
@@ -117,13 +131,21 @@ def _from_datasets(found: dict[str, datasets.Dataset], image: str | None, label:
     for name, rows in splits.items():
         if absent := [column for column in (image, label) if column not in rows.column_names]:
             raise ValueError(f"the {name} split has no column {absent[0]!r}, only {', '.join(rows.column_names)}")
-    names, labels = number_labels(splits, label)
-    tables = {name: ImageTable(_image_rows(rows, image), image, labels[name]) for name, rows in splits.items()}
+    images = {name: _image_rows(rows, image) for name, rows in splits.items()}
+    if isinstance(splits["train"].features[label], hf.List):
+        names, sets = number_label_sets(splits, label)
+        numbers = {name: rarest_labels(found, len(names)) for name, found in sets.items()}
+        tables = {name: ImageTable(rows, image, numbers[name], sets[name]) for name, rows in images.items()}
+    else:
+        names, labels = number_labels(splits, label)
+        tables = {name: ImageTable(rows, image, labels[name]) for name, rows in images.items()}
     return _checked(Source(tables, names))
 
 
 def _checked(source: Source) -> Source:
-    present = {source.class_names[label] for label in source.splits["train"].labels}
+    train = source.splits["train"]
+    labels = train.labels if train.label_sets is None else [label for labels in train.label_sets for label in labels]
+    present = {source.class_names[label] for label in labels} or {"none"}
     if len(present) < 2:
         raise ValueError(f"the train split has one class only ({present.pop()!r}); there is nothing to classify")
     return source
@@ -145,25 +167,48 @@ def _digits() -> Source:
     return _from_datasets({"train": rows}, "image", "label")
 
 
-def _hub(source: str, image: str | None, label: str | None) -> Source:
+def _load_hub(source: str) -> dict[str, datasets.Dataset]:
+    """Load a data set of the hub, or of the hub's cache, by its id."""
     import datasets as hf
 
+    return dict(hf.load_dataset(source))
+
+
+def _hub(source: str, image: str | None, label: str | None) -> Source:
     try:
-        found = hf.load_dataset(source)
+        found = _load_hub(source)
     except Exception as error:  # the hub client has many kinds
         raise ValueError(
-            f"{source!r} is neither built in ({', '.join(BUILT_IN)}) nor an existing folder, and could not be loaded"
-            f" from the hub: {error}"
+            f"{source!r} is neither a known name ({', '.join((*BUILT_IN, *NAMED_SETS))}) nor an existing folder, and"
+            f" could not be loaded from the hub: {error}\nWithout a network: run"
+            f" 'hf download --repo-type dataset {source} --local-dir DIR' where there is one, and give DIR as source"
         ) from error
-    return _from_datasets(dict(found), image, label)
+    return _from_datasets(found, image, label)
+
+
+def _named(source: str, image: str | None, label: str | None) -> Source:
+    found = load_named(source, _load_hub)
+    built = _from_datasets(found.splits, image or found.image, label or found.label)
+    if found.class_names and len(found.class_names) == len(built.class_names):
+        return Source(built.splits, found.class_names)
+    return built
 
 
 def load_source(source: str, image_column: str | None = None, label_column: str | None = None) -> Source:
     """Find a labelled set of images.
 
     Args:
-        source: ``"sklearn:digits"``; a folder with parquet or arrow files, a saved HF dataset, or images (one folder
-            a class, in ``train``/``val``/``test`` folders or directly); or the id of a data set on the HF hub.
+        source: One of
+
+            - ``"sklearn:digits"``,
+            - ``"cifar10"``, ``"cifar100"``, ``"fgvc_aircraft"``, ``"dtd"``, ``"oxford_pets"``, ``"fashion_mnist"``, or
+              ``"cifar100:coarse"``, ``"fgvc_aircraft:family"``, ``"dtd:7"`` (a fold) or ``"oxford_pets:species"``:
+              the authors' files or tables in ``$NC_FINETUNE_DATA/<name>`` (or ``~/.cache/nc_finetune/<name>``), else
+              the hub,
+            - a folder of parquet or arrow files, webdataset archives, idx files, a saved HF dataset, or images: in one
+              folder a class, below ``train``, ``val`` and ``test`` or directly, or with a table ``labels.csv``,
+            - the path of such a table,
+            - the id of a data set on the HF hub.
         image_column: Column of the images in a table; ``None`` finds it.
         label_column: Column of the labels in a table; ``None`` finds it.
 
@@ -172,7 +217,7 @@ def load_source(source: str, image_column: str | None = None, label_column: str 
 
     Raises:
         FileNotFoundError: If the source is a path and nothing is there.
-        NotADirectoryError: If it is a file.
+        NotADirectoryError: If it is a file of another kind.
         PermissionError: If it cannot be read.
         ValueError: If the source is unknown or damaged, or has no images, one class only, or labels out of range.
         ImportError: If a built-in set needs an extra that is not installed.
@@ -186,10 +231,14 @@ def load_source(source: str, image_column: str | None = None, label_column: str 
         return _digits()
     if source.startswith("sklearn:"):
         raise unknown_name("built-in data", source, BUILT_IN)
+    if is_named(source):
+        return _named(source, image_column, label_column)
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            return _from_datasets(read_folder(path), image_column, label_column)
+            return _from_datasets(read_folder(path, image_column, label_column), image_column, label_column)
+        if path.is_file() and path.suffix.lower() == ".csv":
+            return _from_datasets(read_table(path, image_column, label_column), image_column, label_column)
         is_file = path.exists()
     except PermissionError as error:
         raise PermissionError(f"no permission to read {error.filename or path}; change it or copy the data") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,3 +95,43 @@ def split_off(labels: Sequence[int], size: int | float, seed: int) -> tuple[Indi
         seen += len(group)
         chosen += group[: seen * int(number) // total - len(chosen)]
     return _indices(chosen), _indices(sorted(set(range(total)) - set(chosen)))
+
+
+def k_folds(labels: Sequence[int], number: int, seed: int) -> list[Indices]:
+    """Divide rows into folds that have the shares of the classes.
+
+    Args:
+        labels: The label of each row.
+        number: Number of folds, from 2 to the number of rows.
+        seed: Which rows go together.
+
+    Returns:
+        The rows of each fold, in rising order; folds differ by at most one row, in all and in every class.
+
+    Raises:
+        ValueError: If there are fewer rows than folds.
+
+    Example:
+        >>> [fold.size for fold in k_folds([0, 1] * 5, 3, seed=0)]
+        [4, 3, 3]
+    """
+    if not 2 <= number <= len(labels):
+        raise ValueError(f"{len(labels)} images cannot be divided into {number} folds; give 2 to {len(labels)}")
+    ordered = [row for group in _shuffled_by_class(labels, seed) for row in group]
+    return [_indices(ordered[fold::number]) for fold in range(number)]
+
+
+def splits_hash(rows: Mapping[str, tuple[str, Indices]]) -> str:
+    """Hash which rows are in which split.
+
+    Args:
+        rows: The table of each split, and its rows.
+
+    Returns:
+        BLAKE2b in hexadecimal.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for split in sorted(rows):
+        table, indices = rows[split]
+        digest.update(repr((split, table, indices.tolist())).encode())
+    return digest.hexdigest()

@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nc_finetune.data.folders import visible_files
+from nc_finetune.data.labelled_images import OnBadImage, SkippingLoader, collate, shared_flags
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.errors import unknown_name
 
 
 class _Images(Dataset[Tensor]):
-    def __init__(self, paths: Sequence[Path], decode: DecodeAndResize) -> None:
+    def __init__(self, paths: Sequence[Path], decode: DecodeAndResize, bad: Tensor | None) -> None:
         self.paths = paths
         self.decode = decode
+        self.bad = bad
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -28,7 +30,21 @@ class _Images(Dataset[Tensor]):
         try:
             return self.decode({"bytes": None, "path": str(path)})
         except Exception as error:  # every codec has its own kinds
-            raise ValueError(f"the image {path} does not decode: {error}; repair or remove it") from error
+            raise ValueError(
+                f"the image {path} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
+            ) from error
+
+    def __getitems__(self, items: Sequence[int]) -> list[Tensor]:
+        """Return the images of a batch, without those that are to be skipped."""
+        if self.bad is None:
+            return [self[item] for item in items]
+        found = []
+        for item in items:
+            try:
+                found.append(self[item])
+            except ValueError:
+                self.bad[item] = 1
+        return found
 
 
 class UnlabelledFolder(L.LightningDataModule):
@@ -41,9 +57,7 @@ class UnlabelledFolder(L.LightningDataModule):
         interpolation: Filter for resizing.
         batch_size: Images a batch.
         num_workers: Processes that decode; 0 decodes in the main process.
-
-    Attributes:
-        files: The images relative to the folder, in the order of the batches.
+        on_bad_image: What becomes of images that do not decode: ``"raise"`` or ``"skip"``.
 
     Raises:
         NotADirectoryError: If there is no such folder.
@@ -59,6 +73,7 @@ class UnlabelledFolder(L.LightningDataModule):
         interpolation: str = "bicubic",
         batch_size: int = 32,
         num_workers: int = 0,
+        on_bad_image: OnBadImage = "raise",
     ) -> None:
         from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -74,11 +89,26 @@ class UnlabelledFolder(L.LightningDataModule):
         if not found:
             raise ValueError(f"{root} holds no images; expected {', '.join(IMG_EXTENSIONS)}")
         self.class_names = tuple(class_names)
-        self.files = tuple(file.as_posix() for file in found)
+        self._files = tuple(file.as_posix() for file in found)
+        skip = on_bad_image == "skip"
+        self._bad = shared_flags(len(found)) if skip else None
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self._images = _Images([root / file for file in found], DecodeAndResize(image_size, interpolation))
+        self._images = _Images([root / file for file in found], DecodeAndResize(image_size, interpolation), self._bad)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The images relative to the folder, in the order of the batches, without those that were skipped."""
+        bad = [0] * len(self._files) if self._bad is None else self._bad.tolist()
+        return tuple(file for file, is_bad in zip(self._files, bad, strict=True) if not is_bad)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The images that did not decode so far."""
+        return tuple(sorted(set(self._files) - set(self.files)))
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return the images in the order of ``files``."""
-        return DataLoader(self._images, batch_size=self.batch_size, num_workers=self.num_workers)
+        return SkippingLoader(
+            self._images, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate
+        )

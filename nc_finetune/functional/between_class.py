@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nc_finetune.functional.class_statistics import ClassStatistics
 
+_MAX_NAMED = 20  # classes in a message
 Between = Literal["classes", "samples"]
 
 
@@ -61,7 +62,8 @@ def undefined_reason(statistics: ClassStatistics) -> str | None:
     if counts.numel() < 2:
         return "at least two classes are needed"
     if missing := (counts == 0).nonzero().flatten().tolist():
-        return f"no samples of class {', '.join(map(str, missing))}"
+        further = f" and {len(missing) - _MAX_NAMED} more of {counts.numel()}" if len(missing) > _MAX_NAMED else ""
+        return f"no samples of class {', '.join(map(str, missing[:_MAX_NAMED]))}{further}"
     if not (means.isfinite().all() and statistics.spreads.isfinite().all()):
         return "the features are not finite"
     factor, rounding = between_class_factor(statistics)

@@ -32,7 +32,7 @@ class ClassStatistics(NamedTuple):
 
 
 def empty_class_statistics(
-    num_classes: int, num_features: int, device: torch.device | str | None = None
+    num_classes: int, num_features: int, device: torch.device | str | None = None, *, scatter: bool = True
 ) -> ClassStatistics:
     """Return the statistics of no samples at all, the start of a pass.
 
@@ -40,9 +40,10 @@ def empty_class_statistics(
         num_classes: K, at least 1.
         num_features: D, at least 1. Above ``MAX_SCATTER_FEATURES`` (8,192) there is no scatter.
         device: Where the sums live.
+        scatter: Whether there is to be a scatter where the features are not too wide for it.
 
     Returns:
-        Zeros: 8 (2 K + K D + D^2) bytes, or 8 (2 K + K D) for wide features.
+        Zeros: 8 (2 K + K D + D^2) bytes, or 8 (2 K + K D) without scatter.
 
     Example:
         >>> empty_class_statistics(3, 5).means.shape
@@ -52,8 +53,8 @@ def empty_class_statistics(
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=device)
 
-    scatter = zeros(num_features, num_features) if num_features <= MAX_SCATTER_FEATURES else None
-    return ClassStatistics(zeros(num_classes), zeros(num_classes, num_features), zeros(num_classes), scatter)
+    square = zeros(num_features, num_features) if scatter and num_features <= MAX_SCATTER_FEATURES else None
+    return ClassStatistics(zeros(num_classes), zeros(num_classes, num_features), zeros(num_classes), square)
 
 
 def update_class_statistics(statistics: ClassStatistics, features: Tensor, target: Tensor) -> ClassStatistics:

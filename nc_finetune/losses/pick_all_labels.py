@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class PickAllLabelsLoss(nn.Module):
         2.7726
     """
 
+    # Says that targets have shape (N, K); ImageClassifier then measures what suits them.
+    multilabel: ClassVar[bool] = True
     weight: Tensor | None
 
     def __init__(self, average: bool = False, weight: Sequence[float] | Tensor | None = None) -> None:

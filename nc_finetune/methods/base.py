@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nc_finetune.backbones import Backbone
+from nc_finetune.backbones import PENULTIMATE, Backbone, Pooling
 from nc_finetune.errors import unknown_name
 
 BatchNormMode = Literal["eval", "train"]
@@ -33,7 +33,10 @@ class FinetuningMethod(nn.Module, ABC):
     Attributes:
         name: Name in recipes and results.
         label: Name in tables and pictures.
-        default_learning_rate: Rate of the tuned part of the backbone with AdamW; ``None`` where nothing is tuned.
+        default_learning_rate: Rate of the tuned part of the backbone with AdamW, of the key layer where there is one;
+            ``None`` where nothing is tuned.
+        rest_learning_rate: Default of what is tuned outside of a key layer.
+        pooling: From the output of a skip's block to a vector.
         key_layer: Name of the tuned block, or names of the span of them, as given.
         trains: Whether there is anything to train; a method that does not brings its own head.
     """
@@ -41,7 +44,9 @@ class FinetuningMethod(nn.Module, ABC):
     name: ClassVar[str]
     label: ClassVar[str]
     default_learning_rate: ClassVar[float | None] = None
+    rest_learning_rate: ClassVar[float] = 3e-4
     key_layer: str | list[str] | None = None
+    pooling: Pooling = "default"
     trains: ClassVar[bool] = True
 
     def __init__(self, batch_norm: BatchNormMode = "eval") -> None:
@@ -64,7 +69,26 @@ class FinetuningMethod(nn.Module, ABC):
         return (parameter for module in self.tuned_modules(backbone) for parameter in module.parameters())
 
     def key_layers(self, backbone: Backbone) -> tuple[str, ...]:
-        """Return the names of the tuned blocks; none, where the method does not tune by blocks."""
+        """Return the names of the key blocks; none, where the method does not tune by blocks."""
+        return ()
+
+    def first_tuned_layer(self, backbone: Backbone) -> str | None:
+        """Return the layer before which everything is frozen.
+
+        Returns:
+            The first block with a tuned parameter, ``"penultimate"`` where nothing is tuned, or ``None`` where
+            something is tuned outside the blocks: nobody knows where that stands.
+        """
+        tuned = {id(parameter) for parameter in self.tuned_parameters(backbone)}
+        if not tuned:
+            return PENULTIMATE
+        inside = {name: {id(p) for p in backbone.get_layer(name).parameters()} for name in backbone.block_names}
+        if tuned - set().union(*inside.values()):
+            return None
+        return next(name for name, parameters in inside.items() if parameters & tuned)
+
+    def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the blocks whose pooled outputs :meth:`features` looks at."""
         return ()
 
     def set_key_layer(self, layer: str) -> None:

@@ -42,13 +42,14 @@ class LayerFinetuning(FinetuningMethod):
         """Return the names of the tuned blocks, in the order of the forward pass.
 
         Raises:
-            ValueError: If a span is empty, or its blocks are not adjacent.
+            ValueError: If the blocks of a span are not adjacent.
         """
-        if self.key_layer is None or self.key_layer == AUTO:
-            return (backbone.middle_block,)
-        if isinstance(self.key_layer, str):
-            return (self.key_layer,)
-        return _check_span(backbone, self.key_layer)
+        chosen = None if self.key_layer == AUTO else self.key_layer
+        return named_blocks(backbone, chosen or backbone.middle_block)
+
+    def first_tuned_layer(self, backbone: Backbone) -> str | None:
+        """Return the first key layer, which need not be a block."""
+        return self.key_layers(backbone)[0]
 
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return the key blocks.
@@ -57,6 +58,15 @@ class LayerFinetuning(FinetuningMethod):
             ValueError: If the backbone has no layer of that name, or it has no parameters.
         """
         return [_get_block(backbone, layer) for layer in self.key_layers(backbone)]
+
+
+def named_blocks(backbone: Backbone, key_layer: str | list[str]) -> tuple[str, ...]:
+    """Return the names of a key layer, or of a span of adjacent ones, in the order of the forward pass.
+
+    Raises:
+        ValueError: If a span is empty, or its blocks are not adjacent.
+    """
+    return (key_layer,) if isinstance(key_layer, str) else _check_span(backbone, key_layer)
 
 
 def _get_block(backbone: Backbone, layer: str) -> nn.Module:

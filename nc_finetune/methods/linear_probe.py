@@ -80,9 +80,20 @@ class SkipProbe(LinearProbe):
         self.pooling: SkipPooling = pooling
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
+    def first_tuned_layer(self, backbone: Backbone) -> str | None:
+        """Return the final norm where the skips join before it."""
+        if self.join != "before_norm":
+            return super().first_tuned_layer(backbone)
+        names: dict[nn.Module, str] = {part: name for name, part in backbone.model.named_modules()}
+        return names[backbone.final_norm]
+
+    def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the blocks, by default the middle one."""
+        return tuple(self.skip_layers or (backbone.middle_block,))
+
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the blocks."""
-        layers = self.skip_layers or [backbone.middle_block]
+        layers = self.skip_sources(backbone)
         for layer in layers:
             backbone.get_layer(layer)
         return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

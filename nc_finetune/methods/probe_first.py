@@ -49,6 +49,7 @@ class ProbeFirst(FinetuningMethod):
         self.probe_epochs = probe_epochs
         self.probing = True
         self.key_layer = method.key_layer
+        self.pooling = method.pooling
 
     @property
     def default_learning_rate(self) -> float | None:  # type: ignore[override]
@@ -75,6 +76,14 @@ class ProbeFirst(FinetuningMethod):
     def key_layers(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks that the method tunes."""
         return self.method.key_layers(backbone)
+
+    def first_tuned_layer(self, backbone: Backbone) -> str | None:
+        """Return that of the method that follows."""
+        return self.method.first_tuned_layer(backbone)
+
+    def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the blocks that the method looks at."""
+        return self.method.skip_sources(backbone)
 
     def set_modes(self, backbone: Backbone) -> None:
         """Keep everything in eval mode while probing."""

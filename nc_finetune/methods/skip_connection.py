@@ -74,11 +74,15 @@ class SkipConnectionFinetuning(LayerFinetuning):
         self.scale = scale
         self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
 
+    def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the skip layers, or the last of the key layers."""
+        return tuple(self.skip_layers or self.key_layers(backbone)[-1:])
+
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the skip layers.
 
         Raises:
             ValueError: If a skip is wider than the penultimate feature, or the forward pass does not call its block.
         """
-        layers = self.skip_layers or self.key_layers(backbone)[-1:]
+        layers = self.skip_sources(backbone)
         return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

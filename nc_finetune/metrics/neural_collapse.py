@@ -16,6 +16,7 @@ from nc_finetune import functional as F
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.between_class import Between, undefined_reason
 from nc_finetune.functional.class_statistics import (
+    MAX_SCATTER_FEATURES,
     ClassStatistics,
     check_features,
     empty_class_statistics,
@@ -91,6 +92,7 @@ class NeuralCollapse(Metric):
         between: Weights of the class means in ``Sigma_B`` for ``nc1`` and ``trace_ratio``.
         measures: Keys to compute; ``None`` is all that need neither classifier nor, unless the features are wide, a
             second pass. ``("nc1",)`` is the cheapest.
+        scatter: ``False`` treats features of any width as wide ones: faster where they can be looked at twice.
         kwargs: Further arguments of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -130,6 +132,7 @@ class NeuralCollapse(Metric):
         normalize: Normalize = "none",
         between: Between = "classes",
         measures: Sequence[str] | None = None,
+        scatter: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -147,20 +150,22 @@ class NeuralCollapse(Metric):
         self.num_features = num_features
         self.normalize: Normalize = normalize
         self.between: Between = between
-        self._add_states()
+        self._add_states(scatter)
         # Plain tensors, not buffers: `module.half()` would round those.
         self._centres: Tensor | None = None
         self._projector: Tensor | None = None
         self._classifier: tuple[Tensor, Tensor | None] | None = None
         self.measures = self._check_measures(measures)
 
-    def _add_states(self) -> None:
+    def _add_states(self, scatter: bool) -> None:
         # Sums over ranks are taken together in `_sync_dist`: means and scatter do not simply add up.
-        empty = empty_class_statistics(self.num_classes, self.num_features)
+        empty = empty_class_statistics(self.num_classes, self.num_features, scatter=scatter)
         self.wide = empty.scatter is None
         for name, value in empty._asdict().items():
             if value is not None:
-                self.add_state(name, default=value, dist_reduce_fx=None)
+                # torchmetrics keeps a copy of the default: one zero stands for all.
+                self.add_state(name, default=value.new_zeros(()).expand_as(value), dist_reduce_fx=None)
+                setattr(self, name, value)
         for name in _SECOND_PASS_SUMS:
             self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx=None)
 
@@ -173,7 +178,10 @@ class NeuralCollapse(Metric):
             if name not in _COMPUTE:
                 raise unknown_name("measure", name, _COMPUTE)
             if name in impossible:
-                raise ValueError(f"{name} needs a scatter, which features of width {self.num_features} do not have")
+                raise ValueError(
+                    f"{name} needs a scatter, which features of width {self.num_features} do not have (it is kept up to"
+                    f" {MAX_SCATTER_FEATURES} and with scatter=True)"
+                )
         return tuple(measures)
 
     @property
@@ -259,8 +267,14 @@ class NeuralCollapse(Metric):
         lacking = [name for name in self.measures if name in _NEED_CLASSIFIER]
         if lacking and self._classifier is None:
             raise RuntimeError(f"{', '.join(lacking)} need the classifier: call set_classifier(weight, bias) first")
-        if self.needs_second_pass and self._centres is None:
+        if not self.needs_second_pass:
+            return
+        if self._centres is None:
             raise RuntimeError("a second pass is needed: call begin_second_pass() and update with the same data again")
+        if self.decided != self.counts.sum():
+            raise RuntimeError(
+                f"the second pass must see what the first saw: {self.counts.sum():.0f} samples, got {self.decided:.0f}"
+            )
 
     def reset(self) -> None:
         """Forget all samples, and the second pass; the classifier stays."""

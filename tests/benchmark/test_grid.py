@@ -1,3 +1,4 @@
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +127,6 @@ def test_unknown_head_lists_the_valid_ones() -> None:
         make_grid(heads=[HeadSpec(head="CosinHead")])
 
 
-def test_a_variable_of_the_environment_stands_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = DatasetSpec(source="${SOME_IMAGES}/pets", max_test_images=7)
-    with pytest.raises(ValueError, match=r"needs \$\{SOME_IMAGES\}; export it"):
-        spec.build(None, 0, 32, 0)
-    monkeypatch.setenv("SOME_IMAGES", str(tmp_path))
-    data = spec.build(None, 0, 32, 0)
-    assert (data.source, data.max_test_images) == (f"{tmp_path}/pets", 7)
-
-
 LAYER_FT = MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])
 
 
@@ -226,3 +218,16 @@ GRIDS = {"slides_table": 180, "low_data": 729, "key_layer": 153}
 def test_published_grids_are_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR10", str(tmp_path))
     assert len(read_grid(find_recipe(f"benchmarks/{name}")).cells()) == GRIDS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterSpec(DatasetSpec):
+    new_choice: int = 0
+
+
+def test_a_choice_that_is_left_at_its_default_leaves_the_name_of_a_run_alone() -> None:
+    specs = [kind(source="sklearn:digits", name="digits") for kind in (DatasetSpec, LaterSpec)]
+    specs += [replace(specs[1], new_choice=1), replace(specs[0], on_bad_image="skip")]
+    names = [make_grid(datasets=[spec]).cells()[0].run_id for spec in specs]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3

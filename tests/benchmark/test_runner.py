@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_images import write_broken_folder
 from rich.console import Console
 from torch import nn
 
@@ -15,6 +16,7 @@ from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, Me
 from nc_finetune.benchmark.recording import delta_size
 from nc_finetune.benchmark.results import Result, read_results, write_result
 from nc_finetune.benchmark.runner import run_cell, run_grid
+from nc_finetune.callbacks import PrefixCache
 
 
 class _Curved(nn.Sequential):
@@ -248,3 +250,28 @@ def test_an_automatic_key_layer_is_chosen_on_validation_and_recorded(monkeypatch
     assert result.key_layer == result.selection["block"]
     assert set(result.selection["other_rules"]) == {"argmin NC1", "Auto-RGN", "middle block"}
     assert stages == ["fit", "test"]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_that_were_left_out_are_in_the_result(tmp_path: Path) -> None:
+    broken = write_broken_folder(tmp_path / "pets", 40)
+    spec = DatasetSpec(source=str(tmp_path / "pets"), name="pets", image_size=32, on_bad_image="skip")
+    result = run_cell(make_cell(rates=(1e-3,), datasets=[spec], samples_per_class=[None]))
+    assert result.status == "ok"
+    assert sorted(line.split(": ")[0] for line in result.bad_images) == sorted(map(str, broken))
+
+
+@pytest.mark.parametrize("method", ["LinearProbe", "SkipConnectionFinetuning", "FullFinetuning"])
+def test_results_are_the_same_without_the_cache(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    fill = PrefixCache._keep
+    monkeypatch.setattr(PrefixCache, "_keep", lambda self, *args: kept.append(1) or fill(self, *args))
+    cached, plain = (run_cell(make_cell(method=method, cache=cache)) for cache in (True, False))
+    # Of two fits, the training and the validation split each.
+    assert len(kept) == (0 if method == "FullFinetuning" else 4)
+    # A kernel may round a sample otherwise in a batch of another size: the last one holds other samples here and there.
+    assert cached.collapse == pytest.approx(plain.collapse, rel=1e-5)
+    assert cached.nc1_layers == pytest.approx(plain.nc1_layers, rel=1e-5)
+    changing = ("epoch_seconds", "peak_memory_bytes", "collapse", "nc1_layers", "nc1")
+    assert replace(cached, **dict.fromkeys(changing)) == replace(plain, **dict.fromkeys(changing))
+    assert make_cell(method=method, cache=False).run_id == make_cell(method=method).run_id

@@ -26,9 +26,9 @@ class CountingNC1(LayerwiseNC1):
         super().__init__(*args, **options)
         self.records: list[int] = []
 
-    def _record(self, trainer: L.Trainer, values: Any) -> dict[str, float]:
-        self.records.append(trainer.current_epoch)
-        return super()._record(trainer, values)
+    def _record(self, trainer: L.Trainer, epoch: int, values: Any) -> dict[str, float]:
+        self.records.append(epoch)
+        return super()._record(trainer, epoch, values)
 
 
 def fit(

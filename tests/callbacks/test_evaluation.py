@@ -75,7 +75,7 @@ def test_modes_buffers_and_random_state_are_as_before(make_trainer: TrainerFacto
     model.net[1].layer1.eval()  # a part in another mode
     trainer = make_trainer(Spied(strict=strict), max_epochs=2)
     if strict:
-        with pytest.raises(MeasurementError, match=r"layer .*penultimate: batch 0: planted"):
+        with pytest.raises(MeasurementError, match=r"layer .*penultimate: batch 0: RuntimeError: planted"):
             trainer.fit(model, make_loader(shuffle=True))
     else:
         trainer.fit(model, make_loader(shuffle=True))

@@ -61,10 +61,11 @@ def test_the_monitor_runs(make_trainer: TrainerFactory) -> None:
 def measuring(net: nn.Module) -> Measurement:
     layers = find_network_layers(net.cuda().eval(), num_classes=CLASSES)
 
-    def make(width: int, measures: tuple[str, ...]) -> NeuralCollapse:
-        return NeuralCollapse(CLASSES, width, measures=measures)
+    def make(width: int, measures: tuple[str, ...], scatter: bool) -> NeuralCollapse:
+        return NeuralCollapse(CLASSES, width, measures=measures, scatter=scatter)
 
-    return Measurement(layers, dict.fromkeys(layers.layer_names, ("nc1",)), make, "default", torch.device("cuda"))
+    measures = dict.fromkeys(layers.layer_names, ("nc1",))
+    return Measurement(layers, measures, CLASSES, make, pooling="default", device=torch.device("cuda"))
 
 
 def test_no_batch_waits_for_the_device() -> None:

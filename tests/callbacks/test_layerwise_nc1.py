@@ -103,7 +103,7 @@ def test_modes_and_hooks_are_as_before_also_after_an_error() -> None:
         def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             pl_module.head.register_forward_hook(self.fail)  # type: ignore[union-attr, operator]
             modes = {name: part.training for name, part in pl_module.named_modules()}
-            with pytest.raises(MeasurementError, match="batch 0: planted"):
+            with pytest.raises(MeasurementError, match="batch 0: RuntimeError: planted"):
                 self.measure(trainer, pl_module)
             assert modes == {name: part.training for name, part in pl_module.named_modules()}
             hooks = [name for name, part in pl_module.named_modules() if part._forward_hooks or part._forward_pre_hooks]

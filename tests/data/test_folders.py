@@ -1,4 +1,7 @@
+import contextlib
+import io
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +10,11 @@ from typing import Any
 import datasets
 import pytest
 from made_up_images import make_rows, write_images, write_parquet
+from PIL import Image
 
 from nc_finetune.data.folders import by_split, read_folder
+from nc_finetune.data.sources import load_source
+from nc_finetune.data.transforms import DecodeAndResize
 
 
 def sizes(found: dict[str, Any]) -> dict[str, int]:
@@ -279,4 +285,47 @@ def test_folder_without_folders_of_images(tmp_path: Path, files: list[str]) -> N
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"holds no parquet or arrow files and no folders of images; expected one"):
+        read_folder(tmp_path)
+
+
+# Archives
+
+
+def write_archive(path: Path, labels: list[int]) -> None:
+    """Write a webdataset shard in which image i has the grey value i."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for number, label in enumerate(labels):
+            image = io.BytesIO()
+            Image.new("L", (8, 8), number).save(image, "PNG")
+            for ending, content in (("png", image.getvalue()), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{number:04}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+def test_webdataset_archives(tmp_path: Path) -> None:
+    write_archive(tmp_path / "train-0000.tar", [0, 1])
+    write_archive(tmp_path / "train-0001.tar", [1, 1, 0])
+    write_archive(tmp_path / "test-0000.tar", [1, 0])
+    source = load_source(str(tmp_path))
+    assert {name: table.labels for name, table in source.splits.items()} == {"train": [0, 1, 1, 1, 0], "test": [1, 0]}
+    decode = DecodeAndResize(8)
+    assert [int(decode(source.splits["train"].encoded(row)).max()) for row in range(5)] == [0, 1, 0, 1, 2]
+
+
+def test_names_in_an_archive_write_nothing(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name, content in (("../../escaped.cls", b"1"), ("../../escaped.png", b"x")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with contextlib.suppress(ValueError):
+        load_source(str(tmp_path))
+    assert not list(tmp_path.parent.rglob("escaped*"))
+
+
+def test_damaged_archive(tmp_path: Path) -> None:
+    (tmp_path / "train.tar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"the tables in .* cannot be read: .+; replace those that are damaged"):
         read_folder(tmp_path)

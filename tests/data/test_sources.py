@@ -234,8 +234,9 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     message = (
-        r"^'someone/pets' is neither built in \(sklearn:digits\) nor an existing folder, and could not be loaded from"
-        r" the hub: Couldn't reach 'someone/pets' on the Hub$"
+        r"^'someone/pets' is neither a known name \(sklearn:digits, cifar10, .*\) nor an existing folder, and could not"
+        r" be loaded from the hub: Couldn't reach 'someone/pets' on the Hub\nWithout a network: run"
+        r" 'hf download --repo-type dataset someone/pets --local-dir DIR' where there is one, and give DIR as source$"
     )
     with pytest.raises(ValueError, match=message):
         load_source("someone/pets")

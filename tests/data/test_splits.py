@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nc_finetune.data import splits
-from nc_finetune.data.splits import split_off, take_per_class
+from nc_finetune.data.splits import k_folds, split_off, take_per_class
 
 LABELS = [0, 1, 2] * 6
 UNEVEN = [0] * 9 + [1] * 5 + [2] * 3
@@ -141,3 +141,27 @@ def test_too_few_rows_name_the_smallest_class() -> None:
 def test_too_few_rows_without_names_give_the_label() -> None:
     with pytest.raises(ValueError, match=r"class 1 has 2"):
         take_per_class([0] * 4 + [1] * 2, 3, seed=0)
+
+
+def test_the_rule_does_not_change_between_versions() -> None:
+    # Published results name their splits by it: a change here makes them different ones.
+    labels = [row % 3 for row in range(20)]
+    assert split_off(labels, 6, seed=0)[0].tolist() == [3, 7, 8, 11, 16, 18]
+    assert take_per_class(labels, 2, seed=1)[0].tolist() == [0, 7, 8, 9, 11, 16]
+    assert k_folds(labels, 4, seed=0)[0].tolist() == [3, 6, 13, 14, 16]
+
+
+@pytest.mark.parametrize("number", [2, 3, 7])
+def test_folds_are_stratified_and_hold_every_row_once(number: int) -> None:
+    labels = [0] * 20 + [1] * 9 + [2] * 3
+    folds = k_folds(labels, number, seed=4)
+    assert sorted(row for fold in folds for row in fold.tolist()) == list(range(32))
+    for label, total in ((0, 20), (1, 9), (2, 3)):
+        counts = [sum(labels[row] == label for row in fold) for fold in folds]
+        assert all(total // number <= count <= -(-total // number) for count in counts)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_folds_that_cannot_be(number: int) -> None:
+    with pytest.raises(ValueError, match=rf"4 images cannot be divided into {number} folds; give 2 to 4"):
+        k_folds([0, 1, 0, 1], number, seed=0)

@@ -116,9 +116,12 @@ def test_interpolation_is_passed_on() -> None:
     assert found["bilinear"].unique().numel() > 2
 
 
-@pytest.mark.parametrize("encoded", [b"no image at all", b""])
-def test_what_is_no_image(encoded: bytes) -> None:
-    with pytest.raises(OSError, match="cannot identify image file"):
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [(b"no image at all", "the file is no image of a kind that Pillow knows"), (b"", "the file is empty")],
+)
+def test_what_is_no_image(encoded: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         DecodeAndResize(4)({"bytes": encoded, "path": None})
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 Comparison = Literal["close", "at most", "at least"]
 _SIGNS = {"close": "=", "at most": "≤", "at least": "≥"}
@@ -44,12 +47,20 @@ class Claim:
 
     @property
     def expectation(self) -> str:
-        """The expected number with its sign and tolerance, e.g. ``"= 0 ± 1e-06"``."""
-        margin = {"close": " ± ", "at most": " + ", "at least": " − "}[self.comparison]
-        allowed = f"{margin}{number(self.tolerance)}" if self.tolerance else ""
-        return f"{_SIGNS[self.comparison]} {number(self.expected)}{allowed}"
+        """The expected number with its sign, e.g. ``"≤ 0.24"``."""
+        return f"{_SIGNS[self.comparison]} {number(self.expected)}"
 
 
 def number(value: float) -> str:
     """Write a number in four significant digits."""
     return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the largest value, or ``nan`` if there is one, which ``max`` may pass over."""
+    return float(np.max(list(values)))
+
+
+def smallest(values: Iterable[float]) -> float:
+    """Return the smallest value, or ``nan`` if there is one."""
+    return float(np.min(list(values)))

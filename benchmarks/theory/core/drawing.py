@@ -1,4 +1,4 @@
-"""How every picture looks: colours and line styles that can be told apart, labelled axes, vector graphics."""
+"""How every picture looks: colours and line styles that can be told apart, labelled axes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLES = ("-", "--", "-.", ":")
 _MAX_POINTS = 150
+_DPI = 120
 
 
 def figure(panels: int, rows: int = 1, height: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -51,9 +51,8 @@ def thin(values: Sequence[Any], limit: int = _MAX_POINTS) -> list[Any]:
     return kept if (len(values) - 1) % step == 0 else [*kept, values[-1]]
 
 
-def to_svg(drawn: Figure) -> str:
-    """Write a figure as SVG, the same bytes for the same picture, its text as text."""
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "theory"}):
-        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+def to_png(drawn: Figure) -> bytes:
+    """Write a figure as PNG, the same bytes for the same picture."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()

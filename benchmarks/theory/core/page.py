@@ -1,4 +1,4 @@
-"""``theory.html``: every claim of a folder of results, with its picture, in one file that loads nothing."""
+"""``theory.html`` and ``theory.md``: every claim of a folder of results, the page with its pictures in one file."""
 
 from __future__ import annotations
 
@@ -18,33 +18,38 @@ _TEMPLATES = Path(__file__).parent.parent / "templates"
 
 def _read(file: Path) -> dict[str, Any]:
     written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    picture = file.with_suffix(".svg").read_bytes()
-    written["picture"] = "data:image/svg+xml;base64," + base64.b64encode(picture).decode("ascii")
-    return written
+    picture = base64.b64encode(file.with_suffix(".png").read_bytes()).decode("ascii")
+    return written | {"picture": f"data:image/png;base64,{picture}"}
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["number"] = lambda value: "nan" if value is None else number(value)
+    made.filters["cell"] = lambda text: text.replace("|", "\\|")  # a bar would end the cell of a Markdown table
+    return made
 
 
 def write_page(folder: Path, order: Sequence[str]) -> Path:
-    """Write the page from the JSON files and pictures in a folder.
+    """Write the page and the Markdown table from the JSON files and pictures in a folder.
 
     Args:
-        folder: Holds ``<experiment>.json`` and ``<experiment>.svg``.
-        order: Names of the experiments as they shall follow on the page; those that are not there are left out.
+        folder: Holds ``<experiment>.json`` and ``<experiment>.png``.
+        order: Names of the experiments as they shall follow; those that are not there are left out.
 
     Returns:
         The path of the page.
     """
     files = [folder / f"{name}.json" for name in order]
     results = [_read(file) for file in files if file.exists()]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value: "nan" if value is None else number(value)
     claims = [claim for result in results for claim in result["claims"]]
-    page = folder / "theory.html"
-    rendered = environment.get_template("theory.html.jinja").render(results=results, claims=claims)
-    write_text_atomically(page, rendered)
-    return page
+    environment = _environment()
+    for name in ("theory.html", "theory.md"):
+        rendered = environment.get_template(f"{name}.jinja").render(results=results, claims=claims)
+        write_text_atomically(folder / name, rendered)
+    return folder / "theory.html"

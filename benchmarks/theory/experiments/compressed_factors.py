@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest
 from benchmarks.theory.models.linear_network import (
     Initialization,
     descend,
@@ -191,7 +192,7 @@ def _factorization_claims(
     return [
         Claim(
             name="factorisation: wide and compressed products differ by ρ^L(t) √(d − 2r̂) throughout (largest error)",
-            measured=max(gaps),
+            measured=largest(gaps),
             tolerance=1e-8,
             basis="theorem (Yaras et al. 2023): exact, ρ ← (1 − ηρ^(2L−2)) ρ; room for rounding",
         ),
@@ -247,7 +248,7 @@ def _completion_claims(settings: Settings, trained: Mapping[str, Training], spee
         ),
         Claim(
             name="completion: the larger γ the smaller the error after these steps (largest rise)",
-            measured=max(after - before for before, after in zip(errors[:-1], errors[1:], strict=True)),
+            measured=largest(after - before for before, after in itertools.pairwise(errors)),
             comparison="at most",
             basis="order alone, for γ up to 1",
         ),

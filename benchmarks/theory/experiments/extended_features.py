@@ -12,9 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, smallest
 from benchmarks.theory.models.linear_network import descend
 from nc_finetune.functional import class_statistics, nc1, nc2_of_distance, nc3_of_distance, separation_law, vci
+
+_TITLES = {"nc1": "NC1", "nc2": "NC2, orthogonal frame", "nc3": "NC3, self-duality"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Trace:
     steps: list[int] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
     shallow: dict[str, list[float]] = field(default_factory=dict)
+    before: dict[str, list[float]] = field(default_factory=dict)  # between the first weight and the activation
     deep: dict[str, list[float]] = field(default_factory=dict)
     nuclear_gap: float = math.nan
 
@@ -98,12 +101,16 @@ def _look(trace: Trace, step: int, value: float, factors: list[Tensor], activati
     trace.objective.append(value)
     norms = [float(torch.linalg.matrix_norm(matrix, ord="nuc")) for matrix in (before, activation(before))]
     trace.nuclear_gap = abs(norms[0] / norms[1] - 1)
-    for level, layer in ((trace.shallow, features), (trace.deep, activation(before))):
+    for level, layer, weight in (
+        (trace.shallow, features, second @ first),
+        (trace.before, before, second),
+        (trace.deep, activation(before), second),
+    ):
         means = class_statistics(layer.T, labels).means
+        level.setdefault("nc3", []).append(float(nc3_of_distance(weight, means)))
         level.setdefault("nc1", []).append(float(nc1(layer.T, labels)))
         level.setdefault("nc2", []).append(float(nc2_of_distance(means)))
         level.setdefault("vci", []).append(float(vci(layer.T, labels)))
-    trace.deep.setdefault("nc3", []).append(float(nc3_of_distance(second, means)))
 
 
 def run(settings: Settings) -> Findings:
@@ -114,12 +121,15 @@ def run(settings: Settings) -> Findings:
         curves={
             "steps": linear.steps,
             **{
-                name: {"shallow": _drawable(trace.shallow), "deep": _drawable(trace.deep)}
-                for name, trace in (("linear", linear), ("ReLU", relu))
+                name: {level: _drawable(getattr(trace, level)) for level in levels}
+                for name, trace, levels in (
+                    ("linear", linear, ("shallow", "deep")),
+                    ("ReLU", relu, ("shallow", "before", "deep")),
+                )
             },
         },
         description=(
-            "NC1 and the distance from an orthogonal frame of both levels of features by step, on log scales. Without "
+            "NC1, distance from an orthogonal frame and self-duality of both levels of features by step. Without "
             "ReLU both levels fall at the same rate and both end in an orthogonal frame. With ReLU the deeper level "
             "collapses several times as fast, and only it ends in an orthogonal frame."
         ),
@@ -127,7 +137,7 @@ def run(settings: Settings) -> Findings:
 
 
 def _drawable(level: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    return {name: [max(value, 1e-16) for value in level[name]] for name in ("nc1", "nc2")}
+    return {name: [max(value, 1e-16) for value in level[name]] for name in _TITLES}
 
 
 def _linear_claims(settings: Settings, trace: Trace) -> list[Claim]:
@@ -143,9 +153,18 @@ def _linear_claims(settings: Settings, trace: Trace) -> list[Claim]:
                 basis=reached,
             )
             for name, level in ends.items()
-            for key, title in (("nc1", "NC1"), ("nc2", "NC2, distance from an orthogonal frame"))
+            for key, title in _TITLES.items()
+            if key != "nc3"
         ],
-        Claim(name="linear: NC3 of the last weight", measured=trace.deep["nc3"][-1], tolerance=settings.distance, basis=reached),
+        *[
+            Claim(
+                name=f"linear, {name} level: NC3 of {weights}",
+                measured=level["nc3"][-1],
+                tolerance=settings.distance,
+                basis=reached,
+            )
+            for (name, level), weights in zip(ends.items(), ("the last weight", "the product of weights"), strict=True)
+        ],
         Claim(
             name="linear: NC1 of both levels falls at the same rate (ratio of slopes, deeper over shallower)",
             measured=trace.slope(trace.deep) / trace.slope(trace.shallow),
@@ -164,18 +183,23 @@ def _linear_claims(settings: Settings, trace: Trace) -> list[Claim]:
             "of W₁Σ_BW₁ᵀ by W₁⁻ᵀΣ_B†W₁⁻¹, which needs Σ_B of full rank, and its rank is at most K − 1. What is "
             "invariant is VCI, where Σ_T takes the place of Σ_W.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _relu_claims(settings: Settings, trace: Trace) -> list[Claim]:
     middle = len(trace.steps) // 10
     ahead = [a - b for a, b in zip(trace.shallow["nc1"][middle:], trace.deep["nc1"][middle:], strict=True)]
-    margin = "theorem 4.2 (Tirer & Bruna 2022): zero; the settings' margin"
     return [
         _value_claim("ReLU", settings, trace),
-        Claim(name="ReLU, deeper level: NC1", measured=trace.deep["nc1"][-1], tolerance=settings.distance, basis=margin),
-        Claim(name="ReLU, deeper level: NC2, distance from an orthogonal frame", measured=trace.deep["nc2"][-1], tolerance=settings.distance, basis=margin),
-        Claim(name="ReLU: NC3 of the last weight", measured=trace.deep["nc3"][-1], tolerance=settings.distance, basis=margin),
+        *[
+            Claim(
+                name=f"ReLU, deeper level: {title}",
+                measured=trace.deep[key][-1],
+                tolerance=settings.distance,
+                basis="theorem 4.2 (Tirer & Bruna 2022): zero; the settings' margin",
+            )
+            for key, title in _TITLES.items()
+        ],
         Claim(
             name="ReLU: the assumption of the theorem, equal nuclear norms before and after (relative gap)",
             measured=trace.nuclear_gap,
@@ -183,8 +207,9 @@ def _relu_claims(settings: Settings, trace: Trace) -> list[Claim]:
             basis="first order in the distance from the minimum, theirs is second order: ten times the margin",
         ),
         Claim(
-            name="ReLU: after the first tenth of the steps the deeper level has the smaller NC1 throughout (smallest lead)",
-            measured=min(ahead),
+            name="ReLU: after the first tenth of the steps the deeper level has the smaller NC1 throughout (smallest "
+            "lead)",
+            measured=smallest(ahead),
             comparison="at least",
             basis="the source's figure; order alone",
         ),
@@ -202,7 +227,7 @@ def _relu_claims(settings: Settings, trace: Trace) -> list[Claim]:
             comparison="at least",
             basis="the source's figure; far above the margin",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _value_claim(name: str, settings: Settings, trace: Trace) -> Claim:
@@ -215,15 +240,14 @@ def _value_claim(name: str, settings: Settings, trace: Trace) -> Claim:
 
 
 def draw(curves: Mapping[str, Any]) -> Figure:
-    """Draw NC1 and NC2 of both levels."""
-    drawn, axes = drawing.figure(4, rows=2)
+    """Draw NC1, NC2 and NC3 of all levels."""
+    drawn, axes = drawing.figure(6, rows=2)
+    names = {"shallow": "shallow features", "before": "before ReLU", "deep": "deep features"}
     for row, name in enumerate(("linear", "ReLU")):
-        for axis, (key, title) in zip(
-            axes[2 * row :], (("nc1", "NC1"), ("nc2", "distance from an orthogonal frame")), strict=False
-        ):
-            named = {f"{level} features": curves[name][level][key] for level in ("shallow", "deep")}
+        for axis, (key, title) in zip(axes[3 * row :], _TITLES.items(), strict=False):
+            named = {names[level]: values[key] for level, values in curves[name].items()}
             drawing.lines(axis, curves["steps"], named)
-            drawing.label(axis, f"{title}: {name}", "step of gradient descent", title, logy=True)
+            drawing.label(axis, f"{title}: {name}", "step of gradient descent", key.upper(), logy=True)
     return drawn
 
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest
 from nc_finetune.errors import missing_extra
 from nc_finetune.functional import class_statistics, nc1, nc2_etf_distance, nc3_etf_distance
 
@@ -112,20 +112,20 @@ def _claims(settings: Settings, temperature: float, found: Mapping[int, Minimum]
     return [
         Claim(
             name=f"{case}: minimal value is log(1 + (K − 1) exp(−τK/(K − 1))) (largest difference)",
-            measured=max(abs(end.value - minimal_value(classes, temperature)) for classes, end in found.items()),
+            measured=largest(abs(end.value - minimal_value(classes, temperature)) for classes, end in found.items()),
             tolerance=1e-10,
             basis="closed form at a simplex (Yaras et al. 2022); flat at its minimum",
         ),
         Claim(
             name=f"{case}: Riemannian gradient (largest)",
-            measured=max(end.gradient for end in found.values()),
+            measured=largest(end.gradient for end in found.values()),
             tolerance=settings.gradient,
             basis="stopping criterion",
         ),
         *[
             Claim(
                 name=f"{case}: {name} (largest)",
-                measured=max(getattr(end, key) for end in found.values()),
+                measured=largest(getattr(end, key) for end in found.values()),
                 tolerance=distance**2 if key == "nc1" else distance,
                 basis=f"squared distance; {error}" if key == "nc1" else error,
             )

@@ -145,7 +145,7 @@ def _steepness_claims(
                 amends=None
                 if steepness[name] >= 1
                 else "the slides call it steeper in the angle than in the length. With these numbers it is so against "
-                f"plain MSE alone: by itself the ratio is {steepness[name]:.2f}, that of plain MSE {steepness[plain]:.2f}.",
+                f"plain MSE alone: the ratio itself is {steepness[name]:.2f}, plain MSE's {steepness[plain]:.2f}.",
             )
             for name in (*(name for name in names.values() if name != plain), entropy)
         ],

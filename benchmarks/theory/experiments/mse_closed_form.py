@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest, smallest
 from benchmarks.theory.models.unconstrained_features import (
     Decay,
     LossName,
@@ -19,6 +19,7 @@ from benchmarks.theory.models.unconstrained_features import (
     UnconstrainedFeatures,
     make_loss,
     minimize,
+    reach_minimum,
 )
 
 _QUADRATIC = "the objective is flat at its minimum: the gap is of the order of the squared gradient over λ"
@@ -31,6 +32,7 @@ class Settings:
     classes: int
     samples_per_class: int
     widths: tuple[int, ...]
+    narrow: tuple[tuple[int, int], ...]
     decay: float
     thresholds: tuple[float, ...]
     imbalanced: tuple[int, ...]
@@ -75,33 +77,35 @@ def _minimum(
         scale=settings.scale,
         seed=settings.seed,
     )
-    for _ in minimize(model, Optimizer("L-BFGS", 1.0, settings.steps), settings.gradient):
-        pass
+    reach_minimum(model, settings.steps, settings.gradient)
     return model
 
 
 def run(settings: Settings) -> Findings:
     """Minimise and compare with the closed forms."""
-    values, sweep = _value_claims(settings)
-    projection = _projection_claims(settings)
+    (without, values), (biased, biased_values) = (_threshold_claims(settings, bias=bias) for bias in (False, True))
     plane = _plane(settings)
     bound, ratios = _error_bound(settings)
     return Findings(
         claims=[
-            *values,
-            *projection,
+            *_value_claims(settings),
+            *without,
+            *biased,
+            *_projection_claims(settings),
             *_plane_claims(plane),
             *_bias_claims(settings),
             *_imbalance_claims(settings),
             bound,
         ],
         curves={
-            "sweep": sweep,
+            "classes": settings.classes,
+            "sweep": {"c": list(settings.thresholds), "without bias": values, "with bias": biased_values},
             "plane": {loss: model.means.tolist() for loss, model in plane.items()},
             "error_bound": ratios,
         },
         description=(
-            "The minimal value follows c − c²/2 up to c = 1 and is constant above, where all factors vanish. In a "
+            "The minimal value follows c − c²/2 (times 1 − 1/K with a bias) up to c = 1 and is constant above, where "
+            "all factors vanish. In a "
             "plane, ten class means of MSE have different lengths and angles, those of cross-entropy are the corners "
             "of a polygon. Distance to the minimum over norm of the gradient settles at one over the smallest "
             "curvature."
@@ -109,8 +113,12 @@ def run(settings: Settings) -> Findings:
     )
 
 
-def _value_claims(settings: Settings) -> tuple[list[Claim], dict[str, list[float]]]:
-    """Compare minimal values over widths, and over the threshold c."""
+def _case(bias: bool) -> str:
+    return "with bias" if bias else "without bias"
+
+
+def _value_claims(settings: Settings) -> list[Claim]:
+    """Compare minimal values over widths."""
     counts = [settings.samples_per_class] * settings.classes
     gaps = {
         (bias, width): _minimum(settings, counts, width, settings.decay, bias=bias)().item()
@@ -118,46 +126,58 @@ def _value_claims(settings: Settings) -> tuple[list[Claim], dict[str, list[float
         for bias in (True, False)
         for width in settings.widths
     }
-    unit = settings.classes * math.sqrt(settings.samples_per_class)
-    sweep: dict[str, list[float]] = {"c": list(settings.thresholds), "reached": [], "norm": []}
-    for c in settings.thresholds:
-        model = _minimum(settings, counts, settings.classes, c / unit, bias=False)
-        sweep["reached"].append(model().item())
-        sweep["norm"].append(float(model.classifier.detach().norm()))
-    formula = [c - c * c / 2 if c < 1 else 0.5 for c in settings.thresholds]
-    above = [norm for c, norm in zip(settings.thresholds, sweep["norm"], strict=True) if c > 1]
-    below = [norm for c, norm in zip(settings.thresholds, sweep["norm"], strict=True) if c < 1]
     closed = "singular values of Y, shrunk (Tirer & Bruna 2022, theorems 3.1 and 3.2; Zhou et al. 2022)"
     return [
         *[
             Claim(
-                name=f"{'with' if bias else 'without'} bias, D = {width}: minimal value is the closed form (difference)",
+                name=f"{_case(bias)}, D = {width}: minimal value is the closed form (difference)",
                 measured=gap,
                 tolerance=1e-9,
                 basis=f"{closed}; {_QUADRATIC}",
             )
             for (bias, width), gap in gaps.items()
         ],
+    ]
+
+
+def threshold_value(c: float, classes: int, *, bias: bool) -> float:
+    """Return the minimal value as a function of c = K √(n λ_W λ_H): c − c²/2 up to 1, where all factors vanish.
+
+    A bias free of decay fits the mean of the one-hot labels, and leaves K − 1 of K directions.
+    """
+    return (c - c * c / 2 if c < 1 else 0.5) * (1 - 1 / classes if bias else 1.0)
+
+
+def _threshold_claims(settings: Settings, *, bias: bool) -> tuple[list[Claim], list[float]]:
+    """Compare minimal value and classifier on both sides of the threshold; return the values, too."""
+    counts = [settings.samples_per_class] * settings.classes
+    unit = settings.classes * math.sqrt(settings.samples_per_class)
+    models = {c: _minimum(settings, counts, settings.classes, c / unit, bias=bias) for c in settings.thresholds}
+    norms = {c: float(model.classifier.detach().norm()) for c, model in models.items()}
+    values = {c: model().item() for c, model in models.items()}
+    case, share = _case(bias), "(1 − 1/K) of " if bias else ""
+    return [
         Claim(
-            name="without bias: minimal value is c − c²/2 for c = K√(nλ_Wλ_H) < 1, and 1/2 above (largest difference)",
-            measured=max(abs(own - value) for own, value in zip(sweep["reached"], formula, strict=True)),
+            name=f"{case}: minimal value is {share}c − c²/2 for c = K√(nλ_Wλ_H) < 1, and of 1/2 above (largest "
+            "difference)",
+            measured=largest(abs(own - threshold_value(c, settings.classes, bias=bias)) for c, own in values.items()),
             tolerance=1e-9,
-            basis=f"{closed}; {_QUADRATIC}",
+            basis=f"Tirer & Bruna 2022, lemmas A.1 and B.1; {_QUADRATIC}",
         ),
         Claim(
-            name="threshold: for c > 1 the zero solution is the minimum (largest norm of the classifier)",
-            measured=max(above),
+            name=f"{case}, threshold: for c > 1 the zero solution is the minimum (largest norm of the classifier)",
+            measured=largest(norm for c, norm in norms.items() if c > 1),
             tolerance=1e-5,
             basis="gradient over the curvature λ − √n/N there",
         ),
         Claim(
-            name="threshold: for c < 1 it is not (smallest norm of the classifier)",
-            measured=min(below),
+            name=f"{case}, threshold: for c < 1 it is not (smallest norm of the classifier)",
+            measured=smallest(norm for c, norm in norms.items() if c < 1),
             expected=0.1,
             comparison="at least",
-            basis="|W|² = K√n (1 − c) is above 0.01 by far",
+            basis="|W|² grows like 1 − c: above 0.01 by far",
         ),
-    ], sweep
+    ], list(values.values())
 
 
 def _centred(means: Tensor) -> Tensor:
@@ -166,26 +186,28 @@ def _centred(means: Tensor) -> Tensor:
 
 def _projection_claims(settings: Settings) -> list[Claim]:
     """Check for D < K - 1 that class means are a rank-D projection of the simplex, and W their multiple."""
-    counts = [settings.samples_per_class] * settings.classes
     spreads, angles = [], []
-    for width in (width for width in settings.widths if width < settings.classes - 1):
+    for classes, width in settings.narrow:
+        counts = [settings.samples_per_class] * classes
         model = _minimum(settings, counts, width, settings.decay, bias=True)
         means = _centred(model.means)
         values = torch.linalg.svdvals(means)
         spreads.append(float(values.std(correction=0) / values.mean()))
         weight = model.classifier.detach()
         angles.append(float(1 - (weight * means).sum() / (weight.norm() * means.norm())))
+    cases = ", ".join(f"{width} of {classes - 1}" for classes, width in settings.narrow)
     bound = "gradient over curvature, 1e-8 / 1e-2, and two digits"
     return [
         Claim(
-            name="D < K − 1: the class means are a D-dimensional projection of a simplex (spread of singular values)",
-            measured=max(spreads),
+            name=f"D < K − 1 ({cases}): the class means are a D-dimensional projection of a simplex (largest spread of "
+            "singular values)",
+            measured=largest(spreads),
             tolerance=1e-4,
             basis=f"Zhou et al. 2022: all D of them are equal; {bound}",
         ),
         Claim(
-            name="D < K − 1: the classifier is a multiple of the class means (1 − cosine)",
-            measured=max(angles),
+            name=f"D < K − 1 ({cases}): the classifier is a multiple of the class means (1 − cosine)",
+            measured=largest(angles),
             tolerance=1e-8,
             basis=f"quadratic in the distance; {bound}",
         ),
@@ -257,9 +279,19 @@ def _bias_claims(settings: Settings) -> list[Claim]:
     aligned = 1 - (weight * means).sum() / (weight.norm() * means.norm())
     observed = "observed by Tirer & Bruna 2022, remark on the regularised bias; gradient over curvature"
     return [
-        Claim(name="decayed bias: centred class means are a simplex", measured=measures["nc2"], tolerance=1e-4, basis=observed),
-        Claim(name="decayed bias: W is a multiple of the class means (1 − cosine)", measured=float(aligned), tolerance=1e-8, basis=observed),
-    ]  # fmt: skip
+        Claim(
+            name="decayed bias: centred class means are a simplex",
+            measured=measures["nc2"],
+            tolerance=1e-4,
+            basis=observed,
+        ),
+        Claim(
+            name="decayed bias: W is a multiple of the class means (1 − cosine)",
+            measured=float(aligned),
+            tolerance=1e-8,
+            basis=observed,
+        ),
+    ]
 
 
 def _imbalance_claims(settings: Settings) -> list[Claim]:
@@ -297,31 +329,29 @@ def _error_bound(settings: Settings) -> tuple[Claim, dict[str, list[float]]]:
     """Compare distance over gradient along gradient descent with one over the smallest curvature."""
     classes, samples = 4, 2
     counts, width = [samples] * classes, classes
-    model = UnconstrainedFeatures(
-        counts, width, Decay(settings.decay, settings.decay), make_loss("MSE"), bias=False, scale=settings.scale
+    decay = Decay(settings.decay, settings.decay)
+    model, start = (
+        UnconstrainedFeatures(counts, width, decay, make_loss("MSE"), bias=False, scale=settings.scale)
+        for _ in range(2)
     )
-    start = UnconstrainedFeatures(
-        counts, width, Decay(settings.decay, settings.decay), make_loss("MSE"), bias=False, scale=settings.scale
-    )
-    for _ in minimize(model, Optimizer("L-BFGS", 1.0, settings.steps), 1e-12):
-        pass
+    reach_minimum(model, settings.steps, 1e-12)
     trace = [
         (step, _distance(start, model), start.gradient_norm)
         for step in minimize(start, Optimizer("gradient descent", 1.0, settings.steps), 1e-8)
     ]
     curvatures = torch.linalg.eigvalsh(model.hessian())
-    smallest = float(curvatures[curvatures > 1e-6 * curvatures.max()].min())
+    lowest = float(curvatures[curvatures > 1e-6 * curvatures.max()].min())
     near = [distance / gradient for _, distance, gradient in trace if distance < 0.1 and gradient > 1e-7]
     claim = Claim(
         name="error bound near the minimum: dist ≤ κ ‖∇F‖ with κ one over the smallest curvature (largest κ μ)",
-        measured=max(near) * smallest if near else math.nan,
+        measured=largest(near) * lowest if near else math.nan,
         expected=1.0,
         comparison="at most",
         tolerance=0.1,
         basis="Zhou et al. 2022; κ from the Hessian's smallest non-zero eigenvalue, a tenth for the third order",
     )
     steps = [float(step) for step, _, _ in trace]
-    ratios = [distance / gradient * smallest for _, distance, gradient in trace]
+    ratios = [distance / gradient * lowest for _, distance, gradient in trace]
     return claim, {"step": drawing.thin(steps), "ratio": drawing.thin(ratios)}
 
 
@@ -330,10 +360,12 @@ def draw(curves: Mapping[str, Any]) -> Figure:
     drawn, axes = drawing.figure(4, rows=2)
     sweep = curves["sweep"]
     grid = [step / 100 for step in range(150)]
-    axes[0].plot(grid, [c - c * c / 2 if c < 1 else 0.5 for c in grid], color=drawing.COLOURS[0], label="closed form")
-    axes[0].plot(sweep["c"], sweep["reached"], "o", color=drawing.COLOURS[1], label="reached by L-BFGS")
+    for index, case in enumerate(("without bias", "with bias")):
+        closed = [threshold_value(c, curves["classes"], bias=case == "with bias") for c in grid]
+        axes[0].plot(grid, closed, color=drawing.COLOURS[index], label=f"closed form, {case}")
+        axes[0].plot(sweep["c"], sweep[case], "o", color=drawing.COLOURS[index], label=f"reached, {case}")
     axes[0].legend(fontsize=8)
-    drawing.label(axes[0], "Minimal value, MSE without bias", "c = K √(n λ_W λ_H)", "objective")
+    drawing.label(axes[0], "Minimal value, MSE", "c = K √(n λ_W λ_H)", "objective")
     for axis, (loss, means) in zip(axes[1:3], curves["plane"].items(), strict=True):
         for index, (x, y) in enumerate(means):
             axis.plot([0, x], [0, y], marker="o", color=drawing.COLOURS[index % len(drawing.COLOURS)])

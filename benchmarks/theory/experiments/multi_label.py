@@ -11,8 +11,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
-from benchmarks.theory.models.unconstrained_features import Decay, Optimizer, UnconstrainedFeatures, minimize
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest
+from benchmarks.theory.models.unconstrained_features import (
+    Decay,
+    Optimizer,
+    UnconstrainedFeatures,
+    minimize,
+    reach_minimum,
+)
 from nc_finetune.functional import multilabel_collapse, nc3_etf_distance, tag_means
 from nc_finetune.losses import PickAllLabelsLoss
 
@@ -71,8 +77,7 @@ class Collapse:
 def train(settings: Settings, tags: Tensor, *, bias: bool = True) -> Collapse:
     """Minimise the pick-all-labels loss over free features."""
     model = _model(settings, tags, settings.width, bias=bias)
-    for _ in minimize(model, Optimizer("L-BFGS", 1.0, settings.steps), settings.gradient):
-        pass
+    reach_minimum(model, settings.steps, settings.gradient)
     features = model.features.detach()
     measured = multilabel_collapse(features, tags)
     return Collapse(
@@ -130,7 +135,7 @@ def _exact_claims(settings: Settings, found: Mapping[tuple[str, bool], Collapse]
     return [
         Claim(
             name=f"{case}, with and without bias: {title} (largest)",
-            measured=max(getattr(found[case, bias], key) for bias in (True, False)),
+            measured=largest(getattr(found[case, bias], key) for bias in (True, False)),
             tolerance=tolerance,
             basis=f"theorem (Li et al. 2023): zero; {kind}: gradient over curvature, 10 ‖∇F‖/λ",
         )
@@ -145,7 +150,7 @@ def _uneven_claims(settings: Settings, found: Mapping[tuple[str, bool], Collapse
     return [
         Claim(
             name="uneven pairs: the minimum is global, dual certificate (largest)",
-            measured=max(end.certificate for end in both),
+            measured=largest(end.certificate for end in both),
             expected=1.0,
             comparison="at most",
             tolerance=settings.distance,
@@ -153,7 +158,7 @@ def _uneven_claims(settings: Settings, found: Mapping[tuple[str, bool], Collapse
         ),
         Claim(
             name="uneven pairs: variability of each set of tags (largest)",
-            measured=max(end.variability for end in both),
+            measured=largest(end.variability for end in both),
             tolerance=settings.distance**2,
             basis="Jensen's inequality needs no balance",
             amends="the slides say that the structure holds for imbalanced data. Between multiplicities it does, "
@@ -162,7 +167,7 @@ def _uneven_claims(settings: Settings, found: Mapping[tuple[str, bool], Collapse
         ),
         Claim(
             name="uneven pairs: tags alone are near a simplex (largest distance)",
-            measured=max(end.etf_distance for end in both),
+            measured=largest(end.etf_distance for end in both),
             expected=0.2,
             comparison="at most",
             basis="the slides' picture, read as within a tenth of the largest possible distance 2",

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest
 from benchmarks.theory.models.linear_network import (
     Initialization,
     descend,
@@ -47,6 +47,8 @@ class Trace:
     rank: int
     steps: list[int] = field(default_factory=list)
     leak: list[float] = field(default_factory=list)
+    right_angles: list[list[float]] = field(default_factory=list)
+    left_angles: list[list[float]] = field(default_factory=list)
     rho_error: list[float] = field(default_factory=list)
     singular_values: list[list[float]] = field(default_factory=list)
     rho: float = 0.0
@@ -57,6 +59,35 @@ class Trace:
         """How far, relative to rho, the singular values of W_1 are from it, all but the 2r that are farthest."""
         values = torch.tensor(self.singular_values[-1])
         return float((values / self.rho - 1).abs().sort().values[: len(values) - 2 * self.rank].max())
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Singular vectors of W_1 at the start, as columns: the 2r of the theorem that learn come first.
+
+    All singular values are the same there, so every orthonormal basis V and W_1 V / ε are singular vectors.
+    """
+
+    right: Tensor
+    left: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, staying: Tensor) -> Pairs:
+        """Complete the directions that stay to a basis."""
+        learning = torch.linalg.svd(staying.T)[2][staying.shape[1] :].T
+        right = torch.cat([learning, staying], dim=1)
+        return cls(right, torch.nn.functional.normalize(weight @ right, dim=0))
+
+    def angles(self, weight: Tensor) -> tuple[list[float], list[float]]:
+        """Angles in degrees of ``W^T u_i`` to ``v_i`` and of ``W v_i`` to ``u_i``: zero for singular vectors of W."""
+        return _angles(weight.T @ self.left, self.right), _angles(weight @ self.right, self.left)
+
+
+def _angles(moved: Tensor, unit: Tensor) -> list[float]:
+    along = (moved * unit).sum(dim=0)
+    across = (moved - along * unit).norm(dim=0)
+    degrees: list[float] = torch.rad2deg(torch.atan2(across, along)).tolist()
+    return degrees
 
 
 def _problem(settings: Settings, outputs: int, *, whitened: bool) -> tuple[Tensor, Tensor]:
@@ -94,7 +125,7 @@ def train(settings: Settings, *, square: bool = True, whitened: bool = True, mom
     widths = [settings.width] * settings.depth + [outputs]
     start = initial_weights(widths, settings.scale, generator, settings.initialization)
     bases = _invariant_bases(start, targets @ inputs.T, settings.scale)
-    trace, rho = Trace(settings.rank), settings.scale
+    trace, rho, pairs = Trace(settings.rank), settings.scale, Pairs.of(start[0], bases[0])
     rate = settings.momentum_rate if momentum else settings.rate
     descent = descend(
         start,
@@ -107,6 +138,7 @@ def train(settings: Settings, *, square: bool = True, whitened: bool = True, mom
     for step, (_, weights) in enumerate(descent):
         if step % max(1, settings.steps // _LOOKS) == 0:
             _look(trace, step, weights, bases, rho)
+            _look_at_angles(trace, pairs, weights[0])
         decay = rate * settings.weight_decay
         rho *= 1 - decay - (rate * rho ** (2 * settings.depth - 2) if square else 0.0)
     return trace
@@ -121,10 +153,16 @@ def _look(trace: Trace, step: int, weights: Sequence[Tensor], bases: list[Tensor
         leaks.append(float((weight @ right - own * left).abs().max()))
         errors.append(float((own - rho).abs()))
     trace.steps.append(step)
-    trace.leak.append(max(leaks))
-    trace.rho_error.append(max(errors))
+    trace.leak.append(largest(leaks))
+    trace.rho_error.append(largest(errors))
     trace.singular_values.append(torch.linalg.svdvals(weights[0]).tolist())
     trace.rho, trace.end_to_end = rho, torch.linalg.svdvals(product(weights)).tolist()
+
+
+def _look_at_angles(trace: Trace, pairs: Pairs, weight: Tensor) -> None:
+    right, left = pairs.angles(weight)
+    trace.right_angles.append(right)
+    trace.left_angles.append(left)
 
 
 def run(settings: Settings) -> Findings:
@@ -140,13 +178,22 @@ def run(settings: Settings) -> Findings:
         curves={
             "steps": traces["r outputs"].steps,
             "leak": {name: [max(value, 1e-17) for value in trace.leak] for name, trace in traces.items()},
-            "singular_values": {name: trace.singular_values for name, trace in traces.items()},
+            "evolution": {
+                name: {
+                    "singular values": trace.singular_values,
+                    "right": trace.right_angles,
+                    "left": trace.left_angles,
+                }
+                for name, trace in traces.items()
+                if name != "r outputs"
+            },
             "rank": settings.rank,
         },
         description=(
-            "Left and right: the singular values of the first weight during training, of which all but 2r stay "
-            "together, with whitened data and without. Middle: what training changes in the remaining directions, at "
-            "rounding level for whitened data, with momentum too, and far above it for data that are not whitened."
+            "One row each for whitened data, momentum, and data that are not whitened. Left: singular values of the "
+            "first weight during training, of which all but 2r stay together. Middle and right: angles of its right "
+            "and left singular vectors to those of the start. 2r of them turn; the other d − 2r stay at zero for "
+            "whitened data, with momentum too, and turn by some degrees without whitening."
         ),
     )
 
@@ -157,7 +204,7 @@ def _claims(settings: Settings, traces: Mapping[str, Trace]) -> list[Claim]:
     claims = [
         Claim(
             name=f"{name}: d − 2r directions of every hidden weight stay, scaled by ρ(t) (largest deviation)",
-            measured=max(traces[name].leak),
+            measured=largest(traces[name].leak),
             tolerance=_EXACT,
             basis=theorem,
         )
@@ -166,7 +213,7 @@ def _claims(settings: Settings, traces: Mapping[str, Trace]) -> list[Claim]:
     claims += [
         Claim(
             name=f"{name}: ρ(t) follows {law}",
-            measured=max(traces[name].rho_error),
+            measured=largest(traces[name].rho_error),
             tolerance=_EXACT,
             basis="the gradient of the theorem's block, written out",
         )
@@ -174,6 +221,15 @@ def _claims(settings: Settings, traces: Mapping[str, Trace]) -> list[Claim]:
             ("square target of rank r", "ρ ← (1 − ηλ − ηρ^(2L−2)) ρ"),
             ("r outputs", "ρ ← (1 − ηλ) ρ"),
         )
+    ]
+    claims += [
+        Claim(
+            name=f"{name}: d − 2r pairs of singular vectors of the first weight do not turn (largest angle, degrees)",
+            measured=largest(_staying_angles(traces[name])),
+            tolerance=1e-6,
+            basis="theorem; the deviation above over ρ, in degrees",
+        )
+        for name in exact
     ]
     learned = traces["square target of rank r"]
     apart = sorted(abs(value - learned.rho**settings.depth) for value in learned.end_to_end)
@@ -204,15 +260,29 @@ def _claims(settings: Settings, traces: Mapping[str, Trace]) -> list[Claim]:
     ]
 
 
+def _staying_angles(trace: Trace) -> list[float]:
+    """Return the angles of the d − 2r pairs at all looks."""
+    return [angle for look in (*trace.right_angles, *trace.left_angles) for angle in look[2 * trace.rank :]]
+
+
 def draw(curves: Mapping[str, Any]) -> Figure:
-    """Draw singular values and deviations over the steps."""
-    drawn, axes = drawing.figure(3)
-    for axis, name in ((axes[0], "square target of rank r"), (axes[2], "data not whitened")):
-        axis.plot(curves["steps"], curves["singular_values"][name], color=drawing.COLOURS[0], alpha=0.7)
-        drawing.label(axis, f"Singular values of W₁: {name}", "step of gradient descent", "singular value")
-    drawing.lines(axes[1], curves["steps"], curves["leak"])
-    title = "Deviation of the d − 2r directions"
-    drawing.label(axes[1], title, "step of gradient descent", "largest deviation", logy=True)
+    """Draw singular values and angles over the steps, one row a case."""
+    drawn, axes = drawing.figure(9, rows=3, height=3.0)
+    learning = 2 * curves["rank"]
+    for row, (name, evolution) in enumerate(curves["evolution"].items()):
+        values, right, left = axes[3 * row : 3 * row + 3]
+        values.plot(curves["steps"], evolution["singular values"], color=drawing.COLOURS[0], alpha=0.7)
+        drawing.label(values, f"W₁: {name}", "step of gradient descent", "singular value")
+        for axis, side in ((right, "right"), (left, "left")):
+            looks = evolution[side]
+            staying = axis.plot(curves["steps"], [look[learning:] for look in looks], color=drawing.COLOURS[0])
+            turning = axis.plot(
+                curves["steps"], [look[:learning] for look in looks], color=drawing.COLOURS[1], linestyle="--"
+            )
+            axis.legend([turning[0], staying[0]], ["2r that learn", "d − 2r others"], fontsize=8)
+            drawing.label(
+                axis, f"{side} singular vectors: {name}", "step of gradient descent", "angle to the start (°)"
+            )
     return drawn
 
 

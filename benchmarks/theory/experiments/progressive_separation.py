@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest, smallest
 from benchmarks.theory.models.linear_network import (
     Activation,
     Initialization,
@@ -144,35 +145,35 @@ def _conditions(settings: Settings, trained: list[Trained]) -> list[Claim]:
         hidden = net.weights[:-1]
         kept = settings.width - 2 * settings.classes
         changes = [(torch.linalg.svdvals(weight) - net.scale).abs().sort().values for weight in hidden]
-        spectrum.append(max(float(change[:kept].max()) for change in changes))
+        spectrum.append(largest(float(change[:kept].max()) for change in changes))
         gaps = [
             float(torch.linalg.matrix_norm(upper.T @ upper - lower @ lower.T))
             for lower, upper in zip(net.weights[:-1], net.weights[1:], strict=True)
         ]
-        balance.append(max(gaps[:-1]))
+        balance.append(largest(gaps[:-1]))
         excess.append(gaps[-1] - net.scale**2 * math.sqrt(settings.width - settings.classes))
     return [
         Claim(
             name="condition: the loss is at its global minimum (largest)",
-            measured=max(net.loss for net in trained),
+            measured=largest(net.loss for net in trained),
             tolerance=settings.loss,
             basis="stopping criterion",
         ),
         Claim(
             name="condition: d − 2K singular values of every hidden weight are ε (largest change)",
-            measured=max(spectrum),
+            measured=largest(spectrum),
             tolerance=1e-8,
             basis="law of parsimony: exact; room for rounding",
         ),
         Claim(
             name="condition: hidden weights are balanced (largest norm of W_{l+1}ᵀW_{l+1} − W_lW_lᵀ)",
-            measured=max(balance),
+            measured=largest(balance),
             tolerance=settings.rate,
             basis="zero for gradient flow; steps of size η leave a drift of order η",
         ),
         Claim(
             name="condition: last two weights are balanced up to ε²√(d − K) (largest excess)",
-            measured=max(excess),
+            measured=largest(excess),
             comparison="at most",
             tolerance=settings.rate,
             basis="as above",
@@ -196,7 +197,7 @@ def _law(settings: Settings, trained: list[Trained]) -> list[Claim]:
         ],
         Claim(
             name="log D_l falls linearly with depth (smallest R²)",
-            measured=min(net.straightness for net in trained),
+            measured=smallest(net.straightness for net in trained),
             expected=1.0,
             tolerance=0.01,
             comparison="at least",
@@ -224,14 +225,14 @@ def _elsewhere(relu: list[Trained], others: Mapping[str, Trained], reference: Tr
     return [
         Claim(
             name="ReLU networks: log D_l falls linearly with depth too (smallest R²)",
-            measured=min(net.straightness for net in relu),
+            measured=smallest(net.straightness for net in relu),
             expected=0.95,
             comparison="at least",
             basis=picture,
         ),
         Claim(
             name="ReLU networks: a smaller ε decays faster (smallest gain in slope from one ε to the next)",
-            measured=min(big.slope - small.slope for small, big in zip(relu[:-1], relu[1:], strict=True)),
+            measured=smallest(big.slope - small.slope for small, big in itertools.pairwise(relu)),
             comparison="at least",
             basis="order alone",
         ),
@@ -247,7 +248,7 @@ def _elsewhere(relu: list[Trained], others: Mapping[str, Trained], reference: Tr
         ],
         Claim(
             name="other initialisations decay as fast as the orthogonal one (largest relative difference in slope)",
-            measured=max(abs(net.slope / reference.slope - 1) for net in others.values()),
+            measured=largest(abs(net.slope / reference.slope - 1) for net in others.values()),
             tolerance=0.1,
             basis="columns of the same length on average; the theorem covers orthogonal ones alone",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +10,15 @@ from typing import Any, get_args
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest, smallest
 from benchmarks.theory.models.unconstrained_features import (
     Decay,
     LossName,
-    Optimizer,
     UnconstrainedFeatures,
     make_loss,
-    minimize,
+    reach_minimum,
 )
 
 _LOSSES: tuple[LossName, ...] = get_args(LossName)
@@ -55,9 +56,8 @@ def _model(settings: Settings, loss: LossName, decay: float) -> UnconstrainedFea
     )
 
 
-def _minimize(settings: Settings, model: UnconstrainedFeatures) -> None:
-    for _ in minimize(model, Optimizer("L-BFGS", 1.0, settings.steps), settings.gradient):
-        pass
+def _average_with(gradient: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    return gradient.index_copy(0, rows, (gradient[rows] + gradient[others]) / 2)
 
 
 def _minimize_merged(settings: Settings, model: UnconstrainedFeatures) -> None:
@@ -69,17 +69,11 @@ def _minimize_merged(settings: Settings, model: UnconstrainedFeatures) -> None:
     pairs = ((model.features, first, second), (model.classifier, torch.tensor([0]), torch.tensor([1])))
     handles = []
     for parameter, own, other in pairs:
-        both = torch.cat([other, own])
-
-        def average(
-            gradient: torch.Tensor, own: torch.Tensor = torch.cat([own, other]), both: torch.Tensor = both
-        ) -> torch.Tensor:
-            return gradient.index_copy(0, own, (gradient[own] + gradient[both]) / 2)
-
         with torch.no_grad():
             parameter[other] = parameter[own]
+        average = functools.partial(_average_with, rows=torch.cat([own, other]), others=torch.cat([other, own]))
         handles.append(parameter.register_hook(average))
-    _minimize(settings, model)
+    reach_minimum(model, settings.steps, settings.gradient)
     for handle in handles:
         handle.remove()
 
@@ -92,7 +86,7 @@ def critical_points(settings: Settings, loss: LossName, decay: float) -> dict[st
         points["zero"].classifier.zero_()
     _minimize_merged(settings, points["two classes merged"])
     for name in ("zero", "minimum"):
-        _minimize(settings, points[name])
+        reach_minimum(points[name], settings.steps, settings.gradient)
     return points
 
 
@@ -107,7 +101,8 @@ def run(settings: Settings) -> Findings:
     trivial = critical_points(settings, "cross-entropy", settings.trivial_decay)["zero"]
     claims.append(
         Claim(
-            name=f"cross-entropy, λ = {settings.trivial_decay} above the threshold: zero is no saddle (smallest curvature)",
+            name=f"cross-entropy, λ = {settings.trivial_decay} above the threshold: zero is no saddle (smallest "
+            "curvature)",
             measured=float(torch.linalg.eigvalsh(trivial.hessian())[0]),
             expected=settings.trivial_decay - settings.push,
             tolerance=1e-9,
@@ -125,33 +120,33 @@ def run(settings: Settings) -> Findings:
 
 
 def _claims(
-    settings: Settings, loss: LossName, points: Mapping[str, UnconstrainedFeatures], smallest: Mapping[str, float]
+    settings: Settings, loss: LossName, points: Mapping[str, UnconstrainedFeatures], curvature: Mapping[str, float]
 ) -> list[Claim]:
     saddles = [name for name in points if name != "minimum"]
     claims = [
         Claim(
             name=f"{loss}: all three are critical points (largest gradient)",
-            measured=max(model.gradient_norm for model in points.values()),
+            measured=largest(model.gradient_norm for model in points.values()),
             tolerance=settings.gradient,
             basis="stopping criterion",
         ),
         Claim(
             name=f"{loss}: the saddles lie above the minimum (smallest gap of the objective)",
-            measured=min(points[name]().item() for name in saddles) - points["minimum"]().item(),
+            measured=smallest(points[name]().item() for name in saddles) - points["minimum"]().item(),
             expected=1e-3,
             comparison="at least",
             basis="far above rounding: the saddles are not global",
         ),
         Claim(
             name=f"{loss}: negative curvature at both saddles (largest of the smallest eigenvalues)",
-            measured=max(smallest[name] for name in saddles),
+            measured=largest(curvature[name] for name in saddles),
             expected=-1e-3,
             comparison="at most",
             basis="theorem (strict saddle); far above rounding",
         ),
         Claim(
             name=f"{loss}: none at the global minimum (smallest eigenvalue)",
-            measured=smallest["minimum"],
+            measured=curvature["minimum"],
             tolerance=1e-7,
             basis="rotations are flat: zero up to the gradient that is left",
         ),
@@ -160,7 +155,7 @@ def _claims(
         claims.append(
             Claim(
                 name="cross-entropy: the curvature at zero is λ − √n/N",
-                measured=smallest["zero"],
+                measured=curvature["zero"],
                 expected=settings.decay - settings.push,
                 tolerance=1e-9,
                 basis="λ − |∇g(0)|, exact; rounding",

@@ -141,9 +141,20 @@ def _saddle_claims(settings: Settings) -> list[Claim]:
     gradient, hessian = spherical_hessian(basis, between)
     exact = "by hand, for orthonormal columns; rounding"
     return [
-        Claim(name="(a₁ + a₂)/√2 is a critical point (gradient)", measured=float(gradient.norm()), tolerance=1e-9, basis=exact),
-        Claim(name="and a strict saddle (smallest curvature)", measured=float(torch.linalg.eigvalsh(hessian)[0]), expected=-1.0, tolerance=1e-9, basis=exact),
-    ]  # fmt: skip
+        Claim(
+            name="(a₁ + a₂)/√2 is a critical point (gradient)",
+            measured=float(gradient.norm()),
+            tolerance=1e-9,
+            basis=exact,
+        ),
+        Claim(
+            name="(a₁ + a₂)/√2 is a strict saddle (smallest curvature)",
+            measured=float(torch.linalg.eigvalsh(hessian)[0]),
+            expected=-1.0,
+            tolerance=1e-9,
+            basis=exact,
+        ),
+    ]
 
 
 def _frame_claim(name: str, frame: Tensor) -> Claim:
@@ -208,7 +219,7 @@ def _dictionary(settings: Settings, generator: torch.Generator) -> tuple[list[Cl
             expected=float(columns),
             basis="coupon collector: m (log m + 7) starts miss one with probability below 1e-3",
         ),
-    ], found  # fmt: skip
+    ], found
 
 
 def _expectation_claim(settings: Settings, frame: Tensor, data: Tensor, generator: torch.Generator) -> Claim:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -10,7 +9,7 @@ from typing import Any, get_args
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.theory.core import Claim, Experiment, Findings, drawing
+from benchmarks.theory.core import Claim, Experiment, Findings, drawing, largest, smallest
 from benchmarks.theory.models.unconstrained_features import (
     CURVATURE,
     Decay,
@@ -148,9 +147,7 @@ def _curve(run: Run) -> dict[str, list[float]]:
 
 
 def _worst(runs: Sequence[Run], name: str) -> float:
-    """Return the largest value, ``nan`` if there is one."""
-    values = [run.end[name] for run in runs]
-    return math.nan if any(math.isnan(value) for value in values) else max(values)
+    return largest(run.end[name] for run in runs)
 
 
 def _collapse_claims(settings: Settings, by_optimizer: list[Run], grid: list[Run]) -> list[Claim]:
@@ -197,7 +194,7 @@ def _case_claims(settings: Settings, loss: LossName, bias: bool, runs: list[Run]
         claims.append(
             Claim(
                 name=f"{case}: global minimum, dual certificate ‖∇g‖ / λ (largest)",
-                measured=max(run.model.certificate() for run in runs),
+                measured=largest(run.model.certificate() for run in runs),
                 expected=1.0,
                 comparison="at most",
                 tolerance=settings.distance,
@@ -226,7 +223,7 @@ def _imbalance_claims(settings: Settings, runs: list[Run]) -> list[Claim]:
         ),
         Claim(
             name="imbalanced classes, convex losses: global minimum, dual certificate (largest)",
-            measured=max(run.model.certificate() for run in convex),
+            measured=largest(run.model.certificate() for run in convex),
             expected=1.0,
             comparison="at most",
             tolerance=settings.distance,
@@ -235,7 +232,7 @@ def _imbalance_claims(settings: Settings, runs: list[Run]) -> list[Claim]:
         Claim(
             name="imbalanced classes, cross-entropy: the rows of small classes are closer to each other than those of "
             "large ones (smallest gain of the cosine)",
-            measured=min(gains),
+            measured=smallest(gains),
             expected=0.01,
             comparison="at least",
             basis="Fang et al. 2021, minority collapse: order; a hundredth is far above the error of the minimum",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -37,7 +38,7 @@ def initial_weights(
         uniform = 2 * torch.rand(rows, columns, generator=generator, dtype=torch.float64) - 1
         return scale * (3 / columns) ** 0.5 * uniform
 
-    return [draw(rows, columns) for columns, rows in zip(widths[:-1], widths[1:], strict=True)]
+    return [draw(rows, columns) for columns, rows in itertools.pairwise(widths)]
 
 
 def product(weights: Sequence[Tensor]) -> Tensor:

@@ -199,11 +199,12 @@ def minimize(model: nn.Module, optimizer: Optimizer, tolerance: float) -> Iterat
 def _minimize_lbfgs(
     model: nn.Module, parameters: list[nn.Parameter], optimizer: Optimizer, tolerance: float
 ) -> Iterator[int]:
+    size = sum(parameter.numel() for parameter in parameters)
     made = torch.optim.LBFGS(
         parameters,
         max_iter=optimizer.look,
         history_size=20,
-        tolerance_grad=tolerance / 10,
+        tolerance_grad=tolerance / math.sqrt(size),  # of the largest entry: the norm is below its own then
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
@@ -221,3 +222,9 @@ def _minimize_lbfgs(
         if _gradient_norm(parameters) < tolerance:
             yield step + optimizer.look
             return
+
+
+def reach_minimum(model: nn.Module, steps: int, tolerance: float) -> None:
+    """Minimise by L-BFGS and look at nothing on the way."""
+    for _ in minimize(model, Optimizer("L-BFGS", 1.0, steps), tolerance):
+        pass

@@ -1,0 +1,205 @@
+"""Cut a network in two before one of its layers, however its forward pass is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nc_finetune.backbones.base import PENULTIMATE, Backbone
+from nc_finetune.backbones.call_record import CallRecord, give_blanks, record_calls, replaced_forward
+from nc_finetune.backbones.feature_hooks import watch_outputs
+from nc_finetune.backbones.pooling import Pooling
+
+# What the cut layer sees, under its name, and pooled outputs of earlier layers; samples in the first dimension.
+PrefixOutput = dict[str, Tensor]
+
+
+class SplitError(ValueError):
+    """The network cannot be cut there."""
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, no error
+    """The forward pass has come to the cut."""
+
+
+class SplitBackbone:
+    """Run a backbone up to a layer, keep what comes out, and go on from there later.
+
+    The forward pass is not rewritten. Up to the cut it runs as it is and is stopped there. From the cut on it runs
+    as it is, too, but every module before the cut gives a blank of the right shape at no cost, and the cut layer sees
+    what was kept. Blanks are full of ``nan``: where anything else than the cut layer's input comes from before the
+    cut, as in a U-shaped network, :meth:`check` finds out.
+
+    Args:
+        backbone: The network; what comes before the cut must stay in eval mode.
+        cut: Name of the first layer of the second part; ``"penultimate"`` leaves nothing to it.
+        skip_layers: Layers whose pooled outputs are wanted; those before the cut become part of the prefix's output.
+        image_shape: ``(3, H, W)`` of the images.
+        pooling: From a skip layer's output to a vector; see :func:`~nc_finetune.backbones.pool_features`.
+
+    Raises:
+        SplitError: If the cut layer is not called, its first input is not one tensor, or samples are not a dimension
+            of it.
+
+    Example:
+        >>> from nc_finetune.backbones import TimmBackbone
+        >>> backbone = TimmBackbone("test_resnet", weights=None).eval()
+        >>> split = SplitBackbone(backbone, "layer3.0", image_shape=(3, 32, 32))
+        >>> images = torch.rand(4, 3, 32, 32)
+        >>> kept = split.prefix(images)
+        >>> with split.resume(kept) as blanks:
+        ...     features = backbone(blanks)
+        >>> kept["layer3.0"].shape, torch.equal(features, backbone(images))
+        (torch.Size([4, 48, 4, 4]), True)
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        cut: str,
+        skip_layers: Sequence[str] = (),
+        *,
+        image_shape: Sequence[int],
+        pooling: Pooling = "default",
+    ) -> None:
+        self.backbone = backbone
+        self.cut = cut
+        self.image_shape = tuple(image_shape)
+        self.pooling: Pooling = pooling
+        self._layer = None if cut == PENULTIMATE else backbone.get_layer(cut)
+        # Two numbers of samples tell which sizes follow them.
+        (few, seen), (more, other) = (self._record(number, skip_layers) for number in (2, 3))
+        try:
+            self._blanks = few.growing(more)
+        except ValueError as error:
+            raise SplitError(f"{backbone.name!r} cannot be cut: {error}") from error
+        self.skip_layers = tuple(layer for layer in skip_layers if backbone.get_layer(layer) in few.called)
+        self._dtype = seen.dtype
+        self._axis = _samples_axis(seen.shape, other.shape, cut)
+
+    @torch.no_grad()
+    def prefix(self, images: Tensor) -> PrefixOutput:
+        """Run the network up to the cut, without a graph.
+
+        Args:
+            images: As the backbone takes them, shape ``(N, 3, H, W)``.
+
+        Returns:
+            What the cut layer sees and the pooled outputs of the earlier skip layers, samples in the first dimension.
+        """
+        found: PrefixOutput = {}
+
+        def keep(layer: str, output: Tensor) -> None:
+            found[layer] = self.backbone.pool(output, self.pooling)
+
+        with watch_outputs(self.backbone.model, self.skip_layers, keep):
+            found[self.cut] = self._run_to_cut(images).movedim(self._axis, 0)
+        return found
+
+    @contextmanager
+    def resume(self, outputs: PrefixOutput) -> Iterator[Tensor]:
+        """Let the backbone go on from the cut inside the ``with`` block, once.
+
+        Args:
+            outputs: What :meth:`prefix` gave.
+
+        Yields:
+            Blank images for the backbone to be called with.
+        """
+        kept = outputs[self.cut].to(self._dtype)
+        with ExitStack() as patches:
+            for context in self._stand_ins(kept):
+                patches.enter_context(context)
+            for layer in self.skip_layers:
+                # A vector is its own pooled value.
+                give = partial(_give, outputs[layer].to(self._dtype))
+                patches.enter_context(replaced_forward(self.backbone.get_layer(layer), give))
+            yield torch.full((), torch.nan, device=kept.device).expand(len(kept), *self.image_shape)
+
+    @torch.no_grad()
+    def check(self, images: Tensor, features: Callable[[Tensor], Tensor]) -> bool:
+        """Compare the two parts with the whole.
+
+        Args:
+            images: Some real images.
+            features: What the rest of the model makes of images, by calling the backbone once; in eval mode.
+
+        Returns:
+            Whether they are the same to the last bit.
+
+        Raises:
+            SplitError: If they differ by more than rounding, or the second part does not run on blanks.
+        """
+        whole = features(images)
+        kept = self.prefix(images)
+        try:
+            with self.resume(kept) as blanks:
+                parts = features(blanks)
+        except Exception as error:  # plain code between the modules refuses a blank in its own way
+            raise SplitError(f"{self.backbone.name!r} does not run from {self.cut!r} on: {error}") from error
+        if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-5, atol=1e-6):
+            raise SplitError(f"what follows {self.cut!r} in {self.backbone.name!r} needs more than its input")
+        return torch.equal(whole, parts)
+
+    def _record(self, number: int, skip_layers: Sequence[str]) -> tuple[CallRecord, Tensor]:
+        images = torch.zeros(number, *self.image_shape, device=self.backbone.get_buffer("_mean").device)
+        with torch.no_grad(), record_calls(self.backbone.model, number, skip_layers) as record:
+            return record, self._run_to_cut(images)
+
+    def _run_to_cut(self, images: Tensor) -> Tensor:
+        if self._layer is None:
+            features: Tensor = self.backbone(images)
+            return features
+        seen: list[Any] = []
+
+        def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            seen.extend(inputs[:1])
+            raise _Reached
+
+        with self._layer.register_forward_pre_hook(stop, prepend=True):
+            try:
+                self.backbone(images)
+            except _Reached:
+                if seen and isinstance(seen[0], Tensor):
+                    return seen[0]
+                raise SplitError(f"what {self.cut!r} of {self.backbone.name!r} sees is not one tensor") from None
+        raise SplitError(f"the forward pass of {self.backbone.name!r} does not call {self.cut!r}")
+
+    def _stand_ins(self, kept: Tensor) -> Iterator[AbstractContextManager[Any]]:
+        """Replace what comes before the cut, until the cut layer is called."""
+        if self._layer is None:
+            yield replaced_forward(self.backbone, partial(self._give_penultimate, kept))
+            return
+        modules = {module: module.forward for module in self._blanks}
+        reached = False
+
+        def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal reached
+            first, reached = not reached, True
+            return (kept.movedim(0, self._axis), *inputs[1:]) if first else inputs
+
+        yield self._layer.register_forward_pre_hook(enter, prepend=True)
+        yield replaced_forward(self.backbone, self.backbone.penultimate)
+        for module, outputs in self._blanks.items():
+            yield replaced_forward(module, give_blanks(outputs, len(kept), kept.device, modules[module]))
+
+    def _give_penultimate(self, kept: Tensor, images: Tensor) -> Tensor:
+        for layer in self.skip_layers:
+            self.backbone.get_layer(layer)(images)
+        return kept
+
+
+def _give(value: Tensor, *_inputs: Any, **_named: Any) -> Tensor:
+    return value
+
+
+def _samples_axis(few: Sequence[int], more: Sequence[int], cut: str) -> int:
+    grown = [axis for axis, (a, b) in enumerate(zip(few, more, strict=True)) if (a, b) == (2, 3)]
+    if len(grown) != 1 or sum(a != b for a, b in zip(few, more, strict=True)) != 1:
+        raise SplitError(f"no dimension of what {cut!r} sees, {tuple(few)} for two images, is that of the samples")
+    return grown[0]

@@ -1,0 +1,74 @@
+"""A dataset whose samples are rows of stores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nc_finetune.cache.feature_store import FeatureStore
+
+LABELS = "labels"
+CachedBatch = tuple[dict[str, Tensor], Tensor]
+
+
+class CachedRows(Dataset[CachedBatch]):
+    """What was kept of each sample, and its label.
+
+    Args:
+        stores: One for each process that filled its share: sample i is in store ``i % P``, at place ``i // P``. Of
+            several views, the second view of all samples follows the first.
+        uncached: The loader of the images.
+        views: How often each sample was kept.
+
+    Attributes:
+        epoch: Which view is given: each in turn.
+    """
+
+    def __init__(self, stores: Sequence[FeatureStore], uncached: DataLoader[Any], views: int = 1) -> None:
+        self.uncached = uncached
+        self.stores = list(stores)
+        self.views = views
+        self.epoch = 0
+        self._rows = sum(len(store) for store in self.stores) // views
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row: int) -> CachedBatch:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int | tuple[int, int]]) -> CachedBatch:
+        """Return a whole batch at once; the loader asks for it by this name."""
+        # An item may come with the seed of its augmentation.
+        indices = torch.as_tensor([row[0] if isinstance(row, tuple) else row for row in rows])
+        owners, places = indices % len(self.stores), indices // len(self.stores)
+        view = self.epoch % self.views
+        parts = [
+            store.rows(places[owners == owner] + view * (len(store) // self.views))
+            for owner, store in enumerate(self.stores)
+        ]
+        batch = parts[0] if len(parts) == 1 else _interleave(parts, owners)
+        return batch, batch.pop(LABELS)
+
+    def loader(self) -> DataLoader[CachedBatch]:
+        """Return the loader of the images with these rows in their place: its sampler, its kind and its state."""
+        loader = copy.copy(self.uncached)
+        # Not setattr, which refuses: samplers may depend on a dataset, but on no more of it than its length.
+        in_this_process = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0}
+        loader.__dict__.update(dataset=self, collate_fn=_as_it_is, _iterator=None, **in_this_process)
+        return loader
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _interleave(parts: Sequence[dict[str, Tensor]], owners: Tensor) -> dict[str, Tensor]:
+    """Put rows of several stores back into the order in which they were asked for."""
+    places = torch.cat([(owners == owner).nonzero().flatten() for owner in range(len(parts))]).argsort()
+    return {name: torch.cat([part[name] for part in parts])[places] for name in parts[0]}

@@ -1,0 +1,144 @@
+"""The collapse measures of one layer while batches go through a network."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nc_finetune.functional import empty_class_statistics
+from nc_finetune.metrics import NeuralCollapse
+
+MakeMetric = Callable[[int, bool], NeuralCollapse]
+# So many samples are kept as they are, or as many as take the memory of a scatter: looking at them again is cheaper
+# than the scatter, which costs D^2 multiplications a sample.
+MAX_KEPT_SAMPLES = 4096
+_NEED_SCATTER = ("vci", "h_score")
+_NEED_SECOND_PASS = ("nc4", "ncc_accuracy")
+
+
+class LayerSums:
+    """The metric of one layer, made when its width is known, and why it cannot be had.
+
+    NC1 needs the class means before it can look at the samples. Of few samples the features are kept; of more, a
+    scatter; where a second pass through the network comes anyway, or there is no scatter for so wide features, neither.
+
+    Args:
+        measures: What to measure.
+        make: Builds the metric from the width of the features and whether it is to have a scatter.
+    """
+
+    def __init__(self, measures: tuple[str, ...], make: MakeMetric) -> None:
+        self.measures = measures
+        self.make = make
+        self.metric: NeuralCollapse | None = None
+        self.problem: str | None = None
+        self.error: Exception | None = None
+        self.taken = False
+        self.second_pass = False
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._first_not_finite: Tensor | None = None
+
+    def add(self, features: Tensor, labels: Tensor, batch: int) -> None:
+        """Add what a batch gave, in the second pass once more."""
+        metric = self.ensure_metric(features.shape[1], features.device)
+        features, labels = features.to(metric.device), labels.to(metric.device)
+        metric.update(features, labels)
+        if not self.second_pass:
+            self._note_not_finite(features, batch)
+        if self._kept is not None:
+            self._kept.append((features.clone(), labels))  # a view would hold the whole output, or change with it
+            if sum(len(rows) for _, rows in self._kept) > max(MAX_KEPT_SAMPLES, 2 * metric.num_features):
+                self.fold()
+
+    def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:
+        """Return the metric, made for this width if there is none yet."""
+        if self.metric is None:
+            self.metric = self._make_metric(width, device_of_sums(device), self._wants(_NEED_SCATTER))
+            narrow = empty_class_statistics(2, width, "meta").scatter is not None
+            if self.metric.needs_second_pass and narrow and not self._wants(_NEED_SECOND_PASS):
+                self._kept = []
+        return self.metric
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether there is a scatter."""
+        return self.metric is not None and not self.metric.wide
+
+    @property
+    def needs_second_pass(self) -> bool:
+        """Whether every sample must go through the network again."""
+        return self.metric is not None and self._kept is None and self.metric.needs_second_pass
+
+    def fold(self) -> None:
+        """Put what was kept into a scatter, which takes any number of samples."""
+        if self._kept is not None and self.metric is not None:
+            self.metric = self._make_metric(self.metric.num_features, self.metric.device, True)
+            for features, labels in self._kept:
+                self.metric.update(features, labels)
+            self._kept = None
+
+    def begin_second_pass(self) -> None:
+        """Fix the class means: every sample comes again."""
+        self.second_pass = True
+        try:
+            if self.metric is not None:
+                self.metric.begin_second_pass()
+        except Exception as error:  # the same on all ranks: they look at the same sums
+            self.fail(str(error), error)
+
+    def fail(self, problem: str, error: Exception | None = None) -> None:
+        """Give up; the first reason counts."""
+        if self.problem is None:
+            self.problem, self.error = problem, error
+
+    def compute(self) -> dict[str, float]:
+        """Return the measures over all ranks; ``nan`` where :attr:`problem` says why."""
+        values: dict[str, float] = {}
+        if self.problem is None and self.metric is not None:
+            try:
+                values = self._compute(self.metric)
+            except Exception as error:  # the same on all ranks: they look at the same sums
+                self.fail(str(error), error)
+        return {name: values.get(name, math.nan) for name in self.measures}
+
+    def _compute(self, metric: NeuralCollapse) -> dict[str, float]:
+        if self._kept is not None:
+            metric.begin_second_pass()
+            for features, labels in self._kept:
+                metric.update(features, labels)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            values = {name: value.item() for name, value in metric.compute().items()}
+        # torchmetrics also warns of a rank that had no samples, which is no problem here.
+        if reasons := [str(w.message).rstrip(".") for w in caught if "undefined" in str(w.message)]:
+            first = -1 if self._first_not_finite is None else int(self._first_not_finite)
+            self.fail("; ".join(reasons) + (f" (first in batch {first})" if first >= 0 else ""))
+        return values
+
+    def _make_metric(self, width: int, device: torch.device, scatter: bool) -> NeuralCollapse:
+        with torch.device(device):
+            return self.make(width, scatter).to(device)
+
+    def _wants(self, measures: tuple[str, ...]) -> bool:
+        return any(name in measures for name in self.measures)
+
+    def _note_not_finite(self, features: Tensor, batch: int) -> None:
+        """Keep the first batch with features that are not finite, on the device: nobody waits for it."""
+        number = torch.full((), batch, device=features.device)
+        found = torch.where(features.isfinite().all(), torch.full_like(number, -1), number)
+        first = self._first_not_finite
+        self._first_not_finite = found if first is None else torch.where(first < 0, found, first)
+
+
+def device_of_sums(device: torch.device) -> torch.device:
+    """Say where sums are kept for features on a device: they are in float64, which MPS does not have.
+
+    Example:
+        >>> device_of_sums(torch.device("mps"))
+        device(type='cpu')
+    """
+    return torch.device("cpu") if device.type == "mps" else device

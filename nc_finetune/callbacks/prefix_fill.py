@@ -1,0 +1,241 @@
+"""Fill the cache of a frozen prefix, or find it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from nc_finetune.backbones import SplitBackbone
+from nc_finetune.cache import (
+    CachedRows,
+    FeatureStore,
+    FileWriter,
+    MemoryWriter,
+    RowLayout,
+    hash_batches,
+    is_random,
+    open_store,
+)
+from nc_finetune.cache.cached_rows import LABELS
+from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
+
+_CHECKED_ROWS = 4
+
+
+class CannotKeepError(RuntimeError):
+    """What must be kept is larger than the budget, or cannot be read."""
+
+
+class PrefixFill:
+    """One pass of this process's share of a dataset through the frozen prefix.
+
+    Args:
+        trainer: How batches get to the device and in which precision is its business.
+        module: Its module, with ``split`` and ``prefix_key``.
+        loader: Whose dataset is kept.
+        folder: Where caches are; ``None`` is memory.
+        dtype: In which outputs are kept; ``None`` leaves them as they are.
+        budget: The most bytes to keep; ``None`` is half of what is free.
+        views: How often each sample is read.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        module: Any,
+        loader: DataLoader[Any],
+        *,
+        folder: Path | None,
+        dtype: torch.dtype | None,
+        budget: int | None,
+        views: int,
+    ) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.split: SplitBackbone = module.split
+        self.loader = loader
+        self.folder = folder
+        self.dtype = dtype
+        self.budget = budget
+        self.views = views
+        self._size = len(loader.dataset)  # type: ignore[arg-type]
+
+    @staticmethod
+    def is_random(loader: DataLoader[Any], rows: int) -> bool:
+        """Tell whether a loader's dataset gives another image each time."""
+        return is_random(loader.dataset, range(min(rows, len(loader.dataset))))  # type: ignore[arg-type]
+
+    def run(self) -> CachedRows:
+        """Return the cached dataset.
+
+        Raises:
+            CannotKeepError: If it does not fit into the budget, or images are of other sizes or do not decode.
+            OSError: If the folder is not writable or full.
+        """
+        layouts = self._layouts()
+        self._check_room(layouts)
+        if self.folder is None:
+            return CachedRows([self._fill(MemoryWriter(layouts, self._share() * self.views))], self.loader, self.views)
+        rank, ranks, key = self.trainer.global_rank, self.trainer.world_size, self._key()
+        places = [self.folder / f"{key}-{number + 1}of{ranks}" for number in range(ranks)]
+        failed: OSError | None = None
+        try:
+            if self._find(places[rank]) is None:
+                self._fill(FileWriter(layouts, places[rank]))
+        except OSError as error:
+            failed = error
+        done = self.trainer.strategy.reduce_boolean_decision(failed is None, all=True)
+        stores = [store for place in places if (store := open_store(place)) is not None]
+        if failed is not None or not done or len(stores) != ranks:
+            raise OSError(f"the cache could not be kept in {self.folder} ({failed or 'another process failed'})")
+        return CachedRows(stores, self.loader, self.views)
+
+    def _layouts(self) -> dict[str, RowLayout]:
+        """Look at one batch."""
+        with evaluating(self.trainer, self.module):
+            kept = next(self._outputs(2))
+        return {name: RowLayout.of(value, self.dtype) for name, value in kept.items()}
+
+    def _check_room(self, layouts: dict[str, RowLayout]) -> None:
+        share = self._share() * self.views
+        wanted = share * sum(layout.row_bytes for layout in layouts.values())
+        free = _free_bytes(self.folder)
+        budget = free // 2 if self.budget is None else self.budget
+        fits = wanted <= min(budget, free)
+        if not self.trainer.strategy.reduce_boolean_decision(fits, all=True):
+            raise CannotKeepError(
+                f"{share} outputs take {wanted / 1e9:.3g} GB, there is room for {min(budget, free) / 1e9:.3g} GB in"
+                f" {self.folder or 'memory'}; free some, raise budget_gb, name a folder, keep bfloat16 or cut later"
+            )
+
+    def _find(self, place: Path) -> FeatureStore | None:
+        """Open a cache if it is whole and holds what the network gives today; otherwise remove it."""
+        store = open_store(place)
+        if store is not None and len(store) == self._share() * self.views and self._holds(store):
+            return store
+        if place.exists():
+            warnings.warn(f"PrefixCache: {place} is truncated or stale; it is computed anew", stacklevel=2)
+            shutil.rmtree(place)
+        return None
+
+    def _holds(self, store: FeatureStore) -> bool:
+        if self.views > 1:  # the views are random; their key holds their pixels
+            return True
+        with evaluating(self.trainer, self.module):
+            fresh = next(self._outputs(_CHECKED_ROWS))
+        rows = store.rows(torch.arange(len(fresh[LABELS])))
+        tolerance = 2e-2 if self.dtype else 1e-4
+        return fresh.keys() == rows.keys() and all(
+            rows[name].shape == value.shape and _close(rows[name], value.cpu(), tolerance)
+            for name, value in fresh.items()
+        )
+
+    def _fill(self, writer: MemoryWriter | FileWriter) -> FeatureStore:
+        try:
+            with evaluating(self.trainer, self.module):
+                for kept in self._all_outputs():
+                    writer.append(kept)
+            return writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+
+    def _all_outputs(self) -> Iterator[dict[str, Tensor]]:
+        for view in range(self.views):
+            _seed(view)
+            yield from self._outputs()
+
+    def _outputs(self, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
+        for images, labels in self._batches(rows):
+            on_device, _ = self.trainer.strategy.batch_to_device((images, labels))
+            yield {**self.split.prefix(on_device), LABELS: labels.long()}
+
+    def _batches(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read this process's share in its order, or the first rows of it."""
+        share = range(self.trainer.global_rank, self._size, self.trainer.world_size)[:rows]
+        read = 0
+        for images, labels in read_share(self.loader, share, self.loader.num_workers if rows is None else 0):
+            if images.shape[1:] != self.split.image_shape:
+                raise CannotKeepError(f"images are of several sizes, {self.split.image_shape} and {images.shape[1:]}")
+            read += len(labels)
+            yield images, labels
+        if read != len(share):
+            raise CannotKeepError(f"{len(share) - read} images do not decode and are left out")
+
+    def _share(self) -> int:
+        return len(range(self.trainer.global_rank, self._size, self.trainer.world_size))
+
+    def _key(self) -> str:
+        """Hash everything that decides what is kept, the pixels of the first view among it."""
+        with random_state_kept():
+            _seed(0)
+            pixels = _gather(hash_batches(self._batches()), self.trainer.world_size)
+        parts = (
+            self.module.prefix_key(),
+            pixels,
+            self._size,
+            self.views,
+            str(self.dtype),
+            str(self.trainer.precision),
+            self.split.cut,
+            self.split.skip_layers,
+            self.split.pooling,
+        )
+        return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
+
+
+def read_share(loader: DataLoader[Any], share: Sequence[int], num_workers: int = 0) -> Iterator[Any]:
+    """Yield batches of some samples of a loader's dataset, in their order."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    found = DataLoader(
+        Subset(loader.dataset, share),
+        batch_size=size,
+        num_workers=num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
+    return (batch for batch in found if batch is not None)
+
+
+def _seed(view: int) -> None:
+    """Draw the same random numbers for a view in every run."""
+    torch.manual_seed(view)
+    random.seed(view)
+    np.random.seed(view)  # for transforms that still draw from there
+
+
+def _close(kept: Tensor, fresh: Tensor, tolerance: float) -> bool:
+    scale = float(fresh.double().square().mean().sqrt())
+    return torch.allclose(kept.double(), fresh.double(), rtol=tolerance, atol=tolerance * scale)
+
+
+def _gather(value: str, ranks: int) -> list[str]:
+    found = [value] * ranks
+    if ranks > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def _free_bytes(folder: Path | None) -> int:
+    """Return the bytes that are free in memory, or where the folder is or will be."""
+    if folder is not None:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:  # not on this system
+        found = None
+    return int(found[1]) * 1024 if found else 2**62

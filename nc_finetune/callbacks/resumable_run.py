@@ -1,0 +1,191 @@
+"""A checkpoint from which a run that was cut off goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from nc_finetune.errors import TrainingStoppedError
+
+LAST = "last.ckpt"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class RunInterruptedError(TrainingStoppedError):
+    """Training ended because the process was told to, after a step and with a checkpoint.
+
+    Attributes:
+        signal: SIGTERM or SIGINT.
+        checkpoint: Where training goes on from.
+    """
+
+    def __init__(self, signum: int, step: int, checkpoint: Path) -> None:
+        self.signal = signal.Signals(signum)
+        self.checkpoint = checkpoint
+        super().__init__(f"stopped by {self.signal.name} after step {step}; go on with the checkpoint {checkpoint}")
+
+
+class ResumableRun(Checkpoint):
+    """Write the whole state of training to one file, again and again, and when the process is told to end.
+
+    SIGTERM (what clusters send before they take a machine away) and Ctrl-C end training after the step, with a
+    checkpoint; a second Ctrl-C ends at once. After SIGKILL or a power cut the file is the last that was complete. In
+    either case ``trainer.fit(..., ckpt_path=...)`` goes on: with :class:`~nc_finetune.ImageData` the images come in the
+    same order with the same augmentation, also in the middle of an epoch, and random numbers are those that would have
+    come, so that on the CPU the weights are bit-identical to those of a run that was not cut off.
+
+    Lightning adds no checkpoint callback of its own where it finds this one.
+
+    Args:
+        folder: Where ``last.ckpt`` goes; ``None`` is ``checkpoints`` in the log folder.
+        every_n_epochs: Epochs between two checkpoints.
+        every_n_steps: Also write one after so many optimizer steps; ``None`` does not.
+
+    Raises:
+        ValueError: If a number is below 1.
+        OSError: If the checkpoint cannot be written; the one before stays.
+
+    Example:
+        >>> ResumableRun("runs/pets").folder.name
+        'pets'
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None = None, every_n_epochs: int = 1, every_n_steps: int | None = None
+    ) -> None:
+        if min(every_n_epochs, 1 if every_n_steps is None else every_n_steps) < 1:
+            raise ValueError(
+                f"every_n_epochs and every_n_steps must be at least 1, got {every_n_epochs} and {every_n_steps}"
+            )
+        self.folder = None if folder is None else Path(folder)
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self._signal: int | None = None
+        self._random_state: dict[str, Any] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the folder, the same on all processes, and make it before hours have gone by."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.folder is None:
+            self.folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"checkpoints cannot be written to {self.folder}: {error}; choose another folder") from error
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over signals, and go on with the random numbers of the checkpoint."""
+        if self._random_state is not None:
+            _set_random_state(self._random_state)
+            self._random_state = None
+        self._signal = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {signum: signal.signal(signum, self._note) for signum in _SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a checkpoint where one is due, and end where that was asked for."""
+        if trainer.is_last_batch:  # validation belongs to the epoch: what ends here ends after it
+            return
+        stepped = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if self._told_to_end(trainer):
+            self._end(trainer)
+        elif stepped:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do the same between two epochs."""
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs > 0
+        if self._told_to_end(trainer) and not last:
+            self._end(trainer)
+        elif last or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give signals back."""
+        self._release()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give signals back."""
+        self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generators of random numbers of this process."""
+        return {"random": _random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep that state until training starts."""
+        self._random_state = state_dict.get("random")
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._signal is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = signum
+
+    def _release(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def _told_to_end(self, trainer: L.Trainer) -> bool:
+        """Tell whether any process was told to end: all of them have to write the checkpoint together."""
+        told = self._signal is not None
+        return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
+
+    def _end(self, trainer: L.Trainer) -> None:
+        raise RunInterruptedError(self._signal or signal.SIGTERM, trainer.global_step, self._save(trainer))
+
+    def _save(self, trainer: L.Trainer) -> Path:
+        if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return Path(LAST)
+        path, temporary = self.folder / LAST, self.folder / f".{LAST}.tmp"
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            if trainer.is_global_zero:
+                # Lightning's own way is atomic within one disk alone, and leaves it to the disk when.
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            kept = f"; {path} is the one before" if path.exists() else ""
+            raise OSError(f"the checkpoint {path} cannot be written: {error}{kept}") from error
+        trainer.strategy.barrier("checkpoint")
+        return path
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the state of every generator in tensors and numbers alone: checkpoints are loaded without pickle."""
+    _, numbers, gauss = random.getstate()
+    kind: Any = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": (torch.tensor(numbers, dtype=torch.int64), gauss),
+        "numpy": (torch.from_numpy(kind[1].astype(np.int64)), *kind[2:4], float(kind[4])),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    cuda: list[Tensor] = state["cuda"]
+    if cuda and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([part.cpu() for part in cuda])
+    numbers, gauss = state["python"]
+    random.setstate((3, tuple(numbers.tolist()), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -1,0 +1,161 @@
+"""What a source holds, and what is wrong with it: every image is decoded once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from nc_finetune.data.content_hashes import Duplicate
+from nc_finetune.data.folders import SPLIT_NAMES
+from nc_finetune.data.image_data import ImageData
+from nc_finetune.data.labelled_images import BadImage
+from nc_finetune.data.sources import ImageTable
+from nc_finetune.data.transforms import open_image
+
+SMALL_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One image.
+
+    Attributes:
+        row: Its row in its table.
+        size: Width and height in pixels.
+        mode: Pillow's name of its kind of pixels, e.g. ``"RGB"``.
+        reason: Why it does not decode, where it does not.
+    """
+
+    row: int
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What was found in a source.
+
+    Attributes:
+        source: The source.
+        class_names: K names.
+        images: Images by split, as training would have them.
+        class_counts: By split, the images of each class.
+        modes: Images by Pillow's mode.
+        widths: Smallest, median and largest width in pixels.
+        heights: Likewise.
+        small: Images with a side below 32 pixels.
+        multi_label: Whether images may have several labels.
+        broken: Images that do not decode.
+        duplicates: Images that are in two splits.
+        rare_classes: Classes with fewer training images than were asked for, and how many they have.
+    """
+
+    source: str
+    class_names: tuple[str, ...]
+    images: dict[str, int]
+    class_counts: dict[str, list[int]]
+    modes: dict[str, int]
+    widths: tuple[int, int, int]
+    heights: tuple[int, int, int]
+    small: int
+    multi_label: bool
+    broken: list[BadImage]
+    duplicates: list[Duplicate]
+    rare_classes: dict[str, int]
+
+    @property
+    def faults(self) -> list[str]:
+        """What should be mended, a line for each kind; empty where all is well."""
+        return [
+            f"{len(found)} {what}"
+            for found, what in (
+                (
+                    self.broken,
+                    "images that do not decode: repair or remove them, or train with --data.on_bad_image skip",
+                ),
+                (self.duplicates, "images that are in two splits: accuracy on them says nothing"),
+                (self.rare_classes, "classes with too few training images"),
+            )
+            if found
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        return {**dataclasses.asdict(self), "faults": self.faults}
+
+
+class _Inspection(Dataset[Inspected]):
+    def __init__(self, table: ImageTable, rows: Sequence[int]) -> None:
+        self.table = table
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> Inspected:
+        row = self.rows[item]
+        try:
+            with open_image(self.table.encoded(row)) as image:
+                image.load()
+                return Inspected(row, image.size, image.mode)
+        except Exception as error:  # every codec has its own kinds
+            return Inspected(row, reason=str(error))
+
+
+def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0) -> DataReport:
+    """Decode every image of a source once, and count.
+
+    Args:
+        data: The source and its splits.
+        min_per_class: Fewer training images make a class rare.
+        num_workers: Processes that decode.
+
+    Returns:
+        What was found.
+
+    Example:
+        >>> report = check_data(ImageData("sklearn:digits"))
+        >>> report.images, report.widths, report.faults
+        ({'train': 1294, 'val': 144, 'test': 359}, (8, 8, 8), [])
+    """
+    images = {split: data.images(split) for split in SPLIT_NAMES}
+    found, broken = [], []
+    for split, rows in images.items():
+        loader = DataLoader(
+            _Inspection(rows.table, rows.indices), batch_size=64, num_workers=num_workers, collate_fn=list
+        )
+        inspected = [one for batch in loader for one in batch]
+        found += [one for one in inspected if one.reason is None]
+        broken += [
+            BadImage(split, one.row, rows.table.encoded(one.row)["path"], one.reason)
+            for one in inspected
+            if one.reason is not None
+        ]
+    counts = {split: rows.class_counts(data.num_classes) for split, rows in images.items()}
+    return DataReport(
+        source=data.source,
+        class_names=data.class_names,
+        images={split: len(rows) for split, rows in images.items()},
+        class_counts=counts,
+        modes=dict(Counter(one.mode for one in found).most_common()),
+        widths=_range([one.size[0] for one in found]),
+        heights=_range([one.size[1] for one in found]),
+        small=sum(min(one.size) < SMALL_SIDE for one in found),
+        multi_label=data.data.multi_label,
+        broken=broken,
+        duplicates=data.duplicates,
+        rare_classes={
+            name: count for name, count in zip(data.class_names, counts["train"], strict=True) if count < min_per_class
+        },
+    )
+
+
+def _range(values: list[int]) -> tuple[int, int, int]:
+    ordered = sorted(values) or [0]
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]

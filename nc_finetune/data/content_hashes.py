@@ -1,0 +1,95 @@
+"""Images by their content: which are the same file, whatever they are called and wherever they stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nc_finetune.data.sources import ImageTable
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """One image that is in two splits.
+
+    Attributes:
+        first: The split and the row of its table where it stands first.
+        second: The split and the row where it stands again.
+        same_label: Whether both have the same label.
+    """
+
+    first: tuple[str, int]
+    second: tuple[str, int]
+    same_label: bool
+
+    def __str__(self) -> str:
+        label = "" if self.same_label else ", with another label"
+        return f"row {self.first[1]} ({self.first[0]}) = row {self.second[1]} ({self.second[0]}){label}"
+
+
+def content_hash(encoded: Mapping[str, Any]) -> str:
+    """Hash the file of an image, as it is: the same picture saved twice has two hashes.
+
+    Args:
+        encoded: ``{"bytes": ..., "path": ...}``.
+
+    Returns:
+        BLAKE2b of 64 bits in hexadecimal; ``""`` where there is no image.
+    """
+    content = encoded["bytes"]
+    if content is None:
+        if encoded["path"] is None or not Path(encoded["path"]).is_file():
+            return ""
+        content = Path(encoded["path"]).read_bytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def row_hashes(table: ImageTable, rows: Sequence[int]) -> list[str]:
+    """Return the hash of each row of a table; see :func:`content_hash`."""
+    return [content_hash(table.encoded(row)) for row in rows]
+
+
+def find_duplicates(splits: Mapping[str, tuple[ImageTable, Sequence[int]]]) -> list[Duplicate]:
+    """Find images that are in more than one split.
+
+    Only files of a size that occurs in two splits are read.
+
+    Args:
+        splits: The table of each split, and its rows.
+
+    Returns:
+        A line for each row that stands in an earlier split, too.
+    """
+    sizes = {split: {row: _size(table.encoded(row)) for row in rows} for split, (table, rows) in splits.items()}
+    known: dict[str, tuple[str, int]] = {}
+    found = []
+    for split, (table, rows) in splits.items():
+        elsewhere = {size for other, group in sizes.items() if other != split for size in group.values()}
+        here = []
+        for row in rows:
+            if sizes[split][row] not in elsewhere or not (digest := content_hash(table.encoded(row))):
+                continue
+            if digest in known:
+                other, first = known[digest]
+                same = _labels(splits[other][0], first) == _labels(table, row)
+                found.append(Duplicate((other, first), (split, row), same))
+            else:
+                here.append((digest, (split, row)))
+        known.update(reversed(here))
+    return found
+
+
+def _size(encoded: Mapping[str, Any]) -> int:
+    if encoded["bytes"] is not None:
+        return len(encoded["bytes"])
+    try:
+        return Path(encoded["path"] or "").stat().st_size
+    except OSError:
+        return 0
+
+
+def _labels(table: ImageTable, row: int) -> Any:
+    return table.labels[row] if table.label_sets is None else table.label_sets[row]

@@ -1,0 +1,52 @@
+"""Tables of what is in a source of images, for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nc_finetune.data.check import DataReport
+
+_SHOWN = 20
+
+
+def print_data_report(report: DataReport, console: Console) -> None:
+    """Print counts, sizes and modes, and then every fault with its first examples.
+
+    Args:
+        report: What was found.
+        console: Where to.
+    """
+    table = Table(
+        "split", "images", "classes", "smallest class", "largest class", title=escape(report.source), box=None
+    )
+    for split, number in report.images.items():
+        counts = report.class_counts[split]
+        named = [(count, name) for count, name in zip(counts, report.class_names, strict=True) if count]
+        ends = [f"{count} ({escape(name)})" for count, name in (min(named), max(named))] if named else ["-", "-"]
+        table.add_row(split, f"{number:,}", str(len(named)), *ends)
+    console.print(table)
+    kind = "several labels an image" if report.multi_label else "one label an image"
+    console.print(f"{len(report.class_names)} classes, {kind}", highlight=False, soft_wrap=True)
+    sizes = " x ".join(f"{low}-{high} (median {middle})" for low, middle, high in (report.widths, report.heights))
+    console.print(f"pixels: {sizes}; {report.small:,} images have a side below 32", highlight=False, soft_wrap=True)
+    console.print(
+        f"modes: {', '.join(f'{mode} {number:,}' for mode, number in report.modes.items())}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _print_faults(report, console)
+
+
+def _print_faults(report: DataReport, console: Console) -> None:
+    if not report.faults:
+        console.print("no faults", style="green")
+    for line in report.faults:
+        console.print(line, style="red", highlight=False, soft_wrap=True)
+    parts = (report.broken, report.duplicates, [f"{name}: {number}" for name, number in report.rare_classes.items()])
+    for found in parts:
+        for one in found[:_SHOWN]:
+            console.print(f"  {one}", markup=False, highlight=False, soft_wrap=True)
+        if len(found) > _SHOWN:
+            console.print(f"  and {len(found) - _SHOWN} more; --out FILE lists all", highlight=False, soft_wrap=True)

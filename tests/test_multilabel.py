@@ -1,0 +1,66 @@
+"""Several labels a sample, through whole runs."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from nc_finetune import ImageClassifier
+from nc_finetune.backbones import TimmBackbone
+from nc_finetune.heads import SimplexETFHead
+from nc_finetune.losses import PickAllLabelsLoss
+from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
+
+TrainerFactory = Callable[..., L.Trainer]
+
+
+def make_tagged(number: int = 24, dtype: torch.dtype = torch.int64) -> DataLoader[Any]:
+    """Return images in which each of three tags lights up a channel; one tag or two a sample."""
+    tags = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).repeat(number // 6, 1)
+    noise = torch.rand(number, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = 0.2 * noise + 0.8 * tags[..., None, None]
+    return DataLoader(TensorDataset(images, tags.to(dtype)), batch_size=8)
+
+
+def make_model(**options: Any) -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(TimmBackbone("test_resnet", None), 3, **{"loss": PickAllLabelsLoss(), **options})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool])
+def test_tags_are_learned_and_measured(dtype: torch.dtype, tmp_path: Path, make_trainer: TrainerFactory) -> None:
+    model, loader = make_model(method=FullFinetuning(), learning_rate=3e-3), make_tagged(dtype=dtype)
+    trainer = make_trainer(max_epochs=12)
+    (before,) = trainer.validate(model, loader, verbose=False)
+    trainer.fit(model, loader, loader)
+    (after,) = trainer.test(model, loader, verbose=False)
+    assert set(after) == {"test/loss", "test/average_precision"}
+    assert after["test/average_precision"] > 0.95 > before["val/average_precision"]
+
+
+def test_checkpoints_follow_the_average_precision(tmp_path: Path, make_trainer: TrainerFactory) -> None:
+    best = ModelCheckpoint(tmp_path, monitor="val/average_precision", mode="max")
+    make_trainer(best, enable_checkpointing=True).fit(make_model(), make_tagged(), make_tagged())
+    assert 0 < float(best.best_model_score or 0) <= 1
+
+
+def test_a_fixed_head_is_turned_to_the_means_of_the_tags(make_trainer: TrainerFactory) -> None:
+    head = partial(SimplexETFHead, orientation="class_means")
+    model = make_model(head=head, method=SkipConnectionFinetuning("layer2.0"))
+    make_trainer().fit(model, make_tagged())
+    assert not model.head.awaits_class_means
+
+
+def test_one_label_a_sample_is_refused_where_several_are_meant(
+    make_loader: Callable[..., DataLoader[Any]], make_trainer: TrainerFactory
+) -> None:
+    with pytest.raises(ValueError, match=r"labels must be 0 or 1 for each class of shape \(4, 3\), got torch.int64"):
+        make_trainer().fit(make_model(), make_loader())
+    with pytest.raises(ValueError, match=r"for several labels a sample, \(8, 3\), use PickAllLabelsLoss"):
+        make_trainer().fit(make_model(loss=None), make_tagged())
