@@ -29,7 +29,7 @@ from nc_finetune.delta_file import record_base
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
-from nc_finetune.methods import FinetuningMethod, LinearProbe
+from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe
 from nc_finetune.metrics import MAIN_METRICS, check_targets, classification_metrics
 from nc_finetune.model_config import describe_model
 
@@ -209,6 +209,11 @@ class ImageClassifier(L.LightningModule):
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
         # So is the eval mode of what is frozen.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        if stage == "fit" and self.method.key_layer == AUTO:
+            raise ValueError(
+                "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer; add it"
+                " to the trainer, or name a block"
+            )
         known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if known != self.num_classes:
             raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nc_finetune.benchmark import Grid
+    from nc_finetune.benchmark.runner import Executor
 
 TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -31,6 +32,8 @@ examples:
   nc-finetune benchmark quickstart                        four methods on real digits, with a report
   nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
   nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
+  nc-finetune profile tf_efficientnet_lite0 photos --weights package     which block to tune
+  nc-finetune rank photos --backbones resnet50 vit_base_patch32_224      which backbone to take
   nc-finetune recipes                                     what there is; --copy NAME takes one home
   nc-finetune data check photos                           counts, classes, broken and doubled images
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
@@ -61,13 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--dry-run", action="store_true", help="show the plan and about how long it takes")
     benchmark.add_argument("--retry-failed", action="store_true", help="run what failed or diverged again")
     _add_trust(benchmark)
+    benchmark.add_argument("--executor", choices=("serial", "ray"), default="serial", help="where cells run")
+    benchmark.add_argument("--ray-address", metavar="HOST:PORT", help="an existing cluster (default: start one here)")
+    benchmark.add_argument("--cpus", type=float, default=1, help="of a cell, with --executor ray")
+    benchmark.add_argument("--gpus", type=float, default=0, help="of a cell, with --executor ray; shares are allowed")
     report = commands.add_parser("report", help="write one report of the finished runs of one or several benchmarks")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="what --out of a benchmark was")
     report.add_argument("--out", type=Path, help="where the report goes (default: the first DIR)")
+    _add_profile(commands.add_parser("profile", help="measure every block of a backbone, and recommend one to tune"))
+    _add_rank(commands.add_parser("rank", help="score many pre-trained backbones on some data by forward passes"))
     recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
     recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
     recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
-    _add_data(commands.add_parser("data", help="look at a source of images before training on it"))
+    _add_data_check(commands.add_parser("data", help="look at a source of images before training on it"))
     _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
     return parser
 
@@ -76,7 +85,35 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust", action="store_true", help="let the file name classes of other packages")
 
 
-def _add_data(data: argparse.ArgumentParser) -> None:
+def _add_profile(profile: argparse.ArgumentParser) -> None:
+    profile.add_argument("backbone", help="name of a timm or open_clip network")
+    _add_data(profile)
+    profile.add_argument("--weights", default="default", help="as for a recipe; default: default")
+    profile.add_argument("--method", default="SkipConnectionFinetuning", help="what the block is for")
+    profile.add_argument("--epochs", type=int, default=15, help="of the fine-tuning that the block is for")
+    profile.add_argument("--learning-rate", type=float, help="of the block (default: the method's)")
+    profile.add_argument("--no-trials", dest="trials", action="store_false", help="measure alone, recommend nothing")
+    profile.add_argument("--out", type=Path, default=Path("profile"), help="folder of profile.csv and profile.png")
+
+
+def _add_rank(rank: argparse.ArgumentParser) -> None:
+    _add_data(rank)
+    rank.add_argument("--backbones", nargs="+", required=True, metavar="NAME[=WEIGHTS]", help="what to score")
+    rank.add_argument("--by", default="probe_accuracy", help="measure to sort by: nc1, vci, cdnv, h_score, logme, ...")
+    rank.add_argument("--max-images", type=int, default=5000, metavar="N", help="of each split")
+    rank.add_argument("--results", type=Path, nargs="*", default=[], metavar="DIR", help="benchmarks to compare with")
+    rank.add_argument("--out", type=Path, default=Path("rank.csv"), help="default: rank.csv")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder of images, id of the hub, or sklearn:digits")
+    parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
+    parser.add_argument("--samples-per-class", type=int, metavar="N", help="training images (default: all)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
+    parser.add_argument("--seed", type=int, default=0, help="which images")
+
+
+def _add_data_check(data: argparse.ArgumentParser) -> None:
     check = data.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
         "check", help="decode every image; count classes, sizes and modes; find broken, doubled and rare ones"
     )
@@ -152,12 +189,14 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
+    from nc_finetune.selection import ChooseKeyLayer
     from nc_finetune.trust import untrusted
 
     class FinetuneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             """Take the number of classes from the data, write predictions, and be ready to resume."""
             parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.add_lightning_class_args(ChooseKeyLayer, "key_layer_choice")
             parser.add_lightning_class_args(ResumableRun, "run")
             parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
@@ -195,7 +234,9 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
         raise ValueError(f"{error}{hint}\nnc-finetune {command} --help lists every key") from error
 
 
-def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool, trust: bool) -> int:
+def _benchmark(
+    grid: str, out: Path | None, dry_run: bool, retry_failed: bool, trust: bool, executor: str, **cluster: Any
+) -> int:
     from rich.console import Console
 
     from nc_finetune.benchmark.grid import read_grid
@@ -212,7 +253,7 @@ def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool, t
     if dry_run:
         return _dry_run(plan, out, retry_failed, console)
     check_report_extra()
-    results = run_grid(plan, out, retry_failed=retry_failed)
+    results = run_grid(plan, out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
     for result in results:
         if result.status != "ok":
             console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)
@@ -225,12 +266,22 @@ def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool, t
     return int(failed > 0)
 
 
+def _executor(name: str, ray_address: str | None, cpus: float, gpus: float) -> Executor:
+    from nc_finetune.benchmark.runner import run_serially
+
+    if name == "serial":
+        return run_serially
+    from nc_finetune.benchmark.ray_executor import RayExecutor
+
+    return RayExecutor(ray_address, cpus=cpus, gpus=gpus)
+
+
 def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int:
     from nc_finetune.benchmark.plan import duration, plan_grid, plan_table
 
     plan = plan_grid(grid, out, retry_failed)
     console.print(plan_table(plan))
-    fits = sum(len(item.cell.method.learning_rates) for item in plan.planned)
+    fits = sum(item.cell.method.fits for item in plan.planned)
     console.print(
         f"{len(plan.cells)} cells, {len(plan.planned)} to run with {fits} fits, about {duration(plan.seconds)}"
     )
@@ -251,6 +302,66 @@ def _report(folders: list[Path], out: Path | None) -> int:
     files = write_report(results, out or folders[0], problems)
     print(f"Report: {files.page}")  # noqa: T201
     return 0
+
+
+def _profile(
+    backbone: str,
+    weights: str,
+    method: str,
+    epochs: int,
+    learning_rate: float | None,
+    trials: bool,
+    out: Path,
+    **data: Any,
+) -> int:
+    from rich.console import Console
+
+    from nc_finetune.backbones import create_backbone
+    from nc_finetune.benchmark.grid import MethodSpec
+    from nc_finetune.data import ImageData
+    from nc_finetune.files import write_atomically, write_text_atomically
+    from nc_finetune.selection import best_device, presentation, profile_backbone
+
+    images = ImageData(data.pop("source"), **data)
+    network = create_backbone(backbone, None if weights == "null" else weights).to(best_device())
+    spec = MethodSpec(method=method)
+    found = profile_backbone(
+        network, images, spec.build if trials else None, epochs=epochs, learning_rate=learning_rate
+    )
+    console = Console()
+    console.print(presentation.profile_table(found))
+    console.print(found.recommendation, markup=False, soft_wrap=True)
+    write_text_atomically(out / "profile.csv", presentation.profile_csv(found))
+    write_atomically(out / "profile.png", presentation.profile_png(found))
+    console.print(f"Profile: {out / 'profile.png'}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], out: Path, **data: Any) -> int:
+    from rich.console import Console
+
+    from nc_finetune.benchmark.results import mean_accuracies, merge_results
+    from nc_finetune.data import ImageData
+    from nc_finetune.errors import unknown_name
+    from nc_finetune.files import write_text_atomically
+    from nc_finetune.selection import backbone_scores, presentation
+
+    if by not in backbone_scores.MEASURES:
+        raise unknown_name("measure", by, backbone_scores.MEASURES)
+    measured = mean_accuracies(merge_results(results)[0]) if results else {}
+    images = ImageData(data.pop("source"), **data)
+    console = Console()
+    scores = []
+    for name, equals, weights in (word.partition("=") for word in backbones):
+        tag = None if weights == "null" else (weights if equals else "default")
+        scores.append(backbone_scores.score_backbone(name, tag, images, max_images))
+    scores = backbone_scores.ranked(scores, by)
+    console.print(presentation.rank_table(scores))
+    if measured:
+        console.print("Rank correlation with measured fine-tuning:", backbone_scores.correlations(scores, measured))
+    write_text_atomically(out, presentation.rank_csv(scores))
+    console.print(f"Scores: {out}", soft_wrap=True, markup=False)
+    return int(any(found.error for found in scores))
 
 
 def _recipes(copy: str | None, to: Path) -> int:
@@ -324,6 +435,8 @@ def _data(
 _COMMANDS: dict[str, Callable[..., int]] = {
     "benchmark": _benchmark,
     "report": _report,
+    "profile": _profile,
+    "rank": _rank,
     "recipes": _recipes,
     "export": _export,
     "data": _data,

@@ -1,4 +1,5 @@
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -283,6 +284,31 @@ def test_unknown_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "image_sise" in error
     assert "nc-finetune fit --help" in error
+
+
+def test_one_fit_runs_on_two_processes(tmp_path: Path) -> None:
+    """Lightning starts the second process from the command line of the first; both choose the same key layer."""
+    command = Path(sys.executable).with_name("nc-finetune")
+    small = [*SMALL, "--data.val_size", "60", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
+    words = [
+        "fit",
+        "digits/efficientnet_lite0_layer_ft",
+        "strategies/ddp",
+        *small,
+        *quiet,
+        "--model.method.init_args.key_layer",
+        "auto",
+    ]
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([command, *words], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "Starting with 2 processes" in finished.stdout + finished.stderr
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["global_step"] == 4  # 200 images, two batches of 32 a step
+    assert content["nc_finetune"]["method"]["init_args"]["key_layer"].startswith("layer")
 
 
 def test_predict_may_skip_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

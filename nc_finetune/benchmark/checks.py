@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -61,21 +60,23 @@ def _sizes(sizes: Sequence[int | float | None]) -> Iterator[str]:
 
 def _method(spec: MethodSpec) -> list[str]:
     problems = _attempt(lambda: spec.build(None))
-    trains = _attempt(spec.method_class) or spec.method_class().trains
-    if trains and min(spec.learning_rates, default=0) <= 0:
+    needed = not problems and spec.method_class().trains
+    if min(spec.learning_rates, default=0 if needed else 1) <= 0:
         problems.append(f"{spec.method} needs learning_rates above 0, got {spec.learning_rates}")
     return problems
 
 
-def _source(spec: DatasetSpec) -> Iterator[str]:
-    source = os.path.expandvars(spec.source)
-    if unset := re.findall(r"\$\{?(\w+)", source):
-        yield f"the data {spec.source!r} need the environment variable {unset[0]}, which is not set"
-    elif source.startswith("sklearn:") and source not in BUILT_IN:
-        yield str(unknown_name("built-in data", source, BUILT_IN))
+def _source(spec: DatasetSpec) -> list[str]:
+    if unset := _attempt(lambda: spec.location):
+        return unset
+    source = spec.location
+    if source.startswith("sklearn:") and source not in BUILT_IN:
+        return [str(unknown_name("built-in data", source, BUILT_IN))]
     # What could be an id of the hub is left to the hub.
-    elif (source.startswith((".", "~", os.sep)) or source.count("/") > 1) and not Path(source).expanduser().exists():
-        yield f"no images or tables at {spec.source!r}"
+    is_path = source.startswith((".", "~", os.sep)) or source.count("/") > 1
+    if is_path and not Path(source).expanduser().exists():
+        return [f"no images or tables at {spec.source!r}"]
+    return []
 
 
 def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
@@ -84,15 +85,12 @@ def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
     problems += _attempt(lambda: built.append(spec.build_without_memory()))
     if not built:
         return problems
-    names = built[0].block_names
     methods = [method for method in grid.methods if not _attempt(lambda method=method: method.build(None))]  # type: ignore[misc]
     listed = [spec.key_layer] if isinstance(spec.key_layer, str) else spec.key_layer or []
     for layer in dict.fromkeys(listed):
         problems += _key_layer(layer, built[0])
     for method in methods:
         problems += _layers_of_method(method, built[0])
-    if isinstance(spec.key_layer, list) and "all" in spec.key_layer:
-        problems.append(f"key_layer 'all' of {spec.name} stands alone; it means {', '.join(names)}")
     return problems
 
 

@@ -20,6 +20,7 @@ from nc_finetune.benchmark.analysis import (
 from nc_finetune.benchmark.charts import accuracy_against_cost, accuracy_against_size, learning_curves
 from nc_finetune.benchmark.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
 from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.selectors import selector_table
 from nc_finetune.benchmark.summary import (
     Row,
     Variant,
@@ -54,6 +55,11 @@ _CORRELATION_NOTE = (
     "number of samples, so that scopes with one training size say most."
 )
 _PARETO_NOTE = "Bold: nothing in the same setting is as accurate at a lower cost of this kind, or more so at no higher."
+_SELECTOR_NOTE = (
+    "Regret: points of test accuracy below the best block of the same data set, backbone, training size, method and "
+    "seed. Brute force tunes every block and takes the best on the validation split. Argmin NC1 takes the smallest "
+    "pre-trained NC1, Auto-RGN the largest relative gradient norm."
+)
 _WORST_NOTE = "Share of the test images of a class that are recognised, all seeds together; the three lowest."
 
 
@@ -272,6 +278,7 @@ def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[V
     found = (
         Section("Accuracy against NC1", correlation_table(finished), note=_CORRELATION_NOTE),
         Section("Accuracy against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
+        Section("Choice of the key layer", selector_table(finished), note=_SELECTOR_NOTE),
         Section("Worst classes", worst_table(rows, finished, labels), note=_WORST_NOTE),
     )
     yield from (section for section in found if section.table.rows)

@@ -31,6 +31,7 @@ from nc_finetune.heads import HEAD_NAMES
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 from nc_finetune.trust import check_import_path
 
+ALL = "all"  # every block, as a key layer
 # Images a class, a share of the training split, or all of it.
 TrainingSize = int | float | None
 
@@ -58,7 +59,7 @@ class BackboneSpec:
         weights: Likewise.
         key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one, ``"auto"`` the one that short
             trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent blocks.
-            A list, or ``"all"`` for every block, makes a cell of each.
+            A list makes a cell of each; ``"all"``, alone or in a list, is every block.
         model_options: Further arguments of the library's own constructor.
         options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """
@@ -75,9 +76,11 @@ class BackboneSpec:
 
     def with_each_key_layer(self) -> list[BackboneSpec]:
         """Return one specification for each key layer that is listed."""
-        layers = self.build_without_memory().block_names if self.key_layer == "all" else self.key_layer
-        if layers is None or isinstance(layers, str):
+        if self.key_layer is None or (isinstance(self.key_layer, str) and self.key_layer != ALL):
             return [self]
+        listed = [self.key_layer] if isinstance(self.key_layer, str) else self.key_layer
+        names = self.build_without_memory().block_names if ALL in listed else ()
+        layers = [layer for item in listed for layer in (names if item == ALL else (item,))]
         return [dataclasses.replace(self, key_layer=layer) for layer in layers]
 
     def build_without_memory(self) -> Backbone:
@@ -113,11 +116,23 @@ class DatasetSpec:
     label_column: str | None = None
     on_bad_image: OnBadImage = "raise"
 
+    @property
+    def location(self) -> str:
+        """The source with the variables of the environment filled in.
+
+        Raises:
+            ValueError: If one of them is not set.
+        """
+        source = os.path.expandvars(self.source)
+        if unset := re.search(r"\$\{\w+\}", source):
+            raise ValueError(f"the data set {(self.name or self.source)!r} needs {unset[0]}; export it, e.g. a folder")
+        return source
+
     def build(self, training_size: TrainingSize, seed: int, batch_size: int, num_workers: int) -> ImageData:
         """Build the data module of a training sample."""
         samples_per_class, train_share = split_size(training_size)
         return ImageData(
-            os.path.expandvars(self.source),
+            self.location,
             image_size=self.image_size,
             samples_per_class=samples_per_class,
             train_share=train_share,
@@ -157,6 +172,11 @@ class MethodSpec:
         """
         found: type[FinetuningMethod] = find_class("method", self.method, methods, FinetuningMethod, METHOD_NAMES)
         return found
+
+    @property
+    def fits(self) -> int:
+        """How many fits a cell takes."""
+        return max(len(self.learning_rates), 1)
 
     @property
     def nested(self) -> MethodSpec | None:
@@ -281,7 +301,7 @@ class Cell:
     def key_layer(self) -> str | None:
         """The one key layer of the cell."""
         layer = self.backbone.key_layer
-        if isinstance(layer, list) or layer == "all":
+        if isinstance(layer, list) or layer == ALL:
             raise ValueError(f"a cell has one key layer, got {layer!r}; Grid.cells() makes a cell of each")
         return layer
 
@@ -364,8 +384,8 @@ class Grid:
                 cache=self.cache,
             )
             for dataset, backbone, samples, seed, method, head in axes
-            if head is self.heads[0] or method.method_class().trains
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
+            if head is self.heads[0] or method.method_class().trains
         ]
 
 

@@ -124,7 +124,7 @@ def _measured_seconds(wrapped: _Hashable) -> float:
     fit = settings.epochs * batches[0] * train + (batches[0] + batches[1]) * evaluate
     # The trials of an automatic choice are bounded by the cost of one fit, and its half.
     trials = 1.5 * fit if cell.key_layer == "auto" and cell.method.takes_key_layer else 0.0
-    return len(cell.method.learning_rates) * fit + batches[2] * evaluate + trials
+    return cell.method.fits * fit + batches[2] * evaluate + trials
 
 
 def _step_seconds(cell: Cell, data: ImageData) -> tuple[float, float]:

@@ -233,3 +233,31 @@ def _read_all(folder: Path) -> tuple[list[Result], list[str]]:
         except ValueError as error:
             problems.append(str(error))
     return runs, problems
+
+
+def mean_accuracies(results: Sequence[Result]) -> dict[str, float]:
+    """Average, for each backbone, the test accuracy of its best method over seeds.
+
+    Args:
+        results: Runs on one data set.
+
+    Returns:
+        Accuracy in per cent by name of the backbone.
+
+    Raises:
+        ValueError: If the runs are of several data sets or training sizes.
+    """
+    finished = [run for run in results if run.status == "ok" and run.accuracy is not None]
+    places = {(run.dataset, run.samples_per_class, run.train_share) for run in finished}
+    if len(places) > 1:
+        raise ValueError(
+            "results to compare backbones by must be of one data set and training size, got "
+            + "; ".join(sorted(map(str, places)))
+        )
+    by_method: dict[tuple[str, str, str | None], list[float]] = {}
+    for run in finished:
+        by_method.setdefault((run.backbone, run.method, run.key_layer), []).append(run.accuracy or 0.0)
+    best: dict[str, float] = {}
+    for (backbone, _, _), accuracies in by_method.items():
+        best[backbone] = max(best.get(backbone, 0.0), sum(accuracies) / len(accuracies))
+    return best

@@ -33,6 +33,8 @@ from nc_finetune.benchmark.run_collapse import RunCollapse
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.methods import AUTO
+from nc_finetune.selection import KeyLayerChoice, best_device, choose_key_layer, simple_rules
 
 
 @dataclass
@@ -196,6 +198,23 @@ def _planned(cell: Cell) -> Result:
     )
 
 
+def _choose(cell: Cell, data: ImageData) -> KeyLayerChoice:
+    """Choose the key layer by short trials, and note what simpler rules would have chosen."""
+    backbone = cell.build_backbone().to(best_device())
+    rates = sorted(cell.method.learning_rates)
+    choice = choose_key_layer(
+        backbone,
+        data,
+        lambda layer: cell.with_key_layer(layer).build_method(),
+        cell.head.build(),
+        epochs=cell.settings.epochs,
+        learning_rate=rates[(len(rates) - 1) // 2],
+        head_learning_rate=cell.settings.head_learning_rate,
+        seed=cell.seed,
+    )
+    return replace(choice, other_rules=simple_rules(backbone, data, cell.seed))
+
+
 def _run(cell: Cell, advance: Callable[[], None]) -> Result:
     settings = cell.settings
     _reset_peak_memory()
@@ -208,6 +227,10 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
         class_names=list(data.class_names),
         provenance={**environment(), "data_fingerprint": data.fingerprint},
     )
+    if cell.key_layer == AUTO and cell.method.takes_key_layer:
+        choice = _choose(cell, data)
+        cell = cell.with_key_layer(choice.block)
+        result = replace(result, key_layer=choice.block, selection=choice.to_json())
     fit, accuracies = _fit_all(cell, data, advance)
     result = replace(result, learning_rates=accuracies, peak_memory_bytes=_peak_memory())
     if fit is None:
@@ -247,6 +270,19 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
     )
 
 
+def failed_result(cell: Cell, error: Exception) -> Result:
+    """Return the result of a cell that came to nothing.
+
+    Args:
+        cell: What was to run.
+        error: Why it did not.
+
+    Returns:
+        A result with status ``"failed"``.
+    """
+    return replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+
+
 def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
     """Run one cell: train with every candidate rate, choose on validation, test once.
 
@@ -262,7 +298,7 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
         with _quiet():
             result = _run(cell, advance)
     except Exception as error:  # a failed cell is a result, too
-        result = replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+        result = failed_result(cell, error)
     return replace(result, run_seconds=time.perf_counter() - start)
 
 
@@ -334,10 +370,10 @@ def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, cons
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("fits", total=sum(max(len(cell.method.learning_rates), 1) for cell in missing))
+        task = progress.add_task("fits", total=sum(cell.method.fits for cell in missing))
         done = 0
         for cell, result in executor(missing, partial(progress.advance, task)):
             write_result(result, folder)
-            done += max(len(cell.method.learning_rates), 1)
+            done += cell.method.fits
             named = f"{cell.method.method_class().label}, seed {cell.seed}: {result.status}"
             progress.update(task, completed=done, description=named)  # also past the fits that a failed cell left out

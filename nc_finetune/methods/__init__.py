@@ -1,6 +1,7 @@
 """Fine-tuning methods: what is trained of a backbone, and which features reach the classifier."""
 
 from nc_finetune.methods.adapters import AdapterTuning as AdapterTuning
+from nc_finetune.methods.base import AUTO as AUTO
 from nc_finetune.methods.base import FinetuningMethod as FinetuningMethod
 from nc_finetune.methods.full import FullFinetuning as FullFinetuning
 from nc_finetune.methods.layer import LayerFinetuning as LayerFinetuning

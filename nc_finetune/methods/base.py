@@ -13,6 +13,7 @@ from nc_finetune.backbones import PENULTIMATE, Backbone, Pooling
 from nc_finetune.errors import unknown_name
 
 BatchNormMode = Literal["eval", "train"]
+AUTO = "auto"  # a key layer that is still to be chosen
 
 
 class FinetuningMethod(nn.Module, ABC):
@@ -89,6 +90,10 @@ class FinetuningMethod(nn.Module, ABC):
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks whose pooled outputs :meth:`features` looks at."""
         return ()
+
+    def set_key_layer(self, layer: str) -> None:
+        """Tune another block from now on; call :meth:`freeze` afterwards."""
+        self.key_layer = layer
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each training epoch, with its number, for methods that go through phases."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.errors import unknown_name
-from nc_finetune.methods.base import BatchNormMode, FinetuningMethod
+from nc_finetune.methods.base import AUTO, BatchNormMode, FinetuningMethod
 
 
 class LayerFinetuning(FinetuningMethod):
@@ -18,7 +18,8 @@ class LayerFinetuning(FinetuningMethod):
 
     Args:
         key_layer: Name of the block, e.g. ``"layer3.0"`` or ``"blocks.6"``, or a list of adjacent ones;
-            ``backbone.block_names`` lists them. ``None`` is the middle block, ``layer3.0`` of a ResNet50.
+            ``backbone.block_names`` lists them. ``None`` is the middle block, ``layer3.0`` of a ResNet50; ``"auto"``
+            is for :class:`nc_finetune.selection.ChooseKeyLayer` to choose before the fit.
         batch_norm: Mode of the block's BatchNorm layers; see :class:`~nc_finetune.methods.FinetuningMethod`.
 
     Example:
@@ -43,7 +44,8 @@ class LayerFinetuning(FinetuningMethod):
         Raises:
             ValueError: If the blocks of a span are not adjacent.
         """
-        return named_blocks(backbone, self.key_layer or backbone.middle_block)
+        chosen = None if self.key_layer == AUTO else self.key_layer
+        return named_blocks(backbone, chosen or backbone.middle_block)
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
         """Return the first key layer, which need not be a block."""

@@ -238,6 +238,20 @@ def test_files_that_are_no_results_are_set_aside_named_and_run_again(
     assert str(path.with_suffix(".invalid")) in terminal.getvalue()
 
 
+def test_an_automatic_key_layer_is_chosen_on_validation_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    setup = ImageClassifier.setup
+    monkeypatch.setattr(ImageClassifier, "setup", lambda self, stage: (stages.append(stage), setup(self, stage))[1])
+    backbone = BackboneSpec(name="test_resnet", weights=None, key_layer="auto")
+    cell = make_cell(method="LayerFinetuning", rates=(1e-3,), backbones=[backbone])
+    result = run_cell(cell)
+    assert result.status == "ok", result.error
+    assert result.run_id == cell.run_id
+    assert result.key_layer == result.selection["block"]
+    assert set(result.selection["other_rules"]) == {"argmin NC1", "Auto-RGN", "middle block"}
+    assert stages == ["fit", "test"]
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_that_were_left_out_are_in_the_result(tmp_path: Path) -> None:
     broken = write_broken_folder(tmp_path / "pets", 40)

@@ -1,0 +1,100 @@
+"""Penultimate features of data, and a linear probe on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.data import ImageData
+from nc_finetune.methods import FinetuningMethod
+
+_PROBE_STEPS = 50
+
+
+def subset_batches(data: ImageData, split: str, number: int | None = None, seed: int = 0) -> DataLoader[Any]:
+    """Return batches of some images of a split, drawn at random, without augmentation.
+
+    Args:
+        data: Where the images come from.
+        split: ``"train"`` or ``"val"``.
+        number: How many images; ``None`` is all.
+        seed: Which of them.
+
+    Returns:
+        A loader of ``(images, labels)``.
+    """
+    images: Dataset[tuple[Tensor, int]] = data.eval_dataloader(split).dataset
+    total = len(images)  # type: ignore[arg-type]
+    if number is not None and number < total:
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        images = Subset(images, sorted(order[:number].tolist()))
+    return DataLoader(images, batch_size=data.batch_size, num_workers=data.num_workers)
+
+
+@torch.no_grad()
+def method_features(
+    method: FinetuningMethod, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return what a classifier would see of the images, in eval mode.
+
+    Args:
+        method: Decides which features reach the classifier.
+        backbone: The network.
+        batches: Images and labels.
+
+    Returns:
+        Features ``(N, D)`` and labels ``(N,)``.
+    """
+    device = next(backbone.parameters()).device
+    backbone.eval()
+    method.eval()
+    found = [(method.features(backbone, images.to(device)).float(), labels.to(device)) for images, labels in batches]
+    return torch.cat([part for part, _ in found]), torch.cat([part for _, part in found])
+
+
+def fit_probe(features: Tensor, labels: Tensor, num_classes: int, weight_decay: float = 1e-2) -> nn.Linear:
+    """Fit a linear classifier by L-BFGS: multinomial logistic regression with a penalty on the weights.
+
+    Features are standardised for the fit, and the scales folded into the weights, so that one penalty fits all
+    backbones. It is deterministic.
+
+    Args:
+        features: Shape ``(N, D)``.
+        labels: Shape ``(N,)``.
+        num_classes: K.
+        weight_decay: Factor of half the squared norm of the weights.
+
+    Returns:
+        The classifier, on the device of the features.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 5.0], [1.0, 5.0], [4.0, 5.0], [5.0, 5.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> fit_probe(features, labels, 2)(features).argmax(1).tolist()
+        [0, 0, 1, 1]
+    """
+    mean, scale = features.mean(0), features.std(0, unbiased=False)
+    scale = torch.where(scale > 1e-6 * (1 + mean.abs()), scale, torch.ones_like(scale))
+    inputs = ((features - mean) / scale).detach()
+    weight = torch.zeros(num_classes, inputs.shape[1], device=inputs.device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=inputs.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, labels) + weight_decay / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    probe = nn.Linear(inputs.shape[1], num_classes, device=inputs.device)
+    with torch.no_grad():
+        probe.weight.copy_(weight / scale)
+        probe.bias.copy_(bias - (weight / scale) @ mean)
+    return probe

@@ -1,0 +1,143 @@
+"""Which block to tune: short measured trials, successively halved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.data import ImageData
+from nc_finetune.methods import FinetuningMethod, LayerFinetuning
+from nc_finetune.selection.block_trial import BlockTrial
+from nc_finetune.selection.features import method_features, subset_batches
+from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
+
+# Of the steps of one fine-tuning; with validation and the probes about 1.3 times its cost.
+_BUDGET = 1
+_CANDIDATES = 6
+
+
+@dataclass(frozen=True)
+class KeyLayerChoice:
+    """The chosen block, and how it was chosen.
+
+    Attributes:
+        block: Its name.
+        rungs: The rounds of trials.
+        seconds: What they took.
+        other_rules: What simpler rules would have chosen, by rule, where that was asked for.
+    """
+
+    block: str
+    rungs: list[Rung]
+    seconds: float
+    other_rules: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """The choice in words."""
+        last = self.rungs[-1]
+        found = last.measured[self.block]
+        others = len(self.rungs[0].measured)
+        return (
+            f"{self.block} recognised {100 * found.accuracy:.1f} % of {found.images} validation images after"
+            f" {last.steps} steps, NC1 {found.nc1:.3g}: the best of {others} blocks in {len(self.rungs)} rounds of"
+            f" trials ({self.seconds:.0f} s)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a result keeps: by round, steps and by block accuracy in per cent and NC1."""
+        rounds = [
+            {
+                "steps": rung.steps,
+                "blocks": {
+                    name: [round(100 * found.accuracy, 2), round(found.nc1, 5)] for name, found in rung.measured.items()
+                },
+            }
+            for rung in self.rungs
+        ]
+        return {"block": self.block, "seconds": self.seconds, "rounds": rounds, "other_rules": self.other_rules}
+
+
+def choose_key_layer(
+    backbone: Backbone,
+    data: ImageData,
+    make_method: Callable[[str], FinetuningMethod] = LayerFinetuning,
+    head: Callable[[int, int], nn.Module] = nn.Linear,
+    *,
+    epochs: int = 15,
+    learning_rate: float | None = None,
+    head_learning_rate: float = 1e-3,
+    blocks: Sequence[str] | None = None,
+    seed: int = 0,
+) -> KeyLayerChoice:
+    """Choose the block to tune by short trials on the training split, judged on the validation split.
+
+    Up to six evenly spaced blocks are tuned for a few steps each, the better half for some more, and so on; a trial
+    is judged by :func:`~nc_finetune.selection.halving.score`, accuracy with NC1 as a second witness. The smallest
+    pre-trained NC1 alone may point at the worst block. All trials together take as many training steps as one
+    fine-tuning; the test split is not touched, and the backbone is left as it was.
+
+    Args:
+        backbone: The pre-trained network, on the device to compute on.
+        data: Train and validation split.
+        make_method: From a block to the method that tunes it.
+        head: Builds the head.
+        epochs: Passes of the fine-tuning that the choice is for.
+        learning_rate: Rate of the block; ``None`` is the method's default.
+        head_learning_rate: Rate of the head.
+        blocks: Those to choose from; ``None`` takes up to six of those that the method can tune.
+        seed: Of batches and validation images.
+
+    Returns:
+        The choice with its reason.
+
+    Raises:
+        ValueError: If the method can tune none of the blocks.
+
+    Source:
+        The trials: Jamieson & Talwalkar 2016, arXiv:1502.07943.
+    """
+    start = time.perf_counter()
+
+    def begin(block: str) -> BlockTrial:
+        method = make_method(block)
+        rate = learning_rate or method.default_learning_rate or head_learning_rate
+        return BlockTrial(
+            backbone,
+            data,
+            method,
+            head,
+            learning_rate=rate,
+            head_learning_rate=head_learning_rate,
+            seed=seed,
+        )
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        candidates = spread_out(_tunable(backbone, data, make_method), _CANDIDATES) if blocks is None else blocks
+        if not candidates:
+            raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
+        batches = -(-len(data.train_set) // data.batch_size)
+        rungs = successive_halving(candidates, begin, _BUDGET * epochs * batches)
+    return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
+
+
+def _tunable(backbone: Backbone, data: ImageData, make_method: Callable[[str], FinetuningMethod]) -> list[str]:
+    """Leave out blocks without parameters, and those too wide for a skip to the classifier."""
+    batch = [next(iter(subset_batches(data, "train", 2)))]
+    found = []
+    for block in backbone.block_names:
+        method = make_method(block)
+        try:
+            method.tuned_modules(backbone)
+            method_features(method, backbone, batch)
+        except ValueError:
+            continue
+        found.append(block)
+    return found

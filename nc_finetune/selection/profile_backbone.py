@@ -1,0 +1,47 @@
+"""Everything about the blocks of a backbone on some data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.data import ImageData
+from nc_finetune.methods import FinetuningMethod
+from nc_finetune.selection.key_layer import choose_key_layer
+from nc_finetune.selection.presentation import Profile
+from nc_finetune.selection.profile import block_costs, law_of, measure_blocks
+from nc_finetune.selection.rules import simple_rules
+
+
+def profile_backbone(
+    backbone: Backbone,
+    data: ImageData,
+    make_method: Callable[[str], FinetuningMethod] | None = None,
+    *,
+    epochs: int = 15,
+    learning_rate: float | None = None,
+) -> Profile:
+    """Measure every block, count its costs, and choose one by short trials.
+
+    Args:
+        backbone: The pre-trained network, on the device to compute on.
+        data: Train and validation split; the test split is not touched.
+        make_method: From a block to the method that is to tune it; ``None`` runs no trials.
+        epochs: Passes of the fine-tuning that the block is for.
+        learning_rate: Rate of the block; ``None`` is the method's default.
+
+    Returns:
+        The profile.
+    """
+    measures = measure_blocks(backbone, data)
+    choice = None
+    if make_method is not None:
+        choice = choose_key_layer(backbone, data, make_method, epochs=epochs, learning_rate=learning_rate)
+    return Profile(
+        backbone=backbone.name,
+        measures=measures,
+        costs=block_costs(backbone, data),
+        law=law_of(measures),
+        choice=choice,
+        other_rules=simple_rules(backbone, data),
+    )

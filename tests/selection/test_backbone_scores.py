@@ -1,0 +1,78 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from nc_finetune.data import ImageData
+from nc_finetune.functional import h_score
+from nc_finetune.selection.backbone_scores import BackboneScores, correlations, ranked, score_backbone, score_features
+from nc_finetune.selection.logme import logme
+from nc_finetune.selection.presentation import rank_csv, rank_table
+
+
+def slow_evidence(features: np.ndarray[Any, Any], target: np.ndarray[Any, Any], alpha: float, beta: float) -> float:
+    """Log density of the target under N(0, F F^T / alpha + I / beta)."""
+    covariance = features @ features.T / alpha + np.eye(len(features)) / beta
+    _, logdet = np.linalg.slogdet(covariance)
+    return float(-0.5 * (target @ np.linalg.solve(covariance, target) + logdet + len(target) * math.log(2 * math.pi)))
+
+
+@pytest.mark.parametrize(("samples", "width"), [(40, 3), (12, 30)])
+def test_logme_is_the_maximum_of_the_evidence(samples: int, width: int) -> None:
+    chance = np.random.default_rng(samples)
+    features, labels = chance.normal(size=(samples, width)), chance.integers(0, 2, samples)
+    features[:, 0] += 2 * labels
+    grid = np.logspace(-4, 4, 81)
+    best = [
+        max(slow_evidence(features, (labels == label).astype(float), a, b) for a in grid for b in grid)
+        for label in range(2)
+    ]
+    ours = logme(torch.tensor(features), torch.tensor(labels), 2)
+    assert ours == pytest.approx(np.mean(best) / samples, abs=3e-3)
+
+
+def test_logme_needs_samples() -> None:
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        logme(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), 2)
+
+
+def test_better_features_score_better_on_every_measure() -> None:
+    pixels, labels = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
+    good, bad = (
+        pixels.float(),
+        pixels.float() + 12 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)),
+    )
+    scores = []
+    for name, features in (("bad", bad), ("good", good)):
+        found = score_features((features[:900], labels[:900]), (features[900:], labels[900:]), 10)
+        scores.append(BackboneScores(name=name, weights=None, **found))  # type: ignore[arg-type]
+    for measure in ("nc1", "vci", "cdnv", "h_score", "logme", "ncc_accuracy", "probe_accuracy"):
+        assert [found.name for found in ranked(scores, measure)] == ["good", "bad"]
+
+
+def test_measures_are_those_of_the_functional_room() -> None:
+    features, labels = torch.randn(60, 4), torch.arange(60) % 3
+    found = score_features((features, labels), (features, labels), 3)
+    assert found["h_score"] == h_score(features, labels, 3).item()
+
+
+def test_a_backbone_that_cannot_be_had_is_a_result_with_its_error(data: ImageData) -> None:
+    found = score_backbone("resnet999", None, data)
+    assert "unknown timm backbone 'resnet999'" in (found.error or "")
+    assert ranked([found, score_backbone("test_resnet", None, data)])[-1] is found
+
+
+def test_scores_are_tabulated_and_written(data: ImageData) -> None:
+    scores = [score_backbone(name, None, data) for name in ("test_resnet", "test_vit", "nothing")]
+    assert rank_table(scores).row_count == 3
+    assert rank_csv(scores).splitlines()[1].startswith("test_resnet,,")
+
+
+def test_correlations_have_the_sign_by_which_higher_is_better() -> None:
+    scores = [BackboneScores(name=str(i), weights=None, nc1=4.0 - i, h_score=float(i)) for i in range(4)]
+    found = correlations(scores, {str(i): 80.0 + i for i in range(4)})
+    assert found == {"nc1": 1.0, "h_score": 1.0}
+    assert correlations(scores[:2], {"0": 1.0, "1": 2.0}) == {}

@@ -1,0 +1,75 @@
+import random
+
+import pytest
+
+from nc_finetune.selection.halving import Measurement, best_of, score, spread_out, successive_halving
+
+
+class FakeTrial:
+    def __init__(self, quality: float, log: list[int]) -> None:
+        self.quality = quality
+        self.log = log
+
+    def advance(self, steps: int) -> Measurement:
+        self.log.append(steps)
+        return Measurement(self.quality, 1.0 / self.quality, 1000)
+
+
+def test_the_best_wins_within_the_budget() -> None:
+    log: list[int] = []
+    qualities = {name: 0.1 + 0.1 * place for place, name in enumerate("abcdefgh")}
+    rungs = successive_halving(list(qualities), lambda name: FakeTrial(qualities[name], log), steps=240)
+    assert best_of(rungs[-1]) == "h"
+    assert [len(rung.measured) for rung in rungs] == [8, 4, 2]
+    assert [rung.steps for rung in rungs] == [10, 30, 70]
+    assert sum(log) == 240
+
+
+def test_a_single_candidate_is_the_choice() -> None:
+    rungs = successive_halving(["a"], lambda _: FakeTrial(0.5, []), steps=4)
+    assert best_of(rungs[-1]) == "a"
+
+
+def test_no_candidate_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one candidate"):
+        successive_halving([], lambda _: FakeTrial(0.5, []), steps=4)
+
+
+def measured(images: int, accuracies: list[float], nc1s: list[float]) -> dict[str, Measurement]:
+    pairs = zip(accuracies, nc1s, strict=True)
+    return {str(place): Measurement(accuracy, nc1, images) for place, (accuracy, nc1) in enumerate(pairs)}
+
+
+def test_with_many_images_the_accuracy_decides() -> None:
+    found = score(measured(10**7, [0.70, 0.71, 0.74, 0.72], [1.0, 8.0, 2.0, 4.0]))
+    assert max(found, key=found.__getitem__) == "2"
+    assert found["2"] == pytest.approx(0.74, abs=0.002)
+
+
+def test_with_few_images_nc1_decides_between_equal_accuracies() -> None:
+    found = score(measured(20, [0.5, 0.6, 0.7, 0.7], [8.0, 4.0, 2.0, 1.0]))
+    assert found["3"] > found["2"] > found["1"] > found["0"]
+
+
+def test_undefined_nc1_leaves_the_accuracy() -> None:
+    assert score(measured(50, [0.5, 0.6], [float("nan"), 1.0])) == {"0": 0.5, "1": 0.6}
+
+
+def test_nc1_as_a_second_witness_finds_better_candidates_than_accuracy_alone() -> None:
+    chance = random.Random(0)  # noqa: S311
+    regret = {"accuracy": 0.0, "score": 0.0}
+    for _ in range(300):
+        truth = [chance.uniform(0.7, 0.8) for _ in range(6)]
+        seen = [sum(chance.random() < share for _ in range(100)) / 100 for share in truth]
+        nc1s = [2.718 ** (-20 * (share - 0.75) + chance.gauss(0, 0.3)) for share in truth]
+        found = measured(100, seen, nc1s)
+        for rule, values in (("accuracy", dict(zip(found, seen, strict=True))), ("score", score(found))):
+            regret[rule] += max(truth) - truth[int(max(values, key=values.__getitem__))]
+    assert regret["score"] < 0.8 * regret["accuracy"]
+
+
+def test_names_are_spread_with_both_ends() -> None:
+    names = [str(number) for number in range(16)]
+    assert spread_out(names, 6) == ["0", "3", "6", "9", "12", "15"]
+    assert spread_out(names, 1) == ["7"]
+    assert spread_out(names, 99) == names

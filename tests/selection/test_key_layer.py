@@ -1,0 +1,114 @@
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from nc_finetune import ImageClassifier, load_delta, save_delta
+from nc_finetune.backbones import Backbone, weights_hash
+from nc_finetune.data import ImageData
+from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SkipConnectionFinetuning
+from nc_finetune.selection import ChooseKeyLayer, choose_key_layer
+from nc_finetune.selection.block_trial import BlockTrial
+
+
+def test_trials_leave_the_backbone_as_it_was(backbone: Backbone, data: ImageData) -> None:
+    before = weights_hash(backbone.model)
+    choice = choose_key_layer(backbone, data, LayerFinetuning, epochs=2)
+    assert weights_hash(backbone.model) == before
+    assert choice.block in backbone.block_names
+    assert choice.block in choice.reason
+
+
+def test_the_same_seed_chooses_the_same(backbone: Backbone, data: ImageData) -> None:
+    rungs = [choose_key_layer(backbone, data, SkipConnectionFinetuning, epochs=2).rungs for _ in range(2)]
+    assert rungs[0] == rungs[1]
+
+
+def test_random_generators_are_left_alone(backbone: Backbone, data: ImageData) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    choose_key_layer(backbone, data, LayerFinetuning, epochs=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_trial_goes_on_from_where_it_was(backbone: Backbone, data: ImageData) -> None:
+    split, whole = (BlockTrial(backbone, data, LayerFinetuning("layer3.0"), learning_rate=1e-2) for _ in range(2))
+    split.advance(1)
+    kept = {name: value.clone() for name, value in split._kept.items()}
+    whole.advance(1)
+    assert all(torch.equal(value, whole._kept[name]) for name, value in kept.items())
+    split.advance(2)
+    assert any(not torch.equal(value, split._kept[name]) for name, value in kept.items())
+
+
+def test_the_only_block_that_can_learn_is_found(backbone: Backbone, data: ImageData) -> None:
+    """The first block alone sees the images; the others see nothing but their biases."""
+    for name in backbone.block_names[1:]:
+        for part in backbone.get_layer(name).modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.zeros_(part.weight)
+                part.weight.register_hook(torch.zeros_like)
+    choice = choose_key_layer(backbone, data, LayerFinetuning, epochs=10, learning_rate=1e-2)
+    assert choice.block == "layer1.0"
+
+
+def test_blocks_too_wide_for_a_skip_are_left_out(data: ImageData) -> None:
+    backbone = ImageClassifier("tf_efficientnet_lite0", 10, weights=None).backbone
+    narrow = backbone.num_features
+    backbone.num_features = 40
+    try:
+        from nc_finetune.selection.key_layer import _tunable
+
+        assert set(_tunable(backbone, data, SkipConnectionFinetuning)) < set(backbone.block_names)
+    finally:
+        backbone.num_features = narrow
+
+
+def make_trainer(*callbacks: L.Callback) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_auto_is_replaced_before_the_fit(nested: bool, data: ImageData, tmp_path: object) -> None:
+    inner = SkipConnectionFinetuning("auto")
+    model = ImageClassifier("test_resnet", 10, weights=None, method=ProbeFirst(inner, 1) if nested else inner)
+    callback = ChooseKeyLayer()
+    make_trainer(callback).fit(model, datamodule=data)
+    assert callback.choice is not None
+    block = callback.choice.block
+    assert model.method.key_layer == inner.key_layer == block
+    tuned = {name for name, value in model.backbone.model.named_parameters() if value.requires_grad}
+    assert tuned
+    assert all(name.startswith(block) for name in tuned)
+
+
+def test_a_delta_of_a_chosen_block_is_built_again(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = ImageClassifier("test_resnet", 10, weights=None, method=SkipConnectionFinetuning("auto"))
+    make_trainer(ChooseKeyLayer()).fit(model, datamodule=data)
+    path = tmp_path_factory.mktemp("delta") / "delta.safetensors"
+    save_delta(model, path)
+    fresh = ImageClassifier("test_resnet", 10, weights=None, method=SkipConnectionFinetuning(model.method.key_layer))
+    fresh.backbone.load_state_dict(model.backbone.state_dict())
+    assert load_delta(path, fresh) is fresh
+
+
+def test_auto_without_the_callback_is_refused(data: ImageData) -> None:
+    model = ImageClassifier("test_resnet", 10, weights=None, method=LayerFinetuning("auto"))
+    with pytest.raises(ValueError, match="ChooseKeyLayer; add it to the trainer"):
+        make_trainer().fit(model, datamodule=data)
+
+
+def test_the_callback_leaves_other_methods_alone(data: ImageData) -> None:
+    model = ImageClassifier("test_resnet", 10, weights=None, method=FullFinetuning())
+    callback = ChooseKeyLayer()
+    make_trainer(callback).fit(model, datamodule=data)
+    assert callback.choice is None
