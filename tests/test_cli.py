@@ -319,3 +319,12 @@ def test_predict_may_skip_broken_images(tmp_path: Path, capsys: pytest.CaptureFi
     assert "Skipped 1 images: aa.png" in capsys.readouterr().err
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert [row["file"] for row in rows] == ["a.png", "b.png", "inner/c.png"]
+
+
+def test_a_recipe_takes_the_prefix_cache_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = ["--trainer.callbacks+=nc_finetune.callbacks.PrefixCache", "--trainer.callbacks.folder", str(tmp_path)]
+    small = [*SMALL, "--model.method.init_args.key_layer", "layer2.0", "--data.samples_per_class", "2"]
+    words = ["fit", "digits/efficientnet_lite0_scl_ft", *cache, *small, "--trainer.max_epochs", "1", *QUIET]
+    assert main([*words, "--data.val_size", "20", "--data.pixel_cache", str(tmp_path / "pixels")]) == 0
+    assert len(list(tmp_path.glob("*-1of1"))) == 2
+    assert len(list((tmp_path / "pixels").iterdir())) == 1

@@ -142,7 +142,7 @@ class SplitBackbone:
                 parts = features(blanks)
         except Exception as error:  # plain code between the modules refuses a blank in its own way
             raise SplitError(f"{self.backbone.name!r} does not run from {self.cut!r} on: {error}") from error
-        if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-5, atol=1e-6):
+        if whole.shape != parts.shape or not _agree(whole, parts):
             raise SplitError(f"what follows {self.cut!r} in {self.backbone.name!r} needs more than its input")
         return torch.equal(whole, parts)
 
@@ -203,3 +203,13 @@ def _samples_axis(few: Sequence[int], more: Sequence[int], cut: str) -> int:
     if len(grown) != 1 or sum(a != b for a, b in zip(few, more, strict=True)) != 1:
         raise SplitError(f"no dimension of what {cut!r} sees, {tuple(few)} for two images, is that of the samples")
     return grown[0]
+
+
+def _agree(whole: Tensor, parts: Tensor) -> bool:
+    """Tell rounding from what is missing; a blank that got through makes everything nan, so this may be generous."""
+    device = whole.device.type
+    half = torch.is_autocast_enabled(device) or torch.finfo(whole.dtype).bits < 32
+    # Accelerators choose among kernels, some with shorter floats inside.
+    tolerance = 5e-2 if half else 1e-5 if device == "cpu" else 1e-3
+    scale = float(whole.float().square().mean().sqrt())
+    return torch.allclose(whole.float(), parts.float(), rtol=tolerance, atol=tolerance * scale)

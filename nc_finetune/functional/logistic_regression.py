@@ -28,7 +28,13 @@ class LinearFit:
 
 
 def logistic_path(
-    features: Tensor, labels: Tensor, num_classes: int, l2: Sequence[float], *, max_iterations: int = 200
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: Sequence[float],
+    *,
+    max_iterations: int = 200,
+    tolerance: float = 3e-4,
 ) -> list[LinearFit]:
     """Fit linear classifiers by L-BFGS, each from where the one before it ended.
 
@@ -42,6 +48,8 @@ def logistic_path(
         num_classes: K.
         l2: Penalties, above 0, in any order.
         max_iterations: Of each fit.
+        tolerance: A fit ends where no entry of the gradient is larger, along principal axes in units in which each is
+            about equally steep: the objective is then within about half the sum of squares of these of its minimum.
 
     Returns:
         One fit for each penalty, from the strongest to the weakest, in the dtype of the features.
@@ -62,29 +70,49 @@ def logistic_path(
         raise ValueError(f"l2 must hold penalties above 0, got {list(l2)}")
     if not features.isfinite().all():
         raise ValueError("features must be finite; look for broken images, or a network that diverged")
-    # Without a mean, and of size 1, they are better conditioned; the bias is free, so nothing else changes.
+    limits = (max_iterations, tolerance)
     mean = features.mean(0)
     centred = features - mean
     scale = centred.square().mean().sqrt().clamp(min=torch.finfo(features.dtype).tiny)
-    centred = centred / scale
-    parameters = torch.zeros(num_classes, features.shape[1] + 1, dtype=features.dtype, device=features.device)
+    basis, coordinates, spread = _principal_axes(centred / scale)
+    weight, bias = features.new_zeros(num_classes, len(spread)), features.new_zeros(num_classes)
     path = []
     for penalty in sorted(l2, reverse=True):
-        parameters, loss = _minimise(centred, labels, penalty, parameters, max_iterations)
-        weight = parameters[:, :-1] / scale
-        path.append(LinearFit(penalty, weight, parameters[:, -1] - weight @ mean, loss))
+        # About the curvature along each axis: in these units every direction is equally steep.
+        steepness = (spread / 2 + penalty).sqrt()
+        start = torch.cat([weight * steepness, bias[:, None]], dim=1)
+        solved, loss = _minimise(coordinates / steepness, labels, penalty / steepness.square(), start, limits)
+        weight, bias = solved[:, :-1] / steepness, solved[:, -1]
+        full = weight @ basis.T / scale
+        path.append(LinearFit(penalty, full, bias - full @ mean, loss))
     return path
+
+
+def _principal_axes(centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an orthonormal basis of the features, their coordinates in it, and their mean square along each axis."""
+    wide = centred.shape[1] > len(centred)
+    gram = (centred @ centred.T if wide else centred.T @ centred).double() / len(centred)
+    squares, axes = torch.linalg.eigh(gram)
+    kept = squares > squares[-1] * torch.finfo(centred.dtype).eps
+    squares, axes = squares[kept].to(centred.dtype), axes[:, kept].to(centred.dtype)
+    if wide:
+        axes = centred.T @ axes / (squares * len(centred)).sqrt()
+    return axes, centred @ axes, squares
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _minimise(features: Tensor, labels: Tensor, l2: float, start: Tensor, max_iterations: int) -> tuple[Tensor, float]:
+def _minimise(
+    features: Tensor, labels: Tensor, penalties: Tensor, start: Tensor, limits: tuple[int, float]
+) -> tuple[Tensor, float]:
     parameters = start.clone().requires_grad_()
+    iterations, tolerance = limits
     solver = torch.optim.LBFGS(
         [parameters],
-        max_iter=max_iterations,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
+        max_iter=iterations,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-12,
+        history_size=10,
         line_search_fn="strong_wolfe",
     )
 
@@ -93,7 +121,7 @@ def _minimise(features: Tensor, labels: Tensor, l2: float, start: Tensor, max_it
 
     def objective() -> Tensor:
         solver.zero_grad()
-        loss = cross_entropy() + l2 / 2 * parameters[:, :-1].square().sum()
+        loss = cross_entropy() + (penalties * parameters[:, :-1].square()).sum() / 2
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,3 +361,14 @@ def test_a_run_that_stopped_within_an_epoch_goes_on_there(make_trainer: TrainerF
     assert len(rest) == 4
     # The schedule ends elsewhere, the images are the same: compare the first loss, before any step at another rate.
     assert rest[0] == pytest.approx(whole[3], rel=1e-2)
+
+
+def test_mixed_precision_comes_out_the_same(fit: Callable[..., Losses]) -> None:
+    plain, kept = (fit(make_model(), *caches, precision="bf16-mixed").train for caches in ([], [PrefixCache()]))
+    assert kept == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_fused_optimizer_comes_out_the_same(fit: Callable[..., Losses]) -> None:
+    fused = partial(torch.optim.AdamW, fused=True)
+    plain, kept = (fit(make_model(optimizer=fused), *caches).train for caches in ([], [PrefixCache()]))
+    assert kept == plain

@@ -19,7 +19,7 @@ def samples() -> tuple[Tensor, Tensor]:
 def test_path_is_that_of_scikit_learn(samples: tuple[Tensor, Tensor]) -> None:
     features, labels = samples
     scale = float((features - features.mean(0)).square().mean().sqrt())
-    for fit in logistic_path(features, labels, 3, [1e-1, 1e-3], max_iterations=1000):
+    for fit in logistic_path(features, labels, 3, [1e-1, 1e-3], max_iterations=1000, tolerance=1e-9):
         theirs = LogisticRegression(C=1 / (60 * fit.l2 * scale**2), tol=1e-10, max_iter=10000)
         theirs.fit((features - features.mean(0)).numpy(), labels.numpy())
         np.testing.assert_allclose(fit.weight.numpy(), theirs.coef_, atol=1e-5)
@@ -27,8 +27,11 @@ def test_path_is_that_of_scikit_learn(samples: tuple[Tensor, Tensor]) -> None:
 
 def test_scale_and_offset_of_the_features_do_not_matter(samples: tuple[Tensor, Tensor]) -> None:
     features, labels = samples
-    (plain,), (moved,) = (logistic_path(values, labels, 3, [1e-2]) for values in (features, 1e3 * features - 7))
-    logits = [values @ fit.weight.T + fit.bias for values, fit in ((features, plain), (1e3 * features - 7, moved))]
+    two = (features, 1e3 * features - 7)
+    (plain,), (moved,) = (
+        logistic_path(values, labels, 3, [1e-2], tolerance=1e-8) for values in (features, 1e3 * features - 7)
+    )
+    logits = [values @ fit.weight.T + fit.bias for values, fit in zip(two, (plain, moved), strict=True)]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
