@@ -22,7 +22,7 @@ from PIL import Image
 
 from nc_finetune import ImageClassifier, ImageData
 
-SIDE = 160
+SIDE = 128
 
 
 def jpeg(seed: int) -> bytes:
@@ -50,7 +50,7 @@ def make_folder(folder: Path, number: int, share: float) -> set[str]:
 
 
 def load(folder: Path, way: str, workers: int) -> ImageData:
-    data = ImageData(str(folder), image_size=96, on_bad_image=way, num_workers=workers, batch_size=64)  # type: ignore[arg-type]
+    data = ImageData(str(folder), image_size=64, on_bad_image=way, num_workers=workers, batch_size=64)  # type: ignore[arg-type]
     _ = data.train_set
     return data
 
@@ -91,7 +91,7 @@ def main() -> None:
     known = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         clean, messy = Path(name, "clean"), Path(name, "messy")
-        make_folder(clean, min(known.images, 4000), 0)
+        make_folder(clean, min(known.images, 1000), 0)
         print(
             f"cost of skip over raise, {known.workers} workers: {overhead(clean, known.workers, known.passes):+.2f} %"
         )
