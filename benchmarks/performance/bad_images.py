@@ -3,7 +3,7 @@
     python benchmarks/performance/bad_images.py [--images 20000] [--share 0.01] [--workers 0]
 
 Small images (96 pixels), beside which the cost is large. Cost: passes over a folder without broken images, with
-`on_bad_image` "raise" and "skip" in turn; the median of the ratios of neighbours, since the machine's speed drifts. Then
+`on_bad_image` "raise" and "skip" in turn; the median of the ratios of neighbours, since the speed drifts. Then
 a linear probe is fitted with `skip` on the messy folder.
 """
 
