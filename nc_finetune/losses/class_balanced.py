@@ -40,6 +40,11 @@ class ClassBalanced(nn.Module):
         if self.loss.weight is not None:
             raise ValueError("the loss has class weights already; leave weight out where the data give them")
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether labels are vectors of 0 and 1: what the loss inside says."""
+        return bool(getattr(self.loss, "multilabel", False))
+
     def use_class_counts(self, counts: Sequence[int]) -> None:
         """Set the weights.
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from made_up_images import make_rows, write_images, write_parquet
 
+from nc_finetune import ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.losses import ClassBalanced, PickAllLabelsLoss
 
 
 @pytest.fixture
@@ -205,3 +207,14 @@ def test_counts_of_several_labels(photos: str) -> None:
     data = ImageData(photos, image_size=8, test_size=10, val_size=10)
     assert data.class_counts == [4, 12, 8]
     assert data.data.multi_label
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_several_labels_go_through_a_fit(photos: str, make_trainer: Any, balanced: bool) -> None:
+    data = ImageData(photos, image_size=32, test_size=10, val_size=10)
+    loss = ClassBalanced(PickAllLabelsLoss()) if balanced else PickAllLabelsLoss()
+    model = ImageClassifier("test_resnet", 3, weights=None, loss=loss)
+    trainer = make_trainer()
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["val/loss"].isfinite()
+    assert 0 <= trainer.callback_metrics["val/average_precision"] <= 1
