@@ -29,7 +29,7 @@ from nc_finetune.delta_file import record_base
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
-from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe
+from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, parameter_groups
 from nc_finetune.metrics import MAIN_METRICS, check_targets, classification_metrics
 from nc_finetune.model_config import describe_model
 
@@ -319,30 +319,14 @@ class ImageClassifier(L.LightningModule):
         return [part.training for part in self.backbone.modules()]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        parts = (self.head, self.method, self.loss)  # a skip or a loss may learn, too, e.g. a temperature
-        head = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-        if not (tuned or head):
-            raise ValueError(
-                f"there is nothing to train: the head has no parameters, and {self.method.label} tunes nothing else;"
-                " choose another method"
-            )
-        key = {
-            id(p) for name in self.method.key_layers(self.backbone) for p in self.backbone.get_layer(name).parameters()
-        }
-        block = [parameter for parameter in tuned if id(parameter) in key]
-        rest = [parameter for parameter in tuned if id(parameter) not in key]
-        parts_by_name = {"head": head, "block": block, "backbone": rest}
-        rates = self._learning_rates(bool(tuned), bool(block))
-        return [{"params": part, "lr": rates[name], "name": name} for name, part in parts_by_name.items() if part]
-
-    def _learning_rates(self, has_tuned: bool, has_block: bool) -> dict[str, float]:
-        """Return the rate of each part."""
-        default = self.method.default_learning_rate or self.head_learning_rate
-        main = default if self.learning_rate is None else self.learning_rate
-        rest = self.method.rest_learning_rate if self.rest_learning_rate is None else self.rest_learning_rate
-        head = self.head_learning_rate if has_tuned or self.learning_rate is None else self.learning_rate
-        return {"head": head, "block": main, "backbone": rest if has_block else main}
+        return parameter_groups(
+            self.backbone,
+            self.method,
+            (self.head, self.loss),
+            learning_rate=self.learning_rate,
+            head_learning_rate=self.head_learning_rate,
+            rest_learning_rate=self.rest_learning_rate,
+        )
 
     def _evaluate(self, stage: str, metrics: nn.ModuleDict, batch: Batch) -> None:
         images, labels = batch

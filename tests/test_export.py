@@ -151,6 +151,25 @@ def test_skip_survives_in_the_program_at_any_batch_size(net: str, tmp_path: Path
             assert not torch.allclose(program(images), without(images), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        SkipConnectionFinetuning(scale="matched", join="before_norm"),
+        SkipConnectionFinetuning(scale="learned", pooling="average"),
+        AdapterTuning(rank=2),
+        ProbeFirst(SkipConnectionFinetuning()),
+    ],
+    ids=["matched", "learned", "lora", "lp-ft"],
+)
+def test_program_of_a_clip_is_the_model_at_any_batch_size(method: Any, tmp_path: Path) -> None:
+    model = make_clip("pre_projection", method)
+    export_program(model, tmp_path / "it.pt2", image_size=32)  # traced with two images, checked with three
+    images = make_images(1) / 255
+    with torch.no_grad():
+        logits = torch.export.load(tmp_path / "it.pt2").module()(images)
+        torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("net", "uint8"), [("test_resnet", False), ("test_vit", True)])
 def test_onnx_logits_are_the_model_s(net: str, uint8: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

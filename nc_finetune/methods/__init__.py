@@ -7,6 +7,7 @@ from nc_finetune.methods.full import FullFinetuning as FullFinetuning
 from nc_finetune.methods.layer import LayerFinetuning as LayerFinetuning
 from nc_finetune.methods.linear_probe import LinearProbe as LinearProbe
 from nc_finetune.methods.linear_probe import SkipProbe as SkipProbe
+from nc_finetune.methods.optimizer_groups import parameter_groups as parameter_groups
 from nc_finetune.methods.probe_first import ProbeFirst as ProbeFirst
 from nc_finetune.methods.skip_connection import SkipConnectionFinetuning as SkipConnectionFinetuning
 from nc_finetune.methods.skips import SkipConnections as SkipConnections

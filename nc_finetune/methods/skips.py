@@ -75,7 +75,7 @@ class SkipConnections(nn.Module):
 
     def _matched_factors(self, penultimate: Tensor, skips: Sequence[Tensor]) -> Sequence[Tensor]:
         known = self.get_buffer("matched")
-        squares = torch.stack([value.float().square().sum() / len(value) for value in (penultimate, *skips)])
+        squares = torch.stack([value.float().square().sum() / value.shape[0] for value in (penultimate, *skips)])
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(squares)
         widths = torch.tensor([skip.shape[1] for skip in skips], device=squares.device)
