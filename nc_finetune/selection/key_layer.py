@@ -16,6 +16,7 @@ from nc_finetune.methods import FinetuningMethod, LayerFinetuning
 from nc_finetune.selection.block_trial import BlockTrial
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
+from nc_finetune.selection.trial_samples import TrialSamples
 
 # Of the steps of one fine-tuning; with validation and the probes about 1.3 times its cost.
 _BUDGET = 1
@@ -92,7 +93,7 @@ def choose_key_layer(
         learning_rate: Rate of the block; ``None`` is the method's default.
         head_learning_rate: Rate of the head.
         blocks: Those to choose from; ``None`` takes up to six of those that the method can tune.
-        seed: Of batches and validation images.
+        seed: Of batches, and of the images where there are very many.
 
     Returns:
         The choice with its reason.
@@ -110,7 +111,7 @@ def choose_key_layer(
         rate = learning_rate or method.default_learning_rate or head_learning_rate
         return BlockTrial(
             backbone,
-            data,
+            samples,
             method,
             head,
             learning_rate=rate,
@@ -120,6 +121,7 @@ def choose_key_layer(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        samples = TrialSamples.load(data, seed)
         candidates = spread_out(_tunable(backbone, data, make_method), _CANDIDATES) if blocks is None else blocks
         if not candidates:
             raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
