@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from nc_finetune.backbones import (
     Backbone,
@@ -24,6 +25,7 @@ from nc_finetune.backbones import (
 )
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.delta_file import record_base
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
@@ -133,6 +135,9 @@ class ImageClassifier(L.LightningModule):
         self.multilabel = bool(getattr(self.loss, "multilabel", False))
         self.val_metrics = classification_metrics(num_classes, self.multilabel)
         self.test_metrics = classification_metrics(num_classes, self.multilabel)
+        # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self._diverged: Tensor
         self.register_buffer("_diverged", torch.tensor(False), persistent=False)
         self._train_modes: list[bool] = []
@@ -216,6 +221,8 @@ class ImageClassifier(L.LightningModule):
         if isinstance(self.loss, ClassBalanced) and counts is not None:
             self.loss.use_class_counts(counts)
         self._write_text()
+        if stage == "fit":  # not later: a checkpoint that is resumed from holds tuned weights
+            record_base(self)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Bring along what turns a fixed head towards the class means, where the head asks for it."""
@@ -340,7 +347,9 @@ class ImageClassifier(L.LightningModule):
     def _evaluate(self, stage: str, metrics: nn.ModuleDict, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
-        self.log(f"{stage}/loss", self.loss(logits, labels), batch_size=len(labels), sync_dist=True)
+        loss = getattr(self, f"{stage}_loss")
+        loss.update(self.loss(logits, labels).expand(len(labels)))  # each image once; "disable" ignores weights
+        self.log(f"{stage}/loss", loss, batch_size=len(labels))
         probabilities = torch.softmax(logits.float(), dim=1)
         metric: Any  # what Lightning and torchmetrics say of the items of a ModuleDict does not fit together
         for name, metric in metrics.items():

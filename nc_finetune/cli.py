@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ TRAINER_COMMANDS = {
     "test": "measure accuracy on the test split",
     "predict": "write class probabilities to a CSV file: of a recipe's test split, or MODEL FOLDER",
 }
+TRUST = "--trust"
 MODEL_FILES = (".safetensors", ".ckpt")
 EXPORT_FORMATS = ("state-dict", "program", "onnx")
 EPILOG = """\
@@ -36,6 +39,12 @@ examples:
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
   nc-finetune fit --help                                  every key of a recipe
+
+names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
+  methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning FullFinetuning ProbeFirst
+            BiasTuning NormTuning AdapterTuning
+  heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead ZeroShotHead
+  losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
 """
 
 
@@ -54,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--out", type=Path, help="folder of results and report (default: runs/<name of the grid>)")
     benchmark.add_argument("--dry-run", action="store_true", help="show the plan and about how long it takes")
     benchmark.add_argument("--retry-failed", action="store_true", help="run what failed or diverged again")
+    _add_trust(benchmark)
     benchmark.add_argument("--executor", choices=("serial", "ray"), default="serial", help="where cells run")
     benchmark.add_argument("--ray-address", metavar="HOST:PORT", help="an existing cluster (default: start one here)")
     benchmark.add_argument("--cpus", type=float, default=1, help="of a cell, with --executor ray")
@@ -69,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_check(commands.add_parser("data", help="look at a source of images before training on it"))
     _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
     return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="let the file name classes of other packages")
 
 
 def _add_profile(profile: argparse.ArgumentParser) -> None:
@@ -121,7 +135,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a delta (.safetensors) or a checkpoint (.ckpt)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: what the model was fine-tuned on")
-    parser.add_argument("--trust", action="store_true", help="let the file name classes of other packages")
+    _add_trust(parser)
 
 
 def _folder_parser() -> argparse.ArgumentParser:
@@ -159,7 +173,15 @@ def _last_checkpoint(folder: str | None) -> str | None:
 
 
 def _trainer_command(command: str, words: Sequence[str]) -> None:
-    """Run one of Lightning's subcommands on an ImageClassifier and ImageData."""
+    """Run one of Lightning's subcommands, on a recipe that may name known classes alone unless it is trusted."""
+    from nc_finetune.trust import only_known_classes
+
+    with only_known_classes(trust=TRUST in words):
+        _run_trainer(command, [word for word in words if word != TRUST])
+
+
+def _run_trainer(command: str, words: Sequence[str]) -> None:
+    """Run it on an ImageClassifier and ImageData."""
     from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -168,6 +190,7 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
     from nc_finetune.selection import ChooseKeyLayer
+    from nc_finetune.trust import untrusted
 
     class FinetuneCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -205,25 +228,32 @@ def _trainer_command(command: str, words: Sequence[str]) -> None:
             parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
         )
     except ArgumentError as error:
+        if refused := re.search(r"Importing '(.+?)' is not allowed", str(error)):
+            raise ValueError(untrusted(refused[1])) from error
         hint = f"\nValid methods: {', '.join(METHOD_NAMES)}" if "model.method" in str(error) else ""
         raise ValueError(f"{error}{hint}\nnc-finetune {command} --help lists every key") from error
 
 
-def _benchmark(grid: str, out: Path | None, dry_run: bool, retry_failed: bool, executor: str, **cluster: Any) -> int:
+def _benchmark(
+    grid: str, out: Path | None, dry_run: bool, retry_failed: bool, trust: bool, executor: str, **cluster: Any
+) -> int:
     from rich.console import Console
 
     from nc_finetune.benchmark.grid import read_grid
     from nc_finetune.benchmark.report import check_report_extra, print_summary, write_report
     from nc_finetune.benchmark.runner import run_grid
     from nc_finetune.recipes import find_recipe
+    from nc_finetune.trust import only_known_classes
 
     path = find_recipe(grid)
     out = out or Path("runs") / path.stem
     console = Console()
+    with only_known_classes(trust):
+        plan = read_grid(path)
     if dry_run:
-        return _dry_run(read_grid(path), out, retry_failed, console)
+        return _dry_run(plan, out, retry_failed, console)
     check_report_extra()
-    results = run_grid(read_grid(path), out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
+    results = run_grid(plan, out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
     for result in results:
         if result.status != "ok":
             console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)
@@ -435,7 +465,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         known = vars(_parser().parse_args(words))
         return _COMMANDS[known.pop("command")](**known)
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError, UnpicklingError) as error:
         return _report_error(error)
 
 
@@ -445,6 +475,8 @@ def _report_error(error: Exception) -> int:
     from nc_finetune.faults import explain
 
     message = explain(error)
+    if isinstance(error, UnpicklingError):
+        message = "the checkpoint holds more than tensors and plain values; it was not unpickled, which could run code"
     if message is None and isinstance(error, RuntimeError) and not isinstance(error, TrainingStoppedError):
         raise error
     print(f"nc-finetune: {message or error}", file=sys.stderr)  # noqa: T201

@@ -41,8 +41,8 @@ class Delta:
 def record_base(model: Any) -> None:
     """Hash the weights of the backbone before they are tuned, and keep the hash as ``model.backbone.base_hash``.
 
-    Once there it stays, so that a second fit does not replace it. It takes about 1 ms a megabyte, which is why not
-    every model does so by itself; :class:`~nc_finetune.callbacks.DeltaCheckpoint` does before the fit.
+    Once there it stays, so that a second fit does not replace it. It takes about 1 ms a megabyte.
+    :class:`~nc_finetune.ImageClassifier` does so before a fit.
 
     Args:
         model: Anything with a ``backbone``.
@@ -55,7 +55,7 @@ def tuned_state(model: Any) -> dict[str, Tensor]:
     """Return what makes a model differ from its base.
 
     That is every parameter of the backbone that requires a gradient, the buffers of the modules that the method tunes
-    or that hold such parameters (statistics of BatchNorm), and the whole head.
+    as a whole (statistics of BatchNorm; what tunes single parameters leaves them alone), and the whole head.
 
     Args:
         model: Anything with ``backbone``, ``head`` and ``method``.
@@ -175,9 +175,23 @@ def apply_delta(delta: Delta, model: Any) -> None:
             f"the delta belongs to another base: it builds on frozen weights with SHA-256 {delta.frozen_sha256}{base},"
             f" those of this {model.backbone.name} have {found}; load the weights that it was trained from"
         )
+    _check_whole_base(delta, model)
     for name, value in delta.tensors.items():
         state[name].copy_(value)
     model.backbone.base_hash = delta.base_sha256
+
+
+def _check_whole_base(delta: Delta, model: Any) -> None:
+    """Compare what the delta was trained from where none of it is left frozen to tell: after full fine-tuning."""
+    network = model.backbone.model
+    if delta.base_sha256 is None or not all(parameter.requires_grad for parameter in network.parameters()):
+        return
+    found = model.backbone.base_hash or weights_hash(network)
+    if found != delta.base_sha256:
+        raise ValueError(
+            f"the delta belongs to another base: it was trained from weights with SHA-256 {delta.base_sha256}, those of"
+            f" this {model.backbone.name} have {found}; load the weights that it was trained from"
+        )
 
 
 def _backbone_state(model: Any) -> dict[str, Tensor]:
@@ -193,7 +207,7 @@ def _tuned_names(model: Any) -> set[str]:
     }
     modules = {part for module in model.method.tuned_modules(backbone) for part in module.modules()}
     for name, part in backbone.named_modules(remove_duplicate=False):
-        if part in modules or any(value.requires_grad for value in part.parameters(recurse=False)):
+        if part in modules:
             tuned |= {f"backbone.{name}.{buffer}" for buffer, _ in part.named_buffers(recurse=False)}
     return tuned
 

@@ -1,4 +1,4 @@
-"""Fine-tuned models for other programs: timm's own weights, a ``torch.export`` program, ONNX."""
+"""Fine-tuned models for other programs: timm's or open_clip's own weights, a ``torch.export`` program, ONNX."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nc_finetune.backbones import TimmBackbone
+from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically
-from nc_finetune.methods import FinetuningMethod
+from nc_finetune.heads import ZeroShotHead
+from nc_finetune.methods import FinetuningMethod, ProbeFirst
 
 TOLERANCE = 1e-4
 # Another batch size than the one that was traced, so that a batch size baked in is seen.
@@ -39,34 +40,54 @@ class _Classify(nn.Module):
 
 
 def export_state_dict(model: ImageClassifier, path: str | os.PathLike[str]) -> None:
-    """Save backbone and classifier as the weights of a plain timm model, under timm's own names.
+    """Save the weights of a plain model of timm or open_clip, under the library's own names.
 
-    ``timm.create_model(name, num_classes=K, checkpoint_path=path)`` loads them. Images have to be normalised there:
-    timm's models do not do it themselves.
+    *timm*: backbone and classifier in one file, which ``timm.create_model(name, num_classes=K, checkpoint_path=path)``
+    loads. *open_clip*: the visual tower, which ``open_clip.create_model(name).visual.load_state_dict(...)`` takes;
+    open_clip has no place for a classifier, so its ``weight``, and ``bias`` if it has one, stand beside it in
+    ``<name>.head.safetensors``. Logits are inner products of them with the tower's output, of length 1 for a zero-shot
+    head, or, with the feature before the projection, with what the tower gives once its projection is taken off.
+
+    Images have to be normalised there: neither does so itself.
 
     Args:
         model: The model.
         path: Where to, ending in ``.safetensors``.
 
     Raises:
-        ValueError: If no plain timm model computes the same: the method adds something to the forward pass (SCL-FT's
-            skip), the head is not linear, or the backbone is not timm's.
+        ValueError: If no plain model computes the same: the method adds something to the forward pass (SCL-FT's skip)
+            or to the network (LoRA), or the head is none that the library knows.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"a state dict is a .safetensors file, got {path.name!r}")
     method, backbone, head = model.method, model.backbone, model.head
     instead = "export a program or ONNX instead"
-    if type(method).features is not FinetuningMethod.features:
+    if _inner(method).features.__func__ is not FinetuningMethod.features:  # type: ignore[attr-defined]
         raise ValueError(
-            f"{method.label} adds to the features between backbone and classifier, which a plain timm model does not;"
+            f"{method.label} adds to the features between backbone and classifier, which a plain model does not;"
             f" {instead}"
         )
-    if type(head) is not nn.Linear:
-        raise ValueError(f"timm's classifier is a linear layer, the head is a {type(head).__name__}; {instead}")
-    if not isinstance(backbone, TimmBackbone):
-        raise ValueError(f"the backbone {backbone.name!r} is not timm's; {instead}")
-    state = backbone.state_dict_with_classifier(head)
+    if isinstance(backbone, TimmBackbone):
+        if type(head) is not nn.Linear:
+            raise ValueError(f"timm's classifier is a linear layer, the head is a {type(head).__name__}; {instead}")
+        _write_tensors(path, backbone.state_dict_with_classifier(head))
+        return
+    if not isinstance(backbone, OpenClipBackbone) or type(head) not in (nn.Linear, ZeroShotHead):
+        raise ValueError(
+            f"plain are models of timm with a linear head, and of open_clip with a linear or a zero-shot one, got"
+            f" {backbone.name!r} with a {type(head).__name__}; {instead}"
+        )
+    _write_tensors(path, backbone.tower_state_dict())
+    _write_tensors(path.with_suffix(".head.safetensors"), head.state_dict())
+
+
+def _inner(method: FinetuningMethod) -> FinetuningMethod:
+    """Return what decides about the features: of a method in two phases, the second."""
+    return method.method if isinstance(method, ProbeFirst) else method
+
+
+def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     write_atomically(path, save(tensors, {"format": "pt"}))
 

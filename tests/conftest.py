@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonargparse._common
 import lightning as L
 import pytest
 import torch
@@ -15,6 +16,13 @@ TrainerFactory = Callable[..., L.Trainer]
 def _one_thread() -> None:
     """Networks this small gain nothing from more, and lose ten times over where another process computes."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_import_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands restrict what files may name for the rest of their process; a test is not the rest of another."""
+    for name in ("import_path_verdicts", "import_paths_enforced"):
+        monkeypatch.setitem(jsonargparse._common.parsing_settings, name, jsonargparse._common.parsing_settings[name])
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ from nc_finetune import ImageClassifier, save_delta
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.cli import main
 from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.heads import HEAD_NAMES
+from nc_finetune.losses import LOSS_NAMES
+from nc_finetune.methods import METHOD_NAMES
 from nc_finetune.recipes import list_recipes
 
 FIT_RECIPES = sorted(name for name in list_recipes() if name.startswith("digits/"))
@@ -238,6 +241,13 @@ def test_recipes_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert all(name in printed for name in list_recipes())
     assert "Four ways to fine-tune" in printed
+
+
+def test_help_lists_the_names_of_methods_heads_and_losses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    words = capsys.readouterr().out.split()
+    assert not {*METHOD_NAMES, *HEAD_NAMES, *LOSS_NAMES} - set(words)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

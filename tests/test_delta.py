@@ -158,6 +158,36 @@ def test_wrong_base_is_refused_with_both_hashes_and_nothing_changes(method: str,
     assert torch.equal(logits(other), before)
 
 
+def test_base_is_verified_after_full_fine_tuning_too(
+    tmp_path: Path, make_loader: LoaderFactory, make_trainer: TrainerFactory
+) -> None:
+    path, model = tmp_path / "it.safetensors", make_model("test_resnet", "full_ft")
+    make_trainer().fit(model, make_loader())
+    save_delta(model, path)
+    assert torch.equal(logits(load_delta(path, make_model("test_resnet", "full_ft"))), logits(model))
+    wanted, other = logits(model), make_model("test_resnet", "full_ft", seed=1)
+    before = logits(other)
+    with pytest.raises(ValueError, match=r"trained from weights with SHA-256 [0-9a-f]{64}.*have [0-9a-f]{64}"):
+        load_delta(path, other)
+    assert torch.equal(logits(other), before)
+    make_trainer().fit(model, make_loader(seed=3))  # further on, and back again
+    assert torch.equal(logits(load_delta(path, model)), wanted)
+
+
+@every_method
+def test_a_fit_names_its_base_though_it_is_resumed(
+    method: str, tmp_path: Path, make_loader: LoaderFactory, make_trainer: TrainerFactory
+) -> None:
+    base = weights_hash(make_model("test_resnet", method).backbone.model)
+    first, trainer = make_model("test_resnet", method), make_trainer()
+    trainer.fit(first, make_loader())
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    resumed = make_model("test_resnet", method)
+    make_trainer(max_epochs=2).fit(resumed, make_loader(), ckpt_path=tmp_path / "it.ckpt")
+    save_delta(resumed, tmp_path / "it.safetensors")
+    assert read_delta(tmp_path / "it.safetensors").base_sha256 == base
+
+
 def test_deltas_take_turns_on_one_backbone(tmp_path: Path) -> None:
     model = make_model("test_resnet", "scl_ft")
     wanted = {}

@@ -7,12 +7,22 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
+from tiny_clip import make_tiny_clip, register_tiny_clip
 from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier
-from nc_finetune.backbones import TimmBackbone
+from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.export import export_onnx, export_program, export_state_dict
-from nc_finetune.methods import FullFinetuning, LayerFinetuning, LinearProbe, SkipConnectionFinetuning
+from nc_finetune.heads import CosineHead, ZeroShotHead
+from nc_finetune.methods import (
+    AdapterTuning,
+    FullFinetuning,
+    LayerFinetuning,
+    LinearProbe,
+    ProbeFirst,
+    SkipConnectionFinetuning,
+)
 
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "test_resnet": ("layer2.0", {}),
@@ -71,6 +81,60 @@ def test_state_dict_is_refused_where_timm_computes_something_else(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         export_state_dict(make_model("test_resnet", build, **options), tmp_path / "it.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def make_clip(features: Any, method: Any, head: Any = nn.Linear) -> ImageClassifier:
+    torch.manual_seed(1)
+    backbone = OpenClipBackbone(register_tiny_clip(), None, features=features)
+    model = ImageClassifier(backbone, 3, method=method, head=head).eval()
+    with torch.no_grad():  # as a training would
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.rand(parameter.shape)
+    return model
+
+
+@pytest.mark.parametrize("method", [FullFinetuning(), LayerFinetuning(), ProbeFirst(LayerFinetuning())], ids=str)
+@pytest.mark.parametrize("kind", ["pre_projection", "projected", "zero_shot"])
+def test_state_dict_of_a_clip_is_loaded_by_open_clip_itself(kind: str, method: Any, tmp_path: Path) -> None:
+    head = partial(ZeroShotHead, embeddings=torch.randn(3, 48), trainable=True) if kind == "zero_shot" else nn.Linear
+    model = make_clip("projected" if kind == "zero_shot" else kind, method, head)
+    export_state_dict(model, tmp_path / "it.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"it.safetensors", "it.head.safetensors"}
+    visual = make_tiny_clip(seed=2).visual
+    visual.load_state_dict(load_file(tmp_path / "it.safetensors"))
+    rows, images = load_file(tmp_path / "it.head.safetensors"), make_images() / 255
+    with torch.no_grad():
+        if kind == "pre_projection":
+            visual.proj = None
+        features = visual(model.backbone.normalize(images))
+        features = nn.functional.normalize(features) if kind == "zero_shot" else features
+        logits = nn.functional.linear(features, rows["weight"], rows.get("bias"))
+        torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "message"),
+    [
+        (SkipConnectionFinetuning(), nn.Linear, "SCL-FT adds to the features"),
+        (
+            AdapterTuning(rank=2, target_modules=["mlp.c_fc"]),
+            nn.Linear,
+            r"other weights, e.g. transformer\.resblocks\.0\.mlp",
+        ),
+        (
+            LayerFinetuning(),
+            CosineHead,
+            "with a linear or a zero-shot one, got 'tiny-clip-for-tests' with a CosineHead",
+        ),
+    ],
+)
+def test_state_dict_of_a_clip_is_refused_where_open_clip_computes_something_else(
+    method: Any, head: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_state_dict(make_clip("pre_projection", method, head), tmp_path / "it.safetensors")
     assert not list(tmp_path.iterdir())
 
 

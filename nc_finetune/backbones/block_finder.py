@@ -28,6 +28,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _COMPILED = "_orig_mod"
 # Between the stages of torchvision's Swin, neither residual nor transformer blocks.
 _NO_BLOCKS = ("PatchMerging", "PatchMergingV2")
+# Containers of torchvision's DenseNet that are blocks as a whole: their layers give their few new maps alone.
+_WHOLE_BLOCKS = ("_DenseBlock", "_Transition")
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _FURTHER_TOKENS = ("dist_token", "distillation_token", "reg_token", "register_tokens")
 
@@ -90,7 +92,7 @@ def _blocks(module: nn.Module, prefix: str = "", inside: bool = False) -> Iterat
         yield from (f"{prefix}{name}" for name in _timm_blocks(module))
         return
     for name, child in _image_children(module):
-        container = isinstance(child, CONTAINERS)
+        container = isinstance(child, CONTAINERS) and type(child).__name__ not in _WHOLE_BLOCKS
         if inside and not container and _is_block(child):
             yield f"{prefix}{name}"
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from nc_finetune.backbones.base import Backbone
@@ -118,13 +119,24 @@ class OpenClipBackbone(Backbone):
         return features if self.projection is None else self.projection(features)
 
     def tower_state_dict(self) -> dict[str, Tensor]:
-        """Return the state dict of the visual tower under open_clip's own names, the projection included."""
+        """Return the weights of ``open_clip.create_model(name).visual``, the projection included.
+
+        Raises:
+            ValueError: If that tower has other names or shapes, since the network was changed.
+        """
         state: dict[str, Tensor] = dict(self.model.state_dict())
         if self.projection is not None:
             key = self._projection_key
             own = key.rpartition(".")[2]
             aside = self.projection.state_dict()
             state |= {key if name == own else f"{key}.{name}": value for name, value in aside.items()}
+        with torch.device("meta"):
+            plain: Any = OpenClipSource(self.name, None, self.model_options).build()
+        if _shapes(state) != (wanted := _shapes(plain.visual.state_dict())):
+            different = sorted(state.keys() ^ wanted.keys()) or sorted(state)
+            raise ValueError(
+                f"open_clip's {self.name} has other weights, e.g. {different[0]}; export a program or ONNX instead"
+            )
         return state
 
     def text_encoder(self) -> TextEncoder:
@@ -161,3 +173,7 @@ class OpenClipBackbone(Backbone):
             RuntimeError: If the tokenizer is neither open_clip's own nor on this machine.
         """
         return self.text_encoder()(prompts)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}

@@ -29,6 +29,7 @@ from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
+from nc_finetune.trust import check_import_path
 
 ALL = "all"  # every block, as a key layer
 # Images a class, a share of the training split, or all of it.
@@ -43,6 +44,10 @@ def split_size(size: TrainingSize) -> tuple[int | None, float | None]:
         ((20, None), (None, 0.1))
     """
     return (None, size) if isinstance(size, float) else (size, None)
+
+
+# Files may have 255 bytes, of which endings and temporary files need some.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +236,8 @@ class HeadSpec:
 def find_class(kind: str, path: str, home: ModuleType, base: type, names: Sequence[str]) -> Any:
     """Find a class by its name in a room of ours, or by its import path."""
     module, _, name = path.rpartition(".")
+    if module:
+        check_import_path(path)
     try:
         found = getattr(importlib.import_module(module) if module else home, name)
     except (ImportError, AttributeError) as error:
@@ -287,7 +294,8 @@ class Cell:
         )
         method = self.method.method_class().name
         words = f"{self.dataset_name}-{self.backbone.name}-{method}-{size}-s{self.seed}-{digest}"
-        return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+        return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest}"
 
     @property
     def key_layer(self) -> str | None:
@@ -415,7 +423,9 @@ def read_grid(path: Path) -> Grid:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Grid)
     try:
-        config = parser.parse_path(path)
+        given = parser.instantiate(parser.parse_path(path)).as_dict()
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{path} is not a benchmark grid: {error}") from error
-    return Grid(**parser.instantiate(config))
+    if empty := [name for name, value in given.items() if value is None]:
+        raise ValueError(f"{path} is not a benchmark grid: {empty[0]} is empty; give a value or leave it out")
+    return Grid(**given)

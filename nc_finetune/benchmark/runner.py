@@ -98,6 +98,10 @@ _build_data = lru_cache(maxsize=1)(DatasetSpec.build)
 _folders: WeakKeyDictionary[ImageData, TemporaryDirectory[str]] = WeakKeyDictionary()
 
 
+# Decoded images are shared by all runs.
+_pixel_folder = lru_cache(maxsize=1)(partial(TemporaryDirectory, prefix="nc-finetune-pixels-"))
+
+
 def _folder_of(data: ImageData) -> str:
     if data not in _folders:
         _folders[data] = TemporaryDirectory(prefix="nc-finetune-grid-")
@@ -215,6 +219,8 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
     settings = cell.settings
     _reset_peak_memory()
     data = _build_data(cell.dataset, cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
+    if cell.cache:
+        data.pixel_cache = _pixel_folder().name
     result = replace(
         _planned(cell),
         train_size=len(data.train_set),

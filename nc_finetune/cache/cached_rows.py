@@ -22,15 +22,17 @@ class CachedRows(Dataset[CachedBatch]):
     Args:
         stores: One for each process that filled its share: sample i is in store ``i % P``, at place ``i // P``. Of
             several views, the second view of all samples follows the first.
-        uncached: The loader of the images.
+        loader: The loader of the images.
         views: How often each sample was kept.
 
     Attributes:
         epoch: Which view is given: each in turn.
+        uncached: A loader of the images.
     """
 
-    def __init__(self, stores: Sequence[FeatureStore], uncached: DataLoader[Any], views: int = 1) -> None:
-        self.uncached = uncached
+    def __init__(self, stores: Sequence[FeatureStore], loader: DataLoader[Any], views: int = 1) -> None:
+        self._loader = loader
+        self.uncached = copy.copy(loader)
         self.stores = list(stores)
         self.views = views
         self.epoch = 0
@@ -55,13 +57,19 @@ class CachedRows(Dataset[CachedBatch]):
         batch = parts[0] if len(parts) == 1 else _interleave(parts, owners)
         return batch, batch.pop(LABELS)
 
-    def loader(self) -> DataLoader[CachedBatch]:
-        """Return the loader of the images with these rows in their place: its sampler, its kind and its state."""
-        loader = copy.copy(self.uncached)
-        # Not setattr, which refuses: samplers may depend on a dataset, but on no more of it than its length.
+    def install(self) -> None:
+        """Let the loader give these rows in place of images: with its own sampler, state and kind, whoever holds it."""
         in_this_process = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0}
-        loader.__dict__.update(dataset=self, collate_fn=_as_it_is, _iterator=None, **in_this_process)
-        return loader
+        self._replace(dataset=self, collate_fn=_as_it_is, _iterator=None, **in_this_process)
+
+    def remove(self) -> None:
+        """Let the loader give images again."""
+        names = ("dataset", "collate_fn", "num_workers", "prefetch_factor", "persistent_workers", "timeout")
+        self._replace(_iterator=None, **{name: getattr(self.uncached, name) for name in names})
+
+    def _replace(self, **values: Any) -> None:
+        # Not setattr, which refuses lest a sampler go on with the old dataset: this one has as many rows.
+        self._loader.__dict__.update(values)
 
 
 def _as_it_is(batch: Any) -> Any:

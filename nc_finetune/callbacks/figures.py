@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_LABELS = 40
 _MAX_LEGEND = 8
+_SHARES = ("accuracy", "r_squared")  # at most 1, and best there: a logarithm would flatten what matters
 
 
 def _new_figure(width: float, height: float) -> Figure:
@@ -74,7 +75,7 @@ def draw_measures(history: Sequence[Row], keys: Sequence[str]) -> Figure:
         keys: Keys in its rows.
 
     Returns:
-        The figure; scales are logarithmic where all values are positive.
+        The figure; scales are logarithmic where all values are positive, but for accuracy and R squared.
 
     Raises:
         ImportError: If matplotlib is not installed; the message names the extra.
@@ -90,7 +91,8 @@ def draw_measures(history: Sequence[Row], keys: Sequence[str]) -> Figure:
         axes = figure.add_subplot(lines, columns, number + 1)
         points = [(row["step"], row[key]) for row in history if key in row]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        axes.set_yscale("log" if all(value > 0 for _, value in points) else "linear")
+        positive = all(value > 0 for _, value in points)
+        axes.set_yscale("log" if positive and not key.endswith(_SHARES) else "linear")
         axes.set_title(key, fontsize="small")
         axes.set_xlabel("step", fontsize="small")
         axes.grid(alpha=0.3)

@@ -13,11 +13,16 @@ from nc_finetune.functional import empty_class_statistics
 from nc_finetune.metrics import NeuralCollapse
 
 MakeMetric = Callable[[int, bool], NeuralCollapse]
-# So many samples are kept as they are, or as many as take the memory of a scatter: looking at them again is cheaper
-# than the scatter, which costs D^2 multiplications a sample.
-MAX_KEPT_SAMPLES = 4096
 _NEED_SCATTER = ("vci", "h_score")
 _NEED_SECOND_PASS = ("nc4", "ncc_accuracy")
+
+
+def max_kept_samples(width: int) -> int:
+    """Say of how many samples features are kept: 4,096, or as many as take the memory of a scatter.
+
+    Looking at them again is cheaper than a scatter, which costs ``D^2`` multiplications a sample.
+    """
+    return max(4096, 2 * width)
 
 
 class LayerSums:
@@ -51,7 +56,7 @@ class LayerSums:
             self._note_not_finite(features, batch)
         if self._kept is not None:
             self._kept.append((features.clone(), labels))  # a view would hold the whole output, or change with it
-            if sum(len(rows) for _, rows in self._kept) > max(MAX_KEPT_SAMPLES, 2 * metric.num_features):
+            if sum(len(rows) for _, rows in self._kept) > max_kept_samples(metric.num_features):
                 self.fold()
 
     def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:

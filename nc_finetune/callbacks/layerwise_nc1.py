@@ -44,7 +44,12 @@ class LayerwiseNC1(CollapseCallback):
     *The validation and test splits* are measured along their loops, with no extra forward pass: the first run of a
     layer for a batch counts. Samples that a ``DistributedSampler`` repeats count once. With ``samples_per_class``,
     ``pool="flatten"``, or measures that need every sample twice (``nc4``, ``ncc_accuracy``) they get a pass of their
-    own, too.
+    own, too, over the same batches. So does the last validation where nobody knew that it was the last, as with
+    ``EarlyStopping``. With ``every_n_epochs`` above 1, tell ``EarlyStopping`` that monitors such a value
+    ``strict=False``.
+
+    *Memory*: of up to 4,096 samples (or 2 D, if that is more) the pooled features of each layer are kept in their
+    precision; of more samples, a scatter of ``8 D^2`` bytes instead.
 
     ``callback.history`` and ``layerwise_nc1.csv`` in the log folder have one row for each moment; at the end,
     ``layerwise_nc1_nc1.png`` has one line an epoch, and goes to TensorBoard, W&B and MLflow loggers, too.
@@ -61,7 +66,9 @@ class LayerwiseNC1(CollapseCallback):
             layer alone.
         split: ``"train"``, ``"val"``, ``"test"`` or several.
         samples_per_class: Take the first samples of each class alone, up to this number. Compare at equal numbers.
-        max_batches: Take the first batches alone, of each rank.
+            Where a dataset does not tell its labels, each process takes its share of the first that it comes upon.
+        max_batches: Take the first batches alone, of each rank. ``limit_val_batches``, ``limit_test_batches``,
+            ``overfit_batches`` and ``fast_dev_run`` of the trainer count, too.
         pool: From a layer's output to a vector. ``"default"`` averages maps over space and takes of tokens the class
             token, or the mean where there is none, and at the stem, where it has seen nothing yet; ``"average"``,
             ``"class_token"``, or ``"flatten"`` for every entry of the output: in memory O(K D), and above 8,192

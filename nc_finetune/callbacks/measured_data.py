@@ -73,7 +73,7 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
     if split == "test":
         return list(CombinedLoader(trainer.test_dataloaders, "sequential").flattened)
     if given is not None:
-        return [given() if callable(given) else given]
+        return [_images(given() if callable(given) else given)]
     plain = getattr(getattr(trainer, "datamodule", None), "eval_dataloader", None)
     if plain is not None:
         return [plain("train")]
@@ -82,8 +82,12 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
         raise TypeError(
             f"the training data come in {len(train)} loaders; pass train_dataloader= with the one to measure"
         )
-    # Of a PrefixCache: the images, of which it has kept what frozen layers give.
-    return [getattr(getattr(loader, "dataset", None), "uncached", loader) for loader in train]
+    return [_images(loader) for loader in train]
+
+
+def _images(loader: Any) -> Any:
+    """Return the loader of the images, where a PrefixCache lets one give what it has kept of them."""
+    return getattr(getattr(loader, "dataset", None), "uncached", loader)
 
 
 class PlainPass:

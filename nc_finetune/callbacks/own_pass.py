@@ -54,20 +54,19 @@ class OwnPass:
             split: Its split.
             number: Which of the split's loaders it is.
         """
-        limit = self._limit(split, number)
         with evaluating(self.trainer, self.module):
             with measurement.watch(measurement.take):
-                self._go_through(measurement, loader, number, limit)
+                self._go_through(measurement, loader, split, number)
                 if measurement.begin_second_pass():
-                    self._go_through(measurement, loader, number, limit)
+                    self._go_through(measurement, loader, split, number)
             return measurement.compute()
 
-    def _go_through(self, measurement: Measurement, loader: Any, number: int, limit: int | None) -> None:
+    def _go_through(self, measurement: Measurement, loader: Any, split: str, number: int) -> None:
         index = 0
         try:
             rank, ranks = self.trainer.global_rank, self.trainer.world_size
             data = PlainPass(loader, self.samples_per_class, rank, ranks)
-            for index, batch in enumerate(islice(data.batches, limit)):
+            for index, batch in enumerate(islice(data.batches, self._limit(split, number))):
                 self._measure_batch(measurement, data.cap, index, self._prepare(batch, number))
                 if data.cap.is_full(self.num_classes):
                     break

@@ -87,7 +87,7 @@ class PrefixCache(L.Callback):
         self.splits = tuple(splits)
         self.stored_bytes: dict[str, int] = {}
         self.fill_seconds: dict[str, float] = {}
-        self._swapped: list[tuple[Any, list[Any]]] = []
+        self._installed: list[CachedRows] = []
         self._train_rows: CachedRows | None = None
         self._contexts = ExitStack()
 
@@ -131,12 +131,15 @@ class PrefixCache(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Give the loaders back and let go of what was kept."""
-        for loop, loaders in self._swapped:
-            if loop._combined_loader is not None:
-                loop._combined_loader.flattened = loaders
-        self._swapped.clear()
+        for rows in self._installed:
+            rows.remove()
+        self._installed.clear()
         self._train_rows = pl_module.split = None
         self._contexts.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Do so, too, where the fit ends early."""
+        self.teardown(trainer, pl_module, "fit")
 
     def _refuse_random(self, loader: DataLoader[Any]) -> None:
         if self.views is None and PrefixFill.is_random(loader, _LOOKED_AT):
@@ -170,8 +173,8 @@ class PrefixCache(L.Callback):
             f"PrefixCache: {len(rows)} {split} images before {pl_module.split.cut!r} in"
             f" {self.stored_bytes[split] / GIGABYTE:.3g} GB, {self.fill_seconds[split]:.1f} s"
         )
-        self._swapped.append((loop, [loader]))
-        loop._combined_loader.flattened = [rows.loader()]
+        rows.install()
+        self._installed.append(rows)
         with random_state_kept():  # the loop has drawn its numbers for this iterator already
             iter(loop._data_fetcher)
         return rows

@@ -15,7 +15,7 @@ from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.image_data import ImageData
 from nc_finetune.data.labelled_images import BadImage
 from nc_finetune.data.sources import ImageTable
-from nc_finetune.data.transforms import open_image
+from nc_finetune.data.transforms import open_image, to_rgb
 
 SMALL_SIDE = 32
 
@@ -103,6 +103,7 @@ class _Inspection(Dataset[Inspected]):
         try:
             with open_image(self.table.encoded(row)) as image:
                 image.load()
+                to_rgb(image)  # training refuses some kinds of pixels
                 return Inspected(row, image.size, image.mode)
         except Exception as error:  # every codec has its own kinds
             return Inspected(row, reason=str(error))

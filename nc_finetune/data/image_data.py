@@ -26,6 +26,7 @@ from nc_finetune.data.labelled_images import (
     shared_flags,
     write_bad_images,
 )
+from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.planned_splits import SplitPlan
 from nc_finetune.data.sources import Source, load_source
 from nc_finetune.data.split_file import SplitRows
@@ -70,6 +71,8 @@ class ImageData(L.LightningDataModule):
         split_file: JSON file of the splits by the hashes of their images: read where it is there, or else written. With
             it splits stay the same when rows move, or another version draws them.
         balance_classes: Draw training images with replacement so that every class comes equally often.
+        pixel_cache: Folder that keeps images once they are decoded and resized, for later epochs and runs; ``None``
+            decodes each time. It needs ``3 * image_size ** 2`` bytes an image.
 
     Raises:
         ValueError: At once for an argument out of range; when the data are first looked at, if they are unknown or
@@ -107,6 +110,7 @@ class ImageData(L.LightningDataModule):
         num_folds: int = 5,
         split_file: str | None = None,
         balance_classes: bool = False,
+        pixel_cache: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("image_size", image_size), ("batch_size", batch_size)):
@@ -136,6 +140,7 @@ class ImageData(L.LightningDataModule):
         self.columns = (image_column, label_column)
         self.on_bad_image: OnBadImage = on_bad_image
         self.balance_classes = balance_classes
+        self.pixel_cache = pixel_cache
         self._training: TrainingLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -298,6 +303,17 @@ class ImageData(L.LightningDataModule):
         sizes = {name: len(table.labels) for name, table in self.data.splits.items()}
         return {name: shared_flags(size) for name, size in sizes.items()}
 
+    @cached_property
+    def _pixels(self) -> dict[str, PixelStore]:
+        if self.pixel_cache is None:
+            return {}
+        folder = Path(self.pixel_cache).expanduser()
+        identity = f"{self.fingerprint} {self.interpolation}"
+        tables = self.data.splits.items()
+        return {
+            name: PixelStore(folder, f"{identity} {name}", len(table.labels), self.image_size) for name, table in tables
+        }
+
     @property
     def _bad_flags_used(self) -> bool:
         return "_bad" in self.__dict__ and any(bool(flags.any()) for flags in self._bad.values())
@@ -318,6 +334,7 @@ class ImageData(L.LightningDataModule):
             bad=self._bad.get(table),
             fill=training,
             num_classes=self.num_classes,
+            pixels=self._pixels.get(table),
         )
 
     @cached_property

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
 from nc_finetune.files import write_text_atomically
@@ -66,6 +68,7 @@ class LabelledImages(Dataset[Sample]):
             set 1 where they are. ``None`` raises.
         fill: Let a batch of which nothing decodes have the next image that does, so that it is not empty.
         num_classes: K, where the labels are vectors of 0 and 1, int64 of shape ``(K,)``.
+        pixels: Keeps decoded images of the table; ``None`` decodes each time.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class LabelledImages(Dataset[Sample]):
         bad: Tensor | None = None,
         fill: bool = False,
         num_classes: int = 0,
+        pixels: PixelStore | None = None,
     ) -> None:
         self.table = table
         self.indices: Sequence[int] = range(len(table.labels)) if indices is None else indices.tolist()
@@ -86,20 +90,14 @@ class LabelledImages(Dataset[Sample]):
         self.bad = bad
         self.fill = fill
         self.num_classes = num_classes
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, item: int | Drawn) -> Sample:
         row = self.indices[_place(item)]
-        encoded = self.table.encoded(row)
-        try:
-            image = self.decode(encoded)
-        except Exception as error:  # every codec has its own kinds
-            name = f"image {encoded['path']}" if encoded["path"] else "image"
-            raise ValueError(
-                f"the {name} in row {row} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
-            ) from error
+        image = self._decoded(row) if self.pixels is None else self.pixels.get(row, partial(self._decoded, row))
         return self._augmented(image, item), self._target(row)
 
     def __getitems__(self, items: Sequence[int | Drawn]) -> list[Sample]:
@@ -123,6 +121,16 @@ class LabelledImages(Dataset[Sample]):
         sets = self.table.label_sets
         found = Counter(label for row in self.indices for label in (sets[row] if sets else (self.table.labels[row],)))
         return [found[label] for label in range(num_classes)]
+
+    def _decoded(self, row: int) -> Tensor:
+        encoded = self.table.encoded(row)
+        try:
+            return self.decode(encoded)
+        except Exception as error:  # every codec has its own kinds
+            name = f"image {encoded['path']}" if encoded["path"] else "image"
+            raise ValueError(
+                f"the {name} in row {row} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
+            ) from error
 
     def _augmented(self, image: Tensor, item: int | Drawn) -> Tensor:
         if self.transform is None or isinstance(item, int):

@@ -72,8 +72,12 @@ def _window(image: Image) -> Image:
     return image.crop(box)
 
 
-def _to_rgb(image: Image) -> Image:
-    """Convert to RGB; transparency is dropped, 16 bits a channel become 8."""
+def to_rgb(image: Image) -> Image:
+    """Convert to RGB; transparency is dropped, 16 bits a channel become 8.
+
+    Raises:
+        ValueError: If the values of the pixels have no known range.
+    """
     from PIL import Image as Pillow
 
     if image.mode == "F":
@@ -125,5 +129,5 @@ class DecodeAndResize:
         """
         with open_image(encoded) as image:
             image.load()
-            result: Tensor = self._resize(_to_rgb(_window(_upright(image))))
+            result: Tensor = self._resize(to_rgb(_window(_upright(image))))
         return result

@@ -163,9 +163,10 @@ class NeuralCollapse(Metric):
         self.wide = empty.scatter is None
         for name, value in empty._asdict().items():
             if value is not None:
-                # torchmetrics keeps a copy of the default: one zero stands for all.
-                self.add_state(name, default=value.new_zeros(()).expand_as(value), dist_reduce_fx=None)
+                zero = value.new_zeros(())
+                self.add_state(name, default=zero, dist_reduce_fx=None)
                 setattr(self, name, value)
+                self._defaults[name] = zero.expand_as(value)  # not a copy as large as the state
         for name in _SECOND_PASS_SUMS:
             self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx=None)
 

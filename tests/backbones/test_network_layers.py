@@ -120,3 +120,26 @@ def test_the_same_name_may_be_inside_and_outside() -> None:
         module.net.fc(torch.zeros(1, 512))  # type: ignore[operator]
         module.fc(torch.zeros(1, 2))  # type: ignore[operator]
     assert [tuple(output.shape) for output in taken] == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("net", "known", "name"),
+    [
+        (timm.create_model("resnetv2_18", num_classes=3), None, "head.fc"),
+        (torchvision.models.squeezenet1_1(num_classes=3), 3, "classifier.1"),
+    ],
+    ids=["timm", "torchvision"],
+)
+def test_a_convolution_can_be_the_classifier(net: nn.Module, known: int | None, name: str) -> None:
+    assert find_network_layers(net, num_classes=known).classifier is net.get_submodule(name)
+
+
+def test_a_convolution_is_no_classifier_where_nobody_says_so() -> None:
+    assert find_network_layers(torchvision.models.squeezenet1_1(num_classes=3)).classifier is None
+    assert find_network_layers(timm.create_model("efficientnet_b0", num_classes=0)).classifier is None
+
+
+def test_inner_names_are_near_matches() -> None:
+    module = nn.ModuleDict({"net": nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 3))})
+    with pytest.raises(ValueError, match=r"unknown layer '0'.*net\.0"):
+        find_network_layers(module).check_name("0")

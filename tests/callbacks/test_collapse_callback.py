@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from plain_module import CLASSES, PlainModule, make_loader, measure_by_hand
 
 from nc_finetune import LayerwiseNC1
+from nc_finetune.callbacks import CollapseMonitor
 from nc_finetune.functional import class_statistics
 
 BLOCKS = ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]
@@ -229,3 +230,75 @@ def test_nothing_is_warned_of_where_all_is_well(make_trainer: TrainerFactory) ->
         warnings.simplefilter("always")
         fit(make_trainer, LayerwiseNC1(split=["train", "val"]), max_epochs=2)
     assert [str(w.message) for w in caught if "nc_finetune" in str(w.filename) or "NC1" in str(w.message)] == []
+
+
+class StopAtOnce(L.Callback):
+    """Stops when nobody expects it."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("splits", [["val"], ["train"], ["train", "val"]])
+def test_the_last_epoch_is_measured_though_nobody_knew_it_was(make_trainer: TrainerFactory, splits: Any) -> None:
+    callback = LayerwiseNC1(layers=["penultimate"], split=splits, every_n_epochs=None)
+    make_trainer(callback, StopAtOnce(), max_epochs=9).fit(PlainModule(), make_loader(), make_loader(16))
+    [row] = callback.history
+    assert (row["epoch"], row["step"], len(row)) == (0, 5, 2 + len(splits))
+
+
+def test_manual_optimization_of_several_optimizers(make_trainer: TrainerFactory) -> None:
+    class Manual(PlainModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.zero_grad()
+                self.manual_backward(self._loss(batch))
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), lr=0.01) for _ in range(2)]
+
+    callback = CountingNC1(every_n_epochs=None, strict=True)
+    make_trainer(callback, max_steps=5).fit(Manual(), make_loader())  # two steps a batch: 5 is passed over
+    assert [(row["epoch"], row["step"]) for row in callback.history] == [(0, 6)]
+
+
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_one_logit_tells_two_classes_apart(make_trainer: TrainerFactory, num_classes: int | None) -> None:
+    class Binary(PlainModule):
+        def _loss(self, batch: Any) -> Any:
+            return torch.nn.functional.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].float())
+
+    def binary(rows: Any) -> Any:
+        images, labels = torch.utils.data.default_collate(rows)
+        return images, labels % 2
+
+    model, monitor = Binary(), CollapseMonitor(num_classes=num_classes, strict=True)
+    model.net.fc = torch.nn.Linear(96, 1)
+    callback = LayerwiseNC1(num_classes=num_classes, strict=True)
+    make_trainer(callback, monitor).fit(model, make_loader(collate_fn=binary))
+    assert callback.values["penultimate"] == pytest.approx(monitor.history[0]["collapse/nc1"])
+    assert "collapse/nc4" not in monitor.history[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_true_precision_is_measured_as_it_is(make_trainer: TrainerFactory, precision: Any, split: str) -> None:
+    dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}[precision]
+    callback, model = LayerwiseNC1(layers=["layer2.0"], split=split, strict=True), PlainModule(lr=0.0)
+    make_trainer(callback, precision=precision).fit(model, make_loader(), make_loader())
+    batches = [(images.to(dtype), labels) for images, labels in make_loader()]
+    expected = measure_by_hand(model.to(dtype), model.net.get_submodule("layer2.0"), batches)
+    assert callback.values["layer2.0"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50", "dla34"])
+def test_a_classifier_that_is_a_convolution_is_found(make_trainer: TrainerFactory, name: str) -> None:
+    model = PlainModule(name)
+    callback = LayerwiseNC1(layers=["penultimate"], strict=True)
+    make_trainer(callback, limit_train_batches=1, max_epochs=1).fit(model, make_loader(9))
+    assert callback.values["penultimate"] > 0

@@ -11,7 +11,7 @@ from torch import nn
 
 from nc_finetune import LayerwiseNC1
 from nc_finetune.backbones import find_network_layers
-from nc_finetune.callbacks import CollapseMonitor
+from nc_finetune.callbacks import CollapseMonitor, layer_sums
 from nc_finetune.callbacks.measurement import Measurement
 from nc_finetune.metrics import NeuralCollapse
 
@@ -89,7 +89,8 @@ def _waiting_is_allowed_again() -> Any:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def test_memory_does_not_grow_with_the_batches() -> None:
+def test_memory_does_not_grow_with_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_sums, "max_kept_samples", lambda width: 64)
     net = PlainModule().net
     measurement = measuring(net)
     images, labels = torch.randn(64, 3, 64, 64, device="cuda"), torch.arange(64, device="cuda") % CLASSES

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from nc_finetune import LayerwiseNC1
+from nc_finetune.callbacks import CollapseMonitor
 
 
 def fit(
@@ -141,3 +142,56 @@ def test_augmentation_on_the_device_stays_away(make_trainer: TrainerFactory) -> 
     model = fit(make_trainer, callback, Augmenting())
     expected = measure_by_hand(model, model.net.fc, make_loader(), True)
     assert callback.values["penultimate"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_batches_are_prepared_as_in_the_loops_of_the_trainer(make_trainer: TrainerFactory) -> None:
+    class Preparing(PlainModule):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {"x": batch[0] * (2 + dataloader_idx), "y": batch[1]}
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch["x"] - dataloader_idx, batch["y"]
+
+    loaders = [make_loader(16, seed=1), make_loader(13, seed=2)]
+    ride = LayerwiseNC1(layers=["penultimate"], split="val", strict=True)
+    own = LayerwiseNC1(layers=["penultimate"], split="val", samples_per_class=99, prefix="own/", strict=True)
+    make_trainer(ride, own).fit(Preparing(), make_loader(), loaders)
+    expected = {f"own/{key}": value for key, value in ride.history[0].items() if key.startswith("nc1")}
+    assert {key: own.history[0][key] for key in expected} == pytest.approx(expected, rel=1e-6)
+    assert len(expected) == 2
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_a_pass_of_ones_own_keeps_to_the_limit_of_the_loop(make_trainer: TrainerFactory, limit: float) -> None:
+    callback = LayerwiseNC1(layers=["penultimate"], split="val", samples_per_class=99)
+    model = PlainModule()
+    make_trainer(callback, limit_val_batches=limit).fit(model, make_loader(), make_loader(20, seed=1))
+    expected = measure_by_hand(model, model.net.fc, list(make_loader(20, seed=1))[:2], True)
+    assert callback.values["penultimate"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_overfitting_measures_the_batches_that_are_overfitted(make_trainer: TrainerFactory) -> None:
+    callback = LayerwiseNC1(layers=["penultimate"])
+    model = fit(make_trainer, callback, overfit_batches=2)
+    expected = measure_by_hand(model, model.net.fc, list(make_loader())[:2], True)
+    assert callback.values["penultimate"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_data_that_come_only_once_are_no_second_pass(make_trainer: TrainerFactory) -> None:
+    callback = CollapseMonitor(train_dataloader=iter(list(make_loader())))
+    with pytest.warns(UserWarning, match="second pass must see what the first saw: 22 samples, got 0"):
+        make_trainer(callback).fit(PlainModule(), make_loader())
+    assert callback.history[0]["collapse/nc4"] != callback.history[0]["collapse/nc4"]
+
+
+def test_nothing_more_is_read_once_every_class_is_full(make_trainer: TrainerFactory) -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            while True:
+                yield from list(make_samples())
+
+    callback = LayerwiseNC1(
+        layers=["penultimate"], samples_per_class=3, train_dataloader=DataLoader(Endless(), batch_size=5)
+    )
+    fit(make_trainer, callback)
+    assert callback.values["penultimate"] > 0

@@ -111,3 +111,43 @@ def test_other_layers_are_measured_beside_a_bad_one(make_trainer: TrainerFactory
     with pytest.warns(UserWarning, match="layer odd"):
         fit(make_trainer, callback, NoCheck())
     assert callback.values["layer1.0"] > 0
+
+
+class Wrapped(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.block(images),)
+
+
+class Unwrap(nn.Module):
+    def forward(self, outputs: tuple[Tensor]) -> Tensor:
+        return outputs[0]
+
+
+def test_a_tuple_of_one_tensor_is_that_tensor(make_trainer: TrainerFactory) -> None:
+    model = PlainModule()
+    model.net.layer2 = nn.Sequential(Wrapped(model.net.layer2), Unwrap())  # type: ignore[arg-type]
+    callback = LayerwiseNC1(layers=["net.layer2.0", "net.layer2.0.block"], strict=True)
+    fit(make_trainer, callback, model)
+    assert len(set(callback.values.values())) == 1
+
+
+def test_each_split_has_a_warning_of_its_own(make_trainer: TrainerFactory) -> None:
+    callback = LayerwiseNC1(layers=["odd"], split=["train", "val"], num_classes=CLASSES)
+    with pytest.warns(UserWarning, match="on the train split") as caught:
+        make_trainer(callback, max_epochs=2).fit(NoCheck(), make_loader(), make_loader(16))
+    assert sum("could not measure" in str(warning.message) for warning in caught) == 2
+
+
+def test_an_error_without_words_is_told_by_its_name(make_trainer: TrainerFactory) -> None:
+    callback = LayerwiseNC1(layers=["layer1.0"], split="val", unpack=lambda batch: {}["x"])
+    with pytest.warns(UserWarning, match="batch 0: KeyError: 'x'"):
+        fit(make_trainer, callback)
+
+
+def test_a_head_of_many_more_classes_than_there_are_data_of_is_told_in_short(make_trainer: TrainerFactory) -> None:
+    with pytest.warns(UserWarning, match=r"no samples of class 3, 4, .*, 22 and 977 more of 1000"):
+        fit(make_trainer, LayerwiseNC1(layers=["penultimate"], num_classes=1000, input_of_classifier="fc"))

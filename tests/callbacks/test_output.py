@@ -89,8 +89,9 @@ def test_undefined_values_leave_gaps() -> None:
 
 
 def test_measures_have_a_panel_each_and_scales_of_their_own() -> None:
-    rows = [{"epoch": 0, "step": 1, "nc1": 0.5, "slope": -1.0}]
-    assert [axes.get_yscale() for axes in draw_measures(rows, ["nc1", "slope"]).axes] == ["log", "linear"]
+    rows = [{"epoch": 0, "step": 1, "nc1": 0.5, "slope": -1.0, "ncc_accuracy": 0.9}]
+    scales = [axes.get_yscale() for axes in draw_measures(rows, ["nc1", "slope", "ncc_accuracy"]).axes]
+    assert scales == ["log", "linear", "linear"]
 
 
 def test_columns_are_those_of_all_rows() -> None:
@@ -143,3 +144,17 @@ def test_loggers_without_a_folder_of_their_own_get_one_a_run() -> None:
 
     assert log_folder([Remote("logs", name="runs", version="abc")]) == Path("logs/runs/abc")
     assert log_folder([]) is None
+
+
+def test_a_logger_without_any_folder_gets_the_picture(make_trainer: TrainerFactory) -> None:
+    class RemoteMlflow(FakeMlflow):
+        name = version = save_dir = None  # type: ignore[assignment]
+
+        def log_metrics(self, *_: Any, **__: Any) -> None:
+            pass
+
+        log_hyperparams = log_graph = after_save_checkpoint = finalize = save = log_metrics  # type: ignore[assignment]
+
+    logger = RemoteMlflow()
+    fit(make_trainer, LayerwiseNC1(), logger=logger)
+    assert [given[2] for given in logger.given] == ["layerwise_nc1/nc1_step_5.png"]

@@ -323,3 +323,40 @@ def test_images_that_do_not_decode_are_left_to_the_loader(fit: Callable[..., Los
 
     with pytest.warns(UserWarning, match="1 images do not decode"):
         fit(make_model(), PrefixCache(splits=["train"], views=1), dataset=Gaps(), max_epochs=1)
+
+
+def test_the_loader_is_given_back(make_trainer: TrainerFactory, make_loader: LoaderFactory) -> None:
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            raise RuntimeError("planted")
+
+    for callbacks in ([], [Stop()]):
+        loader = make_loader()
+        before = dict(loader.__dict__)
+        try:
+            make_trainer(PrefixCache(), *callbacks).fit(make_model(), loader)
+        except RuntimeError as error:
+            assert callbacks and "planted" in str(error)  # noqa: PT017, PT018
+        assert loader.__dict__ == before
+        assert next(iter(loader))[0].shape == (4, 3, 32, 32)
+
+
+def test_a_run_that_stopped_within_an_epoch_goes_on_there(make_trainer: TrainerFactory, tmp_path: Path) -> None:
+    def run(steps: int, path: Path | None = None) -> tuple[list[float], L.Trainer]:
+        L.seed_everything(2, verbose=False)
+        method = LayerFinetuning("layer2.0")
+        model = ImageClassifier(TimmBackbone("test_resnet", None), 10, method=method, optimizer=torch.optim.SGD)
+        data = ImageData("sklearn:digits", image_size=32, samples_per_class=2, val_size=20, batch_size=4)
+        losses = Losses()
+        trainer = make_trainer(losses, PrefixCache(), max_steps=steps, max_epochs=-1, limit_val_batches=0)
+        trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=False)
+        return losses.train, trainer
+
+    first, trainer = run(3)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    rest, _ = run(7, tmp_path / "three.ckpt")
+    whole, _ = run(7)
+    assert len(first) == 3
+    assert len(rest) == 4
+    # The schedule ends elsewhere, the images are the same: compare the first loss, before any step at another rate.
+    assert rest[0] == pytest.approx(whole[3], rel=1e-2)

@@ -1,6 +1,5 @@
 """Zero-shot as a method, and as the start of a trained head, against open_clip's own code."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from made_up_images import write_parquet
+from tiny_clip import make_tiny_clip, register_tiny_clip
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,26 +21,15 @@ from nc_finetune.cli import main
 from nc_finetune.heads import ZeroShotHead, prompt_templates
 from nc_finetune.methods import LinearProbe, ZeroShot
 
-MODEL = "tiny-clip-for-tests"
-CONFIG = {
-    "embed_dim": 48,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 64, "patch_size": 16, "head_width": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
+MODEL = register_tiny_clip()
 NAMES = ["cat", "dog", "Boeing 707"]
 TrainerFactory = Callable[..., L.Trainer]
 LoaderFactory = Callable[..., DataLoader[Any]]
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """A whole CLIP with random weights, tiny but for its vocabulary, among open_clip's models."""
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / f"{MODEL}.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    model: nn.Module = open_clip.create_model(MODEL, None)
-    return model.eval()
+def clip() -> Any:
+    return make_tiny_clip()
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,38 @@ def test_wide_features_give_the_same_in_two_passes() -> None:
     assert measured["nc1"].item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_features_without_scatter_give_the_same_in_two_passes() -> None:
+    features, target = torch.randn(40, D, dtype=torch.float64), torch.arange(40) % K
+    usual, apart = (NeuralCollapse(K, D, measures=("nc1", "cdnv"), scatter=scatter) for scatter in (True, False))
+    for metric in (usual, apart):
+        metric.update(features, target)
+    assert (usual.needs_second_pass, apart.needs_second_pass, apart.wide) == (False, True, True)
+    apart.begin_second_pass()
+    apart.update(features, target)
+    assert {k: v.item() for k, v in apart.compute().items()} == pytest.approx(
+        {k: v.item() for k, v in usual.compute().items()}, rel=1e-9
+    )
+
+
+def test_a_second_pass_over_other_data_is_an_error() -> None:
+    metric = NeuralCollapse(K, D, measures=("ncc_accuracy",))
+    metric.update(torch.randn(40, D), torch.arange(40) % K)
+    metric.begin_second_pass()
+    metric.update(torch.randn(30, D), torch.arange(30) % K)
+    with pytest.raises(RuntimeError, match="second pass must see what the first saw: 40 samples, got 30"):
+        metric.compute()
+
+
+def test_the_default_takes_no_memory_beside_the_state() -> None:
+    metric = NeuralCollapse(K, D, measures=("nc1",))
+    default = metric._defaults["scatter"]
+    assert isinstance(default, Tensor)
+    assert default.untyped_storage().nbytes() == 8
+    metric.reset()
+    metric.update(torch.randn(40, D), torch.arange(40) % K)
+    assert metric.compute()["nc1"] > 0
+
+
 @pytest.mark.usefixtures("wide")
 def test_wide_features_refuse_what_needs_a_scatter() -> None:
     with pytest.raises(ValueError, match="vci needs a scatter, which features of width 6 do not have"):

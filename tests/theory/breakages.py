@@ -61,12 +61,33 @@ class _RankOne(nn.Linear):
         self.weight.requires_grad_(False)
 
 
+def _shuffled(real: Any) -> Any:
+    def ratio(features: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        measured: torch.Tensor = real(features, labels[order], classes)
+        return measured
+
+    return ratio
+
+
+def _only_lbfgs(module: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "OPTIMIZERS", ("L-BFGS",))
+
+
 def _one_feature(real: Any) -> Any:
     return lambda *args, width=None, **options: real(*args, width=1 if width else None, **options)
 
 
 def _swapped_activation(real: Any) -> Any:
     return lambda settings, activation: real(settings, torch.relu if activation is not torch.relu else lambda x: x)
+
+
+def _swapped_levels(real: Any) -> Any:
+    def train(settings: Any, activation: Any) -> Any:
+        trace = real(settings, activation)
+        return replace(trace, shallow=trace.deep, deep=trace.shallow)
+
+    return train
 
 
 def _true_labels(module: Any, patch: pytest.MonkeyPatch) -> None:
@@ -90,7 +111,7 @@ def _epochs(module: Any, patch: pytest.MonkeyPatch) -> None:
 BREAKAGES: dict[str, list[Breakage]] = {
     "unconstrained_features": [
         Breakage("no training", (r"bias, \d+ runs", r"all losses: NC1", "convex losses"), {"steps": 0}),
-        Breakage("no imbalance", ("rows of small classes",), {"imbalanced": (3, 3)}),
+        Breakage("no imbalance", ("rows of small classes",), {"imbalanced": (3, 3), "grid_classes": (4,)}, _only_lbfgs),
     ],
     "mse_closed_form": [
         Breakage(
@@ -101,9 +122,10 @@ BREAKAGES: dict[str, list[Breakage]] = {
         Breakage(
             "a quarter of the decay",
             ("minimal value is", "for c > 1 the zero", "class means are orthogonal"),
-            patch=_decay_times(0.25),
+            {"steps": 500},
+            _decay_times(0.25),
         ),
-        Breakage("four times the decay", ("for c < 1 it is not",), patch=_decay_times(4.0)),
+        Breakage("four times the decay", ("for c < 1 it is not",), {"steps": 500}, _decay_times(4.0)),
         Breakage(
             "D = K − 1", ("of different lengths", "below 90°", "MSE does not"), {"classes": 3, "narrow": ((3, 2),)}
         ),
@@ -128,9 +150,11 @@ BREAKAGES: dict[str, list[Breakage]] = {
         ),
         Breakage(
             "linear and ReLU swapped",
-            ("at the same rate", "same at the start", "throughout", "collapses faster", "no orthogonal frame"),
-            patch=_replace("train", _swapped_activation),
+            ("at the same rate", "same at the start", "collapses faster", "no orthogonal frame"),
+            {"steps": 3000},
+            _replace("train", _swapped_activation),
         ),
+        Breakage("levels swapped", ("throughout",), {"steps": 100}, _replace("train", _swapped_levels)),
     ],
     "multi_label": [Breakage("no training", (".",), {"steps": -1})],
     "residual_networks": [Breakage("one epoch", (".",), patch=_epochs)],
@@ -173,30 +197,37 @@ BREAKAGES: dict[str, list[Breakage]] = {
         ),
         Breakage(
             "Gaussian initialisation",
-            ("singular values of every", "balanced", "smallest R²"),
+            ("singular values of every", "balanced"),
             {"initialization": "normal"},
         ),
+        Breakage("shuffled labels", (r"with depth \(smallest R²",), patch=_replace("trace_ratio", _shuffled)),
         Breakage("hardly any training with ReLU", ("ReLU networks",), {"relu_steps": 10}),
     ],
     "compressed_factors": [
-        Breakage("Gaussian initialisation", ("products differ",), {"initialization": "normal"}),
+        Breakage("Gaussian initialisation", ("products differ",), {"initialization": "normal", "completion_steps": 40}),
         Breakage(
             "a rank guessed too low",
             ("as good as wide", "compressed faster", "narrow factors", "compressed, γ = 1 recovers"),
-            {"guessed_rank": 1},
+            {"guessed_rank": 1, "completion_steps": 400},
         ),
-        Breakage("hardly any training", ("wide recovers",), {"completion_steps": 40}),
-        Breakage("everything observed", ("fixed outer factors",), {"observed": 1.1}),
-        Breakage("rates the other way round", ("larger γ",), {"discrepancies": (1.0, 0.1, 0.0)}),
+        Breakage("hardly any training", ("wide recovers",), {"completion_steps": 40, "factorization_steps": 40}),
+        Breakage("everything observed", ("fixed outer factors",), {"observed": 1.1, "factorization_steps": 40}),
+        Breakage(
+            "rates the other way round", ("larger γ",), {"discrepancies": (1.0, 0.1, 0.0), "factorization_steps": 40}
+        ),
     ],
     "tensor_decomposition": [
         Breakage(
             "a Gaussian matrix in place of the frame",
             ("unit-norm and tight", "share of", "random starts find", r"E\|yᵀq"),
-            patch=_replace("unbiased_bases", _gaussian),
+            {"iterations": 50, "starts": 20, "observations": 10000},
+            _replace("unbiased_bases", _gaussian),
         ),
         Breakage(
-            "not at the saddle", ("is a critical", "strict saddle"), patch=_replace("spherical_hessian", _off_the_point)
+            "not at the saddle",
+            ("is a critical", "strict saddle"),
+            settings={"iterations": 5, "starts": 2, "observations": 500},
+            patch=_replace("spherical_hessian", _off_the_point),
         ),
     ],
     "loss_landscape": [

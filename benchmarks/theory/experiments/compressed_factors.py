@@ -226,7 +226,7 @@ def _narrow_claim(task: str, narrow: Training, compressed: Training, goal: float
 
 
 def _completion_claims(settings: Settings, trained: Mapping[str, Training], speed: Mapping[str, float]) -> list[Claim]:
-    largest = f"compressed, γ = {settings.discrepancies[-1]:g}"
+    learning = f"compressed, γ = {settings.discrepancies[-1]:g}"
     fixed = f"compressed, γ = {settings.discrepancies[0]:g}"
     errors = [trained[f"compressed, γ = {gamma:g}"].errors[-1] for gamma in settings.discrepancies]
     return [
@@ -237,7 +237,7 @@ def _completion_claims(settings: Settings, trained: Mapping[str, Training], spee
                 tolerance=settings.goal,
                 basis="what counts as recovered, from the settings",
             )
-            for name in ("wide", largest)
+            for name in ("wide", learning)
         ],
         Claim(
             name="completion: with fixed outer factors (γ = 0) the compressed ones do not (relative error)",
@@ -259,7 +259,7 @@ def _completion_claims(settings: Settings, trained: Mapping[str, Training], spee
             comparison="at least",
             basis="order alone; O(Ld²) products instead of O(Ld³)",
         ),
-        _narrow_claim("completion", trained["narrow"], trained[largest], settings.goal),
+        _narrow_claim("completion", trained["narrow"], trained[learning], settings.goal),
     ]
 
 

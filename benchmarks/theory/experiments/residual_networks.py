@@ -72,7 +72,7 @@ def run(settings: Settings) -> Findings:
             for case, trained in found.items()
         ],
         description=(
-            "NC1, NC2 and NC3 of the training features by epoch, for cross-entropy by three optimisers and for MSE "
+            "NC1, NC2 and NC3 of the training features by epoch, for cross-entropy by SGD and Adam and for MSE "
             "without bias: all fall. NC2 and NC3 are distances from a simplex, for MSE from an orthogonal frame."
         ),
     )

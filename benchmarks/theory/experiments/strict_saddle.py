@@ -167,7 +167,7 @@ def _claims(
 def draw(curves: Mapping[str, Any]) -> Figure:
     """Draw the lower ends of the spectra."""
     losses = list(curves["spectra"])
-    drawn, axes = drawing.figure(len(losses))
+    drawn, axes = drawing.figure(len(losses), rows=2)
     for axis, loss in zip(axes, losses, strict=True):
         named = {name: values[:20] for name, values in curves["spectra"][loss].items()}
         drawing.lines(axis, list(range(1, 21)), named, marker="o", markersize=3)
