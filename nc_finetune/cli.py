@@ -357,6 +357,9 @@ def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], o
         scores.append(backbone_scores.score_backbone(name, tag, images, max_images))
     scores = backbone_scores.ranked(scores, by)
     console.print(presentation.rank_table(scores))
+    for found in scores:
+        if found.error:
+            console.print(f"{found.name}: {found.error}", style="red", markup=False, soft_wrap=True)
     if measured:
         console.print("Rank correlation with measured fine-tuning:", backbone_scores.correlations(scores, measured))
     write_text_atomically(out, presentation.rank_csv(scores))

@@ -191,13 +191,14 @@ def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     """Read the results of several benchmarks as one.
 
     Of a cell that several folders hold, a run that finished counts before one that did not, then the folder that is
-    named first. Files that are no results of this version are left out and named.
+    named first. The same holds of runs that differ in their names alone, as those of grids that were written
+    differently. What is left out in this way, and files that are no results of this version, are named.
 
     Args:
         folders: What ``--out`` of the benchmarks was.
 
     Returns:
-        The runs, and a sentence for each file that could not be read.
+        The runs, and a sentence for each file that was left out.
 
     Raises:
         ValueError: If there is no folder, or one of them holds no result.
@@ -218,10 +219,23 @@ def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
             hint = "; ".join(unreadable) or "run the benchmark first, or name its --out"
             raise ValueError(f"there are no results in {folder / 'results'}; {hint}")
         problems += unreadable
+        known = {_what_was_run(run): run.run_id for run in found.values() if run.status == "ok"}
         for run in runs:
-            if run.run_id not in found or (found[run.run_id].status != "ok" and run.status == "ok"):
+            twin = known.get(_what_was_run(run), run.run_id)
+            if twin != run.run_id:
+                problems.append(
+                    f"{folder / 'results' / run.run_id}.json repeats {twin} of a folder that was named before"
+                )
+            elif run.run_id not in found or (found[run.run_id].status != "ok" and run.status == "ok"):
                 found[run.run_id] = run
     return list(found.values()), problems
+
+
+def _what_was_run(run: Result) -> str:
+    """Everything that was asked for, which tells runs apart as far as a report can."""
+    asked = ("backbone", "weights", "dataset", "method", "key_layer", "options", "head", "loss", "seed")
+    sizes = ("samples_per_class", "train_share", "epochs", "nc1_normalize")
+    return json.dumps([getattr(run, name) for name in (*asked, *sizes)] + [bool(run.selection)], sort_keys=True)
 
 
 def _read_all(folder: Path) -> tuple[list[Result], list[str]]:

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.classifier import ImageClassifier
-from nc_finetune.data import ImageData
 from nc_finetune.delta_file import tuned_state
 from nc_finetune.functional import nc1
 from nc_finetune.methods import FinetuningMethod
-from nc_finetune.selection.features import fit_probe, method_features, subset_batches
+from nc_finetune.selection.features import fit_probe
 from nc_finetune.selection.halving import Measurement
+from nc_finetune.selection.trial_samples import Samples, TrialSamples, through_prefix, try_split
 
-_FEWEST_VAL_IMAGES = 200
-_PROBE_BATCHES = 20
 # Strong: a head that fits the training images perfectly has no gradient left for the block.
 _FIRST_WEIGHT_DECAY = 1.0
 
@@ -28,24 +26,25 @@ _FIRST_WEIGHT_DECAY = 1.0
 class BlockTrial:
     """Train the block and the head of a method for some steps, measure, and leave the backbone as it was.
 
-    The head starts as a linear probe of the method's own features: from a random one, steps this few would compare
-    little but the heads. Each round is a small fine-tuning of its own, down to a rate of zero: what is measured in the
-    middle of one is mostly the noise of its last steps.
+    What comes before the block runs once over all samples, where the network can be cut there. The head starts as a
+    linear probe of the method's own features: from a random one, steps this few would compare little but the heads.
+    Each round is a small fine-tuning of its own, down to a rate of zero: what is measured in the middle of one is
+    mostly the noise of its last steps.
 
     Args:
         backbone: Shared by all trials; its weights are the pre-trained ones before and after.
-        data: Train and validation split; the test split is not touched.
+        samples: What is trained on and judged by, shared by all trials.
         method: What is tuned.
         head: Builds the head; where it is a plain linear one, it starts as a probe.
         learning_rate: Rate of the tuned block.
         head_learning_rate: Rate of the head.
-        seed: Of the order of the batches and of the validation images.
+        seed: Of the order of the batches.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        data: ImageData,
+        samples: TrialSamples,
         method: FinetuningMethod,
         head: Callable[[int, int], nn.Module] = nn.Linear,
         *,
@@ -54,11 +53,12 @@ class BlockTrial:
         seed: int = 0,
     ) -> None:
         self.backbone = backbone
-        self.data = data
-        self.seed = seed
-        self.model = ImageClassifier(backbone, data.num_classes, method=method, head=head)
+        self.samples = samples
+        self.model = ImageClassifier(backbone, samples.num_classes, method=method, head=head)
         self.device = next(backbone.parameters()).device
         self.model.to(self.device)
+        self.train, self.val = self._behind_prefix(samples.train, samples.val)
+        self._generator = torch.Generator().manual_seed(seed)
         self._start_head()
         tuned = [value for value in backbone.parameters() if value.requires_grad]
         beside = [value for part in (self.model.head, method) for value in part.parameters() if value.requires_grad]
@@ -73,56 +73,63 @@ class BlockTrial:
         with self._weights_of_this_trial():
             for step in range(steps):
                 self._set_rates(_cycle(step, steps))
-                self._step(*next(self._batches))
+                self._step(next(self._batches))
             return self._measure()
 
     def _set_rates(self, factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
 
+    def _behind_prefix(self, *parts: Samples) -> list[Samples]:
+        """Run everything through the frozen prefix once, where the network can be cut and there is room."""
+        split = try_split(self.model, parts[0])
+        kept = (
+            []
+            if split is None
+            else [through_prefix(self.model, part, split, self.samples.batch_size) for part in parts]
+        )
+        found = [part for part in kept if part is not None]
+        if len(found) < len(parts):
+            return list(parts)
+        self.model.split = split
+        return found
+
+    @torch.no_grad()
+    def _features(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Return what the head sees, in eval mode."""
+        self.model.eval()
+        batches = (batch.to(self.device) for batch in samples.batches(self.samples.batch_size))
+        features = [self.model.features(batch.inputs).float() for batch in batches]
+        return torch.cat(features), samples.labels.to(self.device)
+
     def _start_head(self) -> None:
-        head, method = self.model.head, self.model.method
-        if type(head) is not nn.Linear:
-            return
-        number = _PROBE_BATCHES * self.data.batch_size
-        features, labels = method_features(method, self.backbone, subset_batches(self.data, "train", number, self.seed))
-        probe = fit_probe(features, labels, self.data.num_classes, _FIRST_WEIGHT_DECAY)
-        head.load_state_dict(probe.state_dict())
+        if type(self.model.head) is nn.Linear:
+            probe = fit_probe(*self._features(self.train), self.samples.num_classes, _FIRST_WEIGHT_DECAY)
+            self.model.head.load_state_dict(probe.state_dict())
 
-    def _refitted_probe(self) -> nn.Linear:
-        number = _PROBE_BATCHES * self.data.batch_size
-        batches = subset_batches(self.data, "train", number, self.seed)
-        return fit_probe(*method_features(self.model.method, self.backbone, batches), self.data.num_classes)
-
-    def _step(self, images: Tensor, labels: Tensor) -> None:
+    def _step(self, batch: Samples) -> None:
         self.model.train()
-        loss = self.model.loss(self.model(images.to(self.device)), labels.to(self.device))
+        batch = batch.to(self.device)
+        loss = self.model.loss(self.model(batch.inputs), batch.labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _measure(self) -> Measurement:
-        number = max(_FEWEST_VAL_IMAGES, len(self.data.train_set))
-        batches = subset_batches(self.data, "val", number, self.seed)
-        features, labels = method_features(self.model.method, self.backbone, batches)
-        accuracy = (self._refitted_probe()(features).argmax(1) == labels).double().mean().item()
+        """Judge the features by a probe that is fitted anew: in so few steps the head cannot follow the block."""
+        probe = fit_probe(*self._features(self.train), self.samples.num_classes)
+        features, labels = self._features(self.val)
+        accuracy = (probe(features).argmax(1) == labels).double().mean().item()
         present, numbered = torch.unique(labels, return_inverse=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="NC1 is undefined")  # the accuracy says so, too
             spread = nc1(features, numbered).item() if len(present) > 1 else math.nan
         return Measurement(accuracy, spread, len(labels))
 
-    def _train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        images = self.data.train_set
+    def _train_batches(self) -> Iterator[Samples]:
         while True:
-            yield from torch.utils.data.DataLoader(
-                images,
-                batch_size=self.data.batch_size,
-                shuffle=True,
-                generator=generator,
-                num_workers=self.data.num_workers,
-            )
+            order = torch.randperm(len(self.train), generator=self._generator)
+            yield from (self.train.rows(rows) for rows in torch.split(order, self.samples.batch_size))
 
     @contextmanager
     def _weights_of_this_trial(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,19 @@ class Rung:
     scores: Mapping[str, float]
 
 
-def score(measured: Mapping[str, Measurement]) -> dict[str, float]:
+def score(measured: Mapping[str, Measurement], earlier: Sequence[Measurement] = ()) -> dict[str, float]:
     r"""Estimate the accuracy of each candidate from what was measured, with NC1 as a second witness.
 
     A measured accuracy p of n images has the variance ``p (1 - p) / n``. NC1 after a short trial tracks accuracy, so
-    a line through ``log NC1`` of all candidates predicts it, with some variance of its own. The score is the mean of
+    a line through ``log NC1`` of all measurements predicts it, with some variance of its own. The score is the mean of
     both, weighted by the inverse variances: with few validation images NC1 counts more, with many the accuracy alone.
 
     Args:
         measured: By candidate.
+        earlier: Measurements of earlier rounds, which help to find the line.
 
     Returns:
-        Scores by candidate; the accuracy itself where fewer than four candidates have a finite NC1.
+        Scores by candidate; the accuracy itself where fewer than four measurements have a finite NC1.
 
     Source:
         Efron & Morris 1975, Data analysis using Stein's estimator and its generalizations, 10.2307/2285814.
@@ -68,18 +70,29 @@ def score(measured: Mapping[str, Measurement]) -> dict[str, float]:
         >>> {name: round(value, 2) for name, value in score(same).items()}
         {'a': 0.9, 'b': 0.9, 'c': 0.9, 'd': 0.9}
     """
-    usable = {name: found for name, found in measured.items() if math.isfinite(found.nc1) and found.nc1 > 0}
-    plain = {name: found.accuracy for name, found in measured.items()}
-    if len(usable) < 4:
-        return plain
-    x = torch.tensor([math.log(found.nc1) for found in usable.values()], dtype=torch.float64)
-    y = torch.tensor([found.accuracy for found in usable.values()], dtype=torch.float64)
-    design = torch.stack([torch.ones_like(x), x], dim=1)
-    line = design @ torch.linalg.lstsq(design, y).solution
-    noise = torch.tensor([_variance(found) for found in usable.values()], dtype=torch.float64)
-    around = ((y - line).square().sum() / (len(y) - 2) - noise.mean()).clamp(min=1e-8)
-    weight = around / (around + noise)
-    return plain | dict(zip(usable, (weight * y + (1 - weight) * line).tolist(), strict=True))
+    known = [found for found in (*measured.values(), *earlier) if _has_nc1(found)]
+    scores = {name: found.accuracy for name, found in measured.items()}
+    if len(known) < 4:
+        return scores
+    accuracies = torch.tensor([found.accuracy for found in known], dtype=torch.float64)
+    design = _design(known)
+    line = torch.linalg.lstsq(design, accuracies).solution
+    noise = torch.tensor([_variance(found) for found in known], dtype=torch.float64).mean()
+    around = ((accuracies - design @ line).square().sum() / (len(known) - 2) - noise).clamp(min=1e-8).item()
+    for name, found in measured.items():
+        if _has_nc1(found):
+            weight = around / (around + _variance(found))
+            scores[name] = weight * found.accuracy + (1 - weight) * (_design([found]) @ line).item()
+    return scores
+
+
+def _has_nc1(found: Measurement) -> bool:
+    return math.isfinite(found.nc1) and found.nc1 > 0
+
+
+def _design(measured: Sequence[Measurement]) -> Tensor:
+    """Return a row ``(1, log NC1)`` for each measurement."""
+    return torch.tensor([[1.0, math.log(found.nc1)] for found in measured], dtype=torch.float64)
 
 
 def _variance(found: Measurement) -> float:
@@ -118,6 +131,7 @@ def successive_halving(
     rounds = max(1, math.floor(math.log2(len(candidates))))
     trials: dict[str, Trial] = {}
     left, done, rungs = list(candidates), 0, []
+    earlier: list[Measurement] = []
     for _ in range(rounds):
         more = max(1, steps // (rounds * len(left)))
         done += more
@@ -126,7 +140,8 @@ def successive_halving(
             if name not in trials:
                 trials[name] = start(name)
             measured[name] = trials[name].advance(more)
-        rungs.append(Rung(done, measured, score(measured)))
+        rungs.append(Rung(done, measured, score(measured, earlier)))
+        earlier += measured.values()
         left = sorted(left, key=rungs[-1].scores.__getitem__, reverse=True)[: max(1, len(left) // 2)]
         trials = {name: trials[name] for name in left}
     return rungs

@@ -16,9 +16,10 @@ from nc_finetune.methods import FinetuningMethod, LayerFinetuning
 from nc_finetune.selection.block_trial import BlockTrial
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
+from nc_finetune.selection.trial_samples import TrialSamples
 
-# Of the steps of one fine-tuning; with validation and the probes about 1.3 times its cost.
-_BUDGET = 1
+# Of the steps of one fine-tuning; validation, probes and prefixes take about as long again.
+_BUDGET = 0.7
 _CANDIDATES = 6
 
 
@@ -80,7 +81,7 @@ def choose_key_layer(
 
     Up to six evenly spaced blocks are tuned for a few steps each, the better half for some more, and so on; a trial
     is judged by :func:`~nc_finetune.selection.halving.score`, accuracy with NC1 as a second witness. The smallest
-    pre-trained NC1 alone may point at the worst block. All trials together take as many training steps as one
+    pre-trained NC1 alone may point at the worst block. All trials together take 0.7 of the training steps of one
     fine-tuning; the test split is not touched, and the backbone is left as it was.
 
     Args:
@@ -92,7 +93,7 @@ def choose_key_layer(
         learning_rate: Rate of the block; ``None`` is the method's default.
         head_learning_rate: Rate of the head.
         blocks: Those to choose from; ``None`` takes up to six of those that the method can tune.
-        seed: Of batches and validation images.
+        seed: Of batches, and of the images where there are very many.
 
     Returns:
         The choice with its reason.
@@ -110,7 +111,7 @@ def choose_key_layer(
         rate = learning_rate or method.default_learning_rate or head_learning_rate
         return BlockTrial(
             backbone,
-            data,
+            samples,
             method,
             head,
             learning_rate=rate,
@@ -120,11 +121,12 @@ def choose_key_layer(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        samples = TrialSamples.load(data, seed)
         candidates = spread_out(_tunable(backbone, data, make_method), _CANDIDATES) if blocks is None else blocks
         if not candidates:
             raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
         batches = -(-len(data.train_set) // data.batch_size)
-        rungs = successive_halving(candidates, begin, _BUDGET * epochs * batches)
+        rungs = successive_halving(candidates, begin, int(_BUDGET * epochs * batches))
     return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
 
 

@@ -180,16 +180,13 @@ _RANK_HEADINGS = {
 
 
 def rank_table(scores: Sequence[BackboneScores]) -> Table:
-    """Show scores of backbones in the terminal, in their order; the best of each measure is bold."""
+    """Show the backbones that have scores in the terminal, in their order; the best of each measure is bold."""
     table = Table(*_RANK_HEADINGS.values(), box=None)
     known = [found for found in scores if found.error is None]
     best = {
         name: max((sign * getattr(found, name) for found in known), default=None) for name, sign in MEASURES.items()
     }
-    for found in scores:
-        if found.error is not None:
-            table.add_row(found.name, str(found.weights), found.error, style="red")
-            continue
+    for found in known:
         cells = []
         for name in _RANK_HEADINGS:
             value = getattr(found, name)

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, watch_input, watch_outputs
 from nc_finetune.data import ImageData
-from nc_finetune.functional import SeparationLaw, separation_law
+from nc_finetune.functional import SeparationLaw, nearest_class_center, separation_law
 from nc_finetune.metrics import NeuralCollapse
 
-_MEASURES = ("nc1", "trace_ratio", "ncc_accuracy")
+_MEASURES = ("nc1", "trace_ratio")
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,28 @@ def measure_blocks(backbone: Backbone, data: ImageData) -> list[BlockMeasures]:
     metrics: dict[str, NeuralCollapse] = {}
     device = next(backbone.parameters()).device
     backbone.eval()
-    for split in ("train", "val"):
-        if split == "val":
-            for metric in metrics.values():
-                metric.begin_second_pass()
-        for images, labels in data.eval_dataloader(split):
-            for layer, features in _outputs(backbone, layers, images.to(device)).items():
-                if layer not in metrics:
-                    metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=_MEASURES).to(device)
-                metrics[layer].update(features.float(), labels.to(device))
+    for images, labels in data.eval_dataloader("train"):
+        for layer, features in _outputs(backbone, layers, images.to(device)).items():
+            if layer not in metrics:
+                metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=_MEASURES).to(device)
+            metrics[layer].update(features.float(), labels.to(device))
+    recognised = dict.fromkeys(metrics, 0)
+    for images, labels in data.eval_dataloader("val"):
+        for layer, features in _outputs(backbone, layers, images.to(device)).items():
+            nearest = nearest_class_center(features.float(), metrics[layer].means)
+            recognised[layer] += int((nearest == labels.to(device)).sum())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*undefined and reported as nan")
         found = {layer: metric.compute() for layer, metric in metrics.items()}
     return [
-        BlockMeasures(layer, *(found[layer][name].item() for name in _MEASURES)) for layer in layers if layer in found
+        BlockMeasures(
+            block=layer,
+            nc1=found[layer]["nc1"].item(),
+            trace_ratio=found[layer]["trace_ratio"].item(),
+            ncc_accuracy=recognised[layer] / len(data.val_set),
+        )
+        for layer in layers
+        if layer in found
     ]
 
 

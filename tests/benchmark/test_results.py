@@ -73,8 +73,8 @@ def write_folder(folder: Path, *results: Result) -> Path:
 
 
 def test_folders_merge_and_a_finished_run_counts_before_a_failed_one(tmp_path: Path) -> None:
-    first = write_folder(tmp_path / "a", make_result(status="failed"), make_result(run_id="r2", accuracy=1.0))
-    second = write_folder(tmp_path / "b", make_result(accuracy=3.0), make_result(run_id="r2", accuracy=2.0))
+    first = write_folder(tmp_path / "a", make_result(status="failed"), make_result(run_id="r2", seed=2, accuracy=1.0))
+    second = write_folder(tmp_path / "b", make_result(accuracy=3.0), make_result(run_id="r2", seed=2, accuracy=2.0))
     runs, problems = merge_results([first, second])
     assert {run.run_id: run.accuracy for run in runs} == {"r1": 3.0, "r2": 1.0}
     assert problems == []
@@ -93,3 +93,11 @@ def test_files_that_are_no_results_are_left_out_and_named(tmp_path: Path) -> Non
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are no results in .*run the benchmark first"):
         merge_results([write_folder(tmp_path / "a", make_result()), tmp_path / "b"])
+
+
+def test_a_run_that_differs_in_its_name_alone_is_left_out_and_named(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", make_result(run_id="old", accuracy=1.0))
+    second = write_folder(tmp_path / "b", make_result(run_id="new", accuracy=2.0), make_result(run_id="x", seed=1))
+    runs, problems = merge_results([first, second])
+    assert {run.run_id for run in runs} == {"old", "x"}
+    assert "new.json repeats old" in problems[0]

@@ -7,8 +7,9 @@ from nc_finetune import ImageClassifier, load_delta, save_delta
 from nc_finetune.backbones import Backbone, weights_hash
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SkipConnectionFinetuning
-from nc_finetune.selection import ChooseKeyLayer, choose_key_layer
+from nc_finetune.selection import ChooseKeyLayer, block_trial, choose_key_layer
 from nc_finetune.selection.block_trial import BlockTrial
+from nc_finetune.selection.trial_samples import TrialSamples
 
 
 def test_trials_leave_the_backbone_as_it_was(backbone: Backbone, data: ImageData) -> None:
@@ -33,7 +34,8 @@ def test_random_generators_are_left_alone(backbone: Backbone, data: ImageData) -
 
 
 def test_a_trial_goes_on_from_where_it_was(backbone: Backbone, data: ImageData) -> None:
-    split, whole = (BlockTrial(backbone, data, LayerFinetuning("layer3.0"), learning_rate=1e-2) for _ in range(2))
+    samples = TrialSamples.load(data)
+    split, whole = (BlockTrial(backbone, samples, LayerFinetuning("layer3.0"), learning_rate=1e-2) for _ in range(2))
     split.advance(1)
     kept = {name: value.clone() for name, value in split._kept.items()}
     whole.advance(1)
@@ -112,3 +114,18 @@ def test_the_callback_leaves_other_methods_alone(data: ImageData) -> None:
     callback = ChooseKeyLayer()
     make_trainer(callback).fit(model, datamodule=data)
     assert callback.choice is None
+
+
+@pytest.mark.parametrize("method", [LayerFinetuning, SkipConnectionFinetuning])
+def test_a_trial_behind_a_kept_prefix_measures_the_same(
+    method: type[LayerFinetuning], backbone: Backbone, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = TrialSamples.load(data)
+    kept = BlockTrial(backbone, samples, method("layer2.0"), learning_rate=1e-2)
+    monkeypatch.setattr(block_trial, "try_split", lambda *_: None)
+    plain = BlockTrial(backbone, samples, method("layer2.0"), learning_rate=1e-2)
+    assert isinstance(kept.train.inputs, dict)
+    assert not isinstance(plain.train.inputs, dict)
+    first, second = kept.advance(4), plain.advance(4)
+    assert first.accuracy == second.accuracy
+    assert first.nc1 == pytest.approx(second.nc1, rel=1e-3)
