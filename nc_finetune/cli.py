@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -237,6 +238,7 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
 def _benchmark(
     grid: str, out: Path | None, dry_run: bool, retry_failed: bool, trust: bool, executor: str, **cluster: Any
 ) -> int:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
     from rich.console import Console
 
     from nc_finetune.benchmark.grid import read_grid
@@ -253,7 +255,11 @@ def _benchmark(
     if dry_run:
         return _dry_run(plan, out, retry_failed, console)
     check_report_extra()
-    results = run_grid(plan, out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
+    try:
+        results = run_grid(plan, out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
+    except SIGTERMException:  # Lightning's own, whose exit status would be 0
+        console.print("stopped by SIGTERM; the same command goes on with what is missing")
+        return 128 + signal.SIGTERM
     for result in results:
         if result.status != "ok":
             console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)

@@ -1,6 +1,7 @@
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from nc_finetune import ImageClassifier, save_delta
 from nc_finetune.backbones import TimmBackbone
+from nc_finetune.benchmark.recording import EpochTimer
 from nc_finetune.cli import main
 from nc_finetune.data.transforms import DecodeAndResize
 from nc_finetune.heads import HEAD_NAMES
@@ -177,6 +179,16 @@ def test_benchmark_runs_a_grid_and_leaves_a_report(tmp_path: Path, capsys: pytes
     assert "Report: out/report.html" in printed
     assert len(list((tmp_path / "out" / "results").glob("*.json"))) == 2
     assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_a_benchmark_that_is_asked_to_stop_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(EpochTimer, "on_train_start", stop, raising=False)
+    assert main(["benchmark", "quickstart", "--out", str(tmp_path)]) == 143
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not list((tmp_path / "results").glob("*.json"))
 
 
 def test_benchmark_with_a_failed_run_says_so_and_exits_with_1(
