@@ -263,6 +263,14 @@ class ImageClassifier(L.LightningModule):
                 f" (now {[group['lr'] for group in self._parameter_groups()]}) or look for broken images"
             )
 
+    def on_validation_start(self) -> None:
+        """Begin in the mode of this run: what inference mode has left cannot be added to outside of it."""
+        self.val_loss.reset()
+
+    def on_test_start(self) -> None:
+        """The same."""
+        self.test_loss.reset()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log loss and accuracy of a validation batch."""
         self._evaluate("val", self.val_metrics, batch)

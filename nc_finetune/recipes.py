@@ -19,8 +19,8 @@ def list_recipes() -> dict[str, str]:
     """Return every recipe by name, with the sentence that opens it.
 
     Example:
-        >>> sorted(list_recipes())[-1]
-        'quickstart'
+        >>> "quickstart" in list_recipes()
+        True
     """
     folder = recipe_folder()
     paths = sorted(folder.rglob("*.yaml"))

@@ -44,8 +44,8 @@ class LayerFinetuning(FinetuningMethod):
         Raises:
             ValueError: If the blocks of a span are not adjacent.
         """
-        chosen = None if self.key_layer == AUTO else self.key_layer
-        return named_blocks(backbone, chosen or backbone.middle_block)
+        chosen = backbone.middle_block if self.key_layer in (None, AUTO) else self.key_layer
+        return named_blocks(backbone, chosen)
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
         """Return the first key layer, which need not be a block."""

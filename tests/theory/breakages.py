@@ -98,6 +98,10 @@ def _other_rescaling(real: Any) -> Any:
     return lambda alpha, target: RescaledMSELoss(alpha=2 / alpha, target=1 / target)
 
 
+def _other_target(real: Any) -> Any:
+    return lambda alpha, target: RescaledMSELoss(alpha=alpha, target=1 / target)
+
+
 def _epochs(module: Any, patch: pytest.MonkeyPatch) -> None:
     """Train for one epoch."""
     real = module.observe
@@ -231,9 +235,8 @@ BREAKAGES: dict[str, list[Breakage]] = {
         ),
     ],
     "loss_landscape": [
-        Breakage(
-            "other rescaling", ("is M²/α", "rescaled MSE.*steeper"), patch=_replace("RescaledMSELoss", _other_rescaling)
-        ),
+        Breakage("other rescaling", ("is M²/α", "α = 5.*steeper"), patch=_replace("RescaledMSELoss", _other_rescaling)),
+        Breakage("other target", ("M = 5: steeper",), patch=_replace("RescaledMSELoss", _other_target)),
         Breakage(
             "short outputs",
             ("cross-entropy: steeper",),
