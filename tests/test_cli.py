@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,15 @@ def test_benchmark_runs_a_grid_and_leaves_a_report(tmp_path: Path, capsys: pytes
     assert (tmp_path / "out" / "report.md").is_file()
 
 
+@pytest.fixture
+def default_sigterm() -> Iterator[None]:
+    """Undo what Ray has left in this process: a handler that exits."""
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.mark.usefixtures("default_sigterm")
 def test_a_benchmark_that_is_asked_to_stop_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
