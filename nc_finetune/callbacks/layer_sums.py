@@ -18,11 +18,11 @@ _NEED_SECOND_PASS = ("nc4", "ncc_accuracy")
 
 
 def max_kept_samples(width: int) -> int:
-    """Say of how many samples features are kept: 4,096, or as many as take the memory of a scatter.
+    """Say of how many samples features are kept: in float32, as many as take the memory of a scatter.
 
     Looking at them again is cheaper than a scatter, which costs ``D^2`` multiplications a sample.
     """
-    return max(4096, 2 * width)
+    return 2 * width
 
 
 class LayerSums:

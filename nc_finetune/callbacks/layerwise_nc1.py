@@ -48,8 +48,8 @@ class LayerwiseNC1(CollapseCallback):
     ``EarlyStopping``. With ``every_n_epochs`` above 1, tell ``EarlyStopping`` that monitors such a value
     ``strict=False``.
 
-    *Memory*: of up to 4,096 samples (or 2 D, if that is more) the pooled features of each layer are kept in their
-    precision; of more samples, a scatter of ``8 D^2`` bytes instead.
+    *Memory*: a scatter of ``8 D^2`` bytes for each layer. Until 2 D samples have come, the pooled features are kept in
+    their precision instead, which takes no more.
 
     ``callback.history`` and ``layerwise_nc1.csv`` in the log folder have one row for each moment; at the end,
     ``layerwise_nc1_nc1.png`` has one line an epoch, and goes to TensorBoard, W&B and MLflow loggers, too.
