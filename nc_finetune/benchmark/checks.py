@@ -34,7 +34,7 @@ def grid_problems(grid: Grid) -> list[str]:
     problems += _sizes(grid.samples_per_class)
     for method in grid.methods:
         problems += _method(method)
-    for head in grid.heads:
+    for head in (*grid.heads, *(head for method in grid.methods for head in method.heads or ())):
         problems += _attempt(head.build)
     for dataset in grid.datasets:
         problems += _source(dataset)
@@ -63,6 +63,8 @@ def _method(spec: MethodSpec) -> list[str]:
     needed = not problems and spec.method_class().trains
     if min(spec.learning_rates, default=0 if needed else 1) <= 0:
         problems.append(f"{spec.method} needs learning_rates above 0, got {spec.learning_rates}")
+    if spec.heads == []:
+        problems.append(f"heads of {spec.method} must not be empty; leave them out to take those of the grid")
     return problems
 
 

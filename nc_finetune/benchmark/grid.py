@@ -158,11 +158,13 @@ class MethodSpec:
             or of the head where nothing else is tuned. None for a method that trains nothing.
         options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
             ``method`` and ``options`` again.
+        heads: The classifiers to combine it with; ``None`` is those of the grid.
     """
 
     method: str
     learning_rates: list[float] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    heads: list[HeadSpec] | None = None
 
     def method_class(self) -> type[FinetuningMethod]:
         """Return the class.
@@ -338,7 +340,7 @@ class Grid:
         backbones: The pre-trained networks.
         datasets: The downstream data.
         methods: The fine-tuning methods with their candidate learning rates.
-        heads: The classifiers, each with every method that does not bring its own.
+        heads: The classifiers, each with every method that neither names others nor brings its own.
         samples_per_class: Training sizes: images a class, or a share of the training split in ``(0, 1)``; ``None`` is
             the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
@@ -369,24 +371,26 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""
         expanded = {id(backbone): backbone.with_each_key_layer() for backbone in self.backbones}
-        axes = itertools.product(
-            self.datasets, self.backbones, self.samples_per_class, self.seeds, self.methods, self.heads
-        )
+        axes = itertools.product(self.seeds, self.datasets, self.samples_per_class, self.backbones, self.methods)
         return [
             Cell(
                 dataset=dataset,
                 backbone=chosen,
                 samples_per_class=samples,
                 seed=seed,
-                method=method,
+                method=dataclasses.replace(method, heads=None),  # a cell has one
                 head=head,
                 settings=self.settings,
                 cache=self.cache,
             )
-            for dataset, backbone, samples, seed, method, head in axes
+            for seed, dataset, samples, backbone, method in axes
+            for head in self._heads_of(method)
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
-            if head is self.heads[0] or method.method_class().trains
         ]
+
+    def _heads_of(self, method: MethodSpec) -> list[HeadSpec]:
+        heads = self.heads if method.heads is None else method.heads
+        return heads if method.method_class().trains else heads[:1]
 
 
 def _beside_defaults(spec: Any) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import datasets
 
 FOLDER_VARIABLE = "NC_FINETUNE_DATA"
+PACKAGED = Path("/usr/share/datasets")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
@@ -32,6 +33,7 @@ class NamedSet:
         marker: A file of the authors' layout, by which it is recognised.
         read: Reads that layout.
         class_names: Names of integer labels that come without.
+        package: Debian's package of it, and its folder in ``/usr/share/datasets``.
         source: Who made it.
     """
 
@@ -43,6 +45,7 @@ class NamedSet:
     read: layouts.Reader
     variants: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
+    package: tuple[str, str] | None = None
     source: str
 
     @property
@@ -110,6 +113,7 @@ NAMED_SETS = {
         marker="train-images-idx3-ubyte*",
         read=_read_idx,
         class_names=_FASHION,
+        package=("dataset-fashion-mnist", "fashion-mnist"),
         source="Xiao et al. 2017, arXiv:1708.07747: 10 classes of 28 px grey images; train 60,000, test 10,000",
     ),
 }
@@ -137,7 +141,7 @@ def is_named(source: str) -> bool:
 
 
 def load_named(source: str, from_hub: Callable[[str], dict[str, Any]]) -> Found:
-    """Find a data set by its short name: in its folder, else on the hub or in the hub's cache.
+    """Find a data set by its short name: in its folder or a distribution's, else on the hub or in the hub's cache.
 
     Args:
         source: The name, or ``name:variant``, e.g. ``"dtd:7"`` for the seventh fold.
@@ -158,6 +162,8 @@ def load_named(source: str, from_hub: Callable[[str], dict[str, Any]]) -> Found:
     here = Path(name) if Path(name).is_dir() else data_folder() / name
     if here.is_dir():
         return _from_folder(known, here, variant)
+    if known.package is not None and (packaged := PACKAGED / known.package[1]).is_dir():
+        return _from_folder(known, packaged, variant)
     if variant not in known.label:
         raise ValueError(f"the hub has {name} in the variant {', '.join(known.label)} alone; {_advice(name, here)}")
     try:
@@ -192,7 +198,8 @@ def _refuse_pickles(folder: Path) -> None:
 
 def _advice(name: str, folder: Path) -> str:
     known = NAMED_SETS[name]
+    package = "" if known.package is None else f", or install Debian's package {known.package[0]}"
     return (
-        f"Download {known.archive} and unpack it into {folder} (or into ${FOLDER_VARIABLE}/{name}), or, where there is"
-        f" a network: hf download --repo-type dataset {known.hub_id} --local-dir {folder}"
+        f"Download {known.archive} and unpack it into {folder} (or into ${FOLDER_VARIABLE}/{name}){package}, or, where"
+        f" there is a network: hf download --repo-type dataset {known.hub_id} --local-dir {folder}"
     )

@@ -122,6 +122,27 @@ def test_every_head_goes_with_every_method() -> None:
     assert len({cell.run_id for cell in cells}) == len(cells)
 
 
+def test_a_method_may_name_heads_of_its_own_and_keeps_the_name_of_the_run() -> None:
+    method = MethodSpec(method="FullFinetuning", learning_rates=[1e-3])
+    heads = [HeadSpec(), HeadSpec(head="CosineHead")]
+    alone = replace(method, heads=heads)
+    cells = make_grid(methods=[MethodSpec(method="LinearProbe", learning_rates=[1e-3]), alone]).cells()
+    assert [cell.head.head for cell in cells] == ["Linear", "Linear", "CosineHead"]
+    assert [cell.run_id for cell in cells[1:]] == [
+        cell.run_id for cell in make_grid(methods=[method], heads=heads).cells()
+    ]
+
+
+def test_an_empty_list_of_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="heads of LinearProbe must not be empty"):
+        make_grid(methods=[MethodSpec(method="LinearProbe", learning_rates=[1e-3], heads=[])])
+
+
+def test_a_grid_that_is_cut_short_has_all_of_the_first_seed() -> None:
+    datasets = [DatasetSpec(source="sklearn:digits", name=name, image_size=32) for name in ("one", "two")]
+    assert [cell.seed for cell in make_grid(datasets=datasets, seeds=[0, 1]).cells()] == [0, 0, 1, 1]
+
+
 def test_unknown_head_lists_the_valid_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown head 'CosinHead'; did you mean 'CosineHead'.*Valid: Linear, "):
         make_grid(heads=[HeadSpec(head="CosinHead")])
@@ -211,7 +232,7 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> No
         make_grid(**changes)
 
 
-GRIDS = {"slides_table": 180, "low_data": 729, "key_layer": 153}
+GRIDS = {"slides_table": 180, "low_data": 135, "low_data_sizes": 126, "low_data_backbones": 126, "key_layer": 153}
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_up_images import make_rows, write_idx, write_images, write_parquet
 
+from nc_finetune.data import named_sets
 from nc_finetune.data.named_sets import NAMED_SETS
 from nc_finetune.data.sources import Source, load_source
 from nc_finetune.data.transforms import DecodeAndResize
@@ -27,6 +28,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of named data sets."""
     monkeypatch.setenv("NC_FINETUNE_DATA", str(tmp_path))
+    monkeypatch.setattr(named_sets, "PACKAGED", tmp_path / "usr/share/datasets")
     monkeypatch.chdir(tmp_path.parent)
     return tmp_path
 
@@ -159,6 +161,13 @@ def test_pickles_of_cifar_are_not_opened(home: Path) -> None:
     (home / "cifar10/cifar-10-batches-py/data_batch_1").write_bytes(b"\x80")
     with pytest.raises(ValueError, match=r"holds CIFAR's Python edition: pickles, which are never loaded; get the"):
         load_source("cifar10")
+
+
+def test_a_package_of_the_distribution_is_found(home: Path) -> None:
+    folder = named_sets.PACKAGED / "fashion-mnist"
+    folder.mkdir(parents=True)
+    write_idx(folder, 20, packed=True)
+    assert load_source("fashion_mnist").class_names[0] == "T-shirt/top"
 
 
 def test_fashion_mnist_has_names(home: Path) -> None:
