@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.benchmark.folder import lock_folder, look_into, remove_leftovers, set_aside
-from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, split_size
+from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, HeadSpec, split_size
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
@@ -198,7 +198,21 @@ def _planned(cell: Cell) -> Result:
     )
 
 
+@lru_cache(maxsize=1)
+def _choices(data: ImageData) -> dict[str, KeyLayerChoice]:
+    """Return what was chosen on a sample, by the run it was chosen for but for its head."""
+    return {}
+
+
 def _choose(cell: Cell, data: ImageData) -> KeyLayerChoice:
+    """Choose the key layer once for all heads."""
+    known, name = _choices(data), replace(cell, head=HeadSpec()).run_id
+    if name not in known:
+        known[name] = _choose_by_trials(cell, data)
+    return known[name]
+
+
+def _choose_by_trials(cell: Cell, data: ImageData) -> KeyLayerChoice:
     """Choose the key layer by short trials, and note what simpler rules would have chosen."""
     backbone = cell.build_backbone().to(best_device())
     rates = sorted(cell.method.learning_rates)
@@ -206,7 +220,6 @@ def _choose(cell: Cell, data: ImageData) -> KeyLayerChoice:
         backbone,
         data,
         lambda layer: cell.with_key_layer(layer).build_method(),
-        cell.head.build(),
         epochs=cell.settings.epochs,
         learning_rate=rates[(len(rates) - 1) // 2],
         head_learning_rate=cell.settings.head_learning_rate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from nc_finetune.benchmark.results import Result
@@ -31,7 +31,7 @@ def selector_regrets(runs: Sequence[Result]) -> dict[str, dict[str, list[float]]
 
     Returns:
         By rule ``"regret"`` (points of test accuracy below the best block of the task) and ``"cost"`` (time of the
-        choice in fine-tunings with one learning rate), a value a task.
+        choice in whole runs of the chosen block with one learning rate), a value a task.
     """
     by_task: dict[tuple[object, ...], dict[str, Result]] = {}
     for run in runs:
@@ -49,7 +49,7 @@ def _add_task(found: dict[str, dict[str, list[float]]], run: Result, blocks: dic
     best = max(other.accuracy or 0.0 for other in blocks.values())
     on_validation = max(blocks, key=lambda block: blocks[block].val_accuracy or 0.0)
     choices = {TRIALS: run.selection["block"], **run.selection["other_rules"], BRUTE_FORCE: on_validation}
-    costs = {TRIALS: _cost_of_trials(run), BRUTE_FORCE: float(len(blocks))}
+    costs = {TRIALS: _cost_of_trials(run, blocks), BRUTE_FORCE: float(len(blocks))}
     for rule, block in choices.items():
         entry = found.setdefault(rule, {"regret": [], "cost": []})
         if block in blocks:
@@ -58,10 +58,11 @@ def _add_task(found: dict[str, dict[str, list[float]]], run: Result, blocks: dic
                 entry["cost"].append(cost)
 
 
-def _cost_of_trials(run: Result) -> float | None:
-    if not run.epoch_seconds or not run.epochs:
+def _cost_of_trials(run: Result, blocks: Mapping[str, Result]) -> float | None:
+    chosen = blocks.get(run.selection["block"])
+    if chosen is None or not chosen.run_seconds:
         return None
-    return float(run.selection["seconds"]) / (run.epoch_seconds * run.epochs)
+    return float(run.selection["seconds"]) * max(len(chosen.learning_rates), 1) / chosen.run_seconds
 
 
 def selector_table(runs: Sequence[Result]) -> Table:

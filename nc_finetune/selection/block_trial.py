@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.delta_file import tuned_state
-from nc_finetune.functional import nc1
+from nc_finetune.functional import class_statistics, nc1, nearest_class_center
+from nc_finetune.heads import CosineHead
 from nc_finetune.methods import FinetuningMethod
-from nc_finetune.selection.features import fit_probe
 from nc_finetune.selection.halving import Measurement
 from nc_finetune.selection.trial_samples import Samples, TrialSamples, through_prefix, try_split
-
-# Strong: a head that fits the training images perfectly has no gradient left for the block.
-_FIRST_WEIGHT_DECAY = 1.0
 
 
 class BlockTrial:
     """Train the block and the head of a method for some steps, measure, and leave the backbone as it was.
 
-    What comes before the block runs once over all samples, where the network can be cut there. The head starts as a
-    linear probe of the method's own features: from a random one, steps this few would compare little but the heads.
-    Each round is a small fine-tuning of its own, down to a rate of zero: what is measured in the middle of one is
-    mostly the noise of its last steps.
+    What comes before the block runs once over all samples, where the network can be cut there. The head of a trial is
+    a random cosine head, whatever head is trained later: its gradients do not depend on the scale of the features,
+    which makes classes collapse in few steps, while behind a head that fits already the block would hardly move. It is
+    not judged itself, only the features are. Each round is a small fine-tuning of its own, down to a rate of zero: what
+    is measured in the middle of one is mostly the noise of its last steps.
 
     Args:
         backbone: Shared by all trials; its weights are the pre-trained ones before and after.
         samples: What is trained on and judged by, shared by all trials.
         method: What is tuned.
-        head: Builds the head; where it is a plain linear one, it starts as a probe.
         learning_rate: Rate of the tuned block.
         head_learning_rate: Rate of the head.
-        seed: Of the order of the batches.
+        seed: Of the head and of the order of the batches.
     """
 
     def __init__(
@@ -46,7 +43,6 @@ class BlockTrial:
         backbone: Backbone,
         samples: TrialSamples,
         method: FinetuningMethod,
-        head: Callable[[int, int], nn.Module] = nn.Linear,
         *,
         learning_rate: float,
         head_learning_rate: float = 1e-3,
@@ -54,12 +50,13 @@ class BlockTrial:
     ) -> None:
         self.backbone = backbone
         self.samples = samples
-        self.model = ImageClassifier(backbone, samples.num_classes, method=method, head=head)
+        with torch.random.fork_rng(devices=[]):  # the same head for every block
+            torch.manual_seed(seed)
+            self.model = ImageClassifier(backbone, samples.num_classes, method=method, head=CosineHead)
         self.device = next(backbone.parameters()).device
         self.model.to(self.device)
         self.train, self.val = self._behind_prefix(samples.train, samples.val)
         self._generator = torch.Generator().manual_seed(seed)
-        self._start_head()
         tuned = [value for value in backbone.parameters() if value.requires_grad]
         beside = [value for part in (self.model.head, method) for value in part.parameters() if value.requires_grad]
         groups = [{"params": tuned, "lr": learning_rate}, {"params": beside, "lr": head_learning_rate}]
@@ -102,11 +99,6 @@ class BlockTrial:
         features = [self.model.features(batch.inputs).float() for batch in batches]
         return torch.cat(features), samples.labels.to(self.device)
 
-    def _start_head(self) -> None:
-        if type(self.model.head) is nn.Linear:
-            probe = fit_probe(*self._features(self.train), self.samples.num_classes, _FIRST_WEIGHT_DECAY)
-            self.model.head.load_state_dict(probe.state_dict())
-
     def _step(self, batch: Samples) -> None:
         self.model.train()
         batch = batch.to(self.device)
@@ -116,10 +108,11 @@ class BlockTrial:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _measure(self) -> Measurement:
-        """Judge the features by a probe that is fitted anew: in so few steps the head cannot follow the block."""
-        probe = fit_probe(*self._features(self.train), self.samples.num_classes)
+        """Judge the features by the nearest class centre: in so few steps the head cannot follow the block."""
+        features, labels = self._features(self.train)
+        means = class_statistics(features, labels, self.samples.num_classes).means
         features, labels = self._features(self.val)
-        accuracy = (probe(features).argmax(1) == labels).double().mean().item()
+        accuracy = (nearest_class_center(features, means.float()) == labels).double().mean().item()
         present, numbered = torch.unique(labels, return_inverse=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="NC1 is undefined")  # the accuracy says so, too

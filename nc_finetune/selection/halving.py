@@ -148,25 +148,22 @@ def successive_halving(
 
 
 def spread_out(names: Sequence[str], number: int) -> list[str]:
-    """Choose some of many names, evenly spaced, the first and the last among them.
+    """Choose some of many names, each the middle one of an equal share.
 
     Args:
         names: All of them, in order.
         number: How many, at least 1.
 
     Returns:
-        The chosen ones, in order; the middle one if only one is wanted.
+        The chosen ones, in order.
 
     Example:
         >>> spread_out(list("abcdefghi"), 3)
-        ['a', 'e', 'i']
+        ['b', 'e', 'h']
     """
     if number >= len(names):
         return list(names)
-    if number == 1:
-        return [names[(len(names) - 1) // 2]]
-    places = {round(index * (len(names) - 1) / (number - 1)) for index in range(number)}
-    return [names[place] for place in sorted(places)]
+    return [names[(2 * index + 1) * len(names) // (2 * number)] for index in range(number)]
 
 
 def best_of(rung: Rung) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
@@ -18,8 +17,6 @@ from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
 from nc_finetune.selection.trial_samples import TrialSamples
 
-# Of the steps of one fine-tuning; validation, probes and prefixes take about as long again.
-_BUDGET = 0.7
 _CANDIDATES = 6
 
 
@@ -69,7 +66,6 @@ def choose_key_layer(
     backbone: Backbone,
     data: ImageData,
     make_method: Callable[[str], FinetuningMethod] = LayerFinetuning,
-    head: Callable[[int, int], nn.Module] = nn.Linear,
     *,
     epochs: int = 15,
     learning_rate: float | None = None,
@@ -81,14 +77,13 @@ def choose_key_layer(
 
     Up to six evenly spaced blocks are tuned for a few steps each, the better half for some more, and so on; a trial
     is judged by :func:`~nc_finetune.selection.halving.score`, accuracy with NC1 as a second witness. The smallest
-    pre-trained NC1 alone may point at the worst block. All trials together take 0.7 of the training steps of one
+    pre-trained NC1 alone may point at the worst block. All trials together take as many training steps as one
     fine-tuning; the test split is not touched, and the backbone is left as it was.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.
         data: Train and validation split.
         make_method: From a block to the method that tunes it.
-        head: Builds the head.
         epochs: Passes of the fine-tuning that the choice is for.
         learning_rate: Rate of the block; ``None`` is the method's default.
         head_learning_rate: Rate of the head.
@@ -113,7 +108,6 @@ def choose_key_layer(
             backbone,
             samples,
             method,
-            head,
             learning_rate=rate,
             head_learning_rate=head_learning_rate,
             seed=seed,
@@ -126,7 +120,7 @@ def choose_key_layer(
         if not candidates:
             raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
         batches = -(-len(data.train_set) // data.batch_size)
-        rungs = successive_halving(candidates, begin, int(_BUDGET * epochs * batches))
+        rungs = successive_halving(candidates, begin, epochs * batches)
     return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
 
 

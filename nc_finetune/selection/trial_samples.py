@@ -13,7 +13,7 @@ from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.selection.features import subset_batches
 
-_FEWEST_VAL_IMAGES = 200
+_FEWEST_VAL_IMAGES = 400
 _MOST_IMAGES = 2000
 _MOST_BYTES = 2**30  # of what a prefix gives, kept by one trial
 
@@ -56,7 +56,7 @@ class TrialSamples:
 
     Attributes:
         train: Of the training split, up to 2,000.
-        val: Of the validation split, as many as there are for training, but at least 200 where there are.
+        val: Of the validation split, as many as there are for training, but at least 400 where there are.
         num_classes: K.
         batch_size: Samples a step.
     """

@@ -12,7 +12,7 @@ from torch import nn
 
 from nc_finetune import ImageClassifier, save_delta
 from nc_finetune.benchmark import runner
-from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings
 from nc_finetune.benchmark.recording import delta_size
 from nc_finetune.benchmark.results import Result, read_results, write_result
 from nc_finetune.benchmark.runner import run_cell, run_grid
@@ -250,6 +250,17 @@ def test_an_automatic_key_layer_is_chosen_on_validation_and_recorded(monkeypatch
     assert result.key_layer == result.selection["block"]
     assert set(result.selection["other_rules"]) == {"argmin NC1", "Auto-RGN", "middle block"}
     assert stages == ["fit", "test"]
+
+
+def test_heads_share_one_choice_of_the_key_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    choose = runner.choose_key_layer
+    monkeypatch.setattr(runner, "choose_key_layer", lambda *args, **named: chosen.append("") or choose(*args, **named))
+    backbone = BackboneSpec(name="test_resnet", weights=None, key_layer="auto")
+    cell = make_cell(method="LayerFinetuning", rates=(1e-3,), backbones=[backbone])
+    plain, cosine = run_cell(cell), run_cell(replace(cell, head=HeadSpec(head="CosineHead")))
+    assert len(chosen) == 1
+    assert plain.selection == cosine.selection
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -19,14 +19,19 @@ def make_run(**changes: Any) -> Result:
 
 def task(seed: int = 0, chosen: str = "blocks.1", **changes: Any) -> list[Result]:
     every = [
-        make_run(seed=seed, key_layer=block, accuracy=ACCURACY[block], val_accuracy=VALIDATION[block], **changes)
+        make_run(
+            seed=seed,
+            key_layer=block,
+            accuracy=ACCURACY[block],
+            val_accuracy=VALIDATION[block],
+            run_seconds=20.0,
+            **changes,
+        )
         for block in ACCURACY
     ]
     rules = {"argmin NC1": "blocks.0", "middle block": "blocks.1"}
     selection = {"block": chosen, "seconds": 30.0, "rounds": [], "other_rules": rules}
-    auto = make_run(
-        seed=seed, key_layer=chosen, accuracy=ACCURACY[chosen], selection=selection, epoch_seconds=2.0, **changes
-    )
+    auto = make_run(seed=seed, key_layer=chosen, accuracy=ACCURACY[chosen], selection=selection, **changes)
     return [*every, auto]
 
 
@@ -37,9 +42,10 @@ def test_regret_is_points_below_the_best_block() -> None:
     assert found["brute force"]["regret"] == [2.0, 2.0]
 
 
-def test_cost_is_in_fine_tunings() -> None:
-    found = selector_regrets(task())
-    assert found["short trials"]["cost"] == [pytest.approx(1.5)]
+@pytest.mark.parametrize("rates", [{"0.001": 85.0}, {"0.001": 85.0, "0.01": 80.0}])
+def test_cost_is_in_fine_tunings_with_one_learning_rate(rates: dict[str, float]) -> None:
+    found = selector_regrets(task(learning_rates=rates))
+    assert found["short trials"]["cost"] == [pytest.approx(1.5 * len(rates))]
     assert found["brute force"]["cost"] == [3.0]
 
 

@@ -68,8 +68,8 @@ def test_nc1_as_a_second_witness_finds_better_candidates_than_accuracy_alone() -
     assert regret["score"] < 0.8 * regret["accuracy"]
 
 
-def test_names_are_spread_with_both_ends() -> None:
+def test_names_are_spread_over_equal_shares() -> None:
     names = [str(number) for number in range(16)]
-    assert spread_out(names, 6) == ["0", "3", "6", "9", "12", "15"]
-    assert spread_out(names, 1) == ["7"]
+    assert spread_out(names, 6) == ["1", "4", "6", "9", "12", "14"]
+    assert spread_out(names, 1) == ["8"]
     assert spread_out(names, 99) == names
