@@ -10,7 +10,7 @@ from broken_images import write_broken_folder
 from rich.console import Console
 from torch import nn
 
-from nc_finetune import ImageClassifier, save_delta
+from nc_finetune import ImageClassifier, ImageData, save_delta
 from nc_finetune.benchmark import runner
 from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec, Settings
 from nc_finetune.benchmark.recording import delta_size
@@ -77,7 +77,9 @@ def test_collapse_measures_of_the_penultimate_feature_are_kept(finished: Result)
 
 
 def test_measures_of_the_classifier_need_one_that_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cell, "build_model", lambda cell, net, classes, _: ImageClassifier(net, classes, head=_Curved))
+    monkeypatch.setattr(
+        Cell, "build_model", lambda cell, net, data, _: ImageClassifier(net, data.num_classes, head=_Curved)
+    )
     collapse = run_cell(make_cell(rates=(1e-3,))).collapse
     assert "nc2_etf_distance" in collapse
     assert not {"nc3_etf_distance", "nc4"} & set(collapse)
@@ -184,7 +186,8 @@ def test_confusion_matrix_holds_every_test_image_and_the_accuracy(finished: Resu
 
 
 def test_delta_is_as_large_as_the_file_but_for_its_header(tmp_path: Path) -> None:
-    model = make_cell(method="LayerFinetuning").build_model(make_cell().build_backbone(), 10, 1e-3)
+    data = ImageData("sklearn:digits")
+    model = make_cell(method="LayerFinetuning").build_model(make_cell().build_backbone(), data, 1e-3)
     save_delta(model, tmp_path / "delta.safetensors")
     header = (tmp_path / "delta.safetensors").stat().st_size - delta_size(model)
     assert 0 < header < 20_000
