@@ -33,6 +33,7 @@ from nc_finetune.benchmark.run_collapse import MultilabelRunCollapse, RunCollaps
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.faults import explain
 from nc_finetune.methods import AUTO
 from nc_finetune.selection import KeyLayerChoice, best_device, choose_key_layer, simple_rules
 
@@ -299,7 +300,7 @@ def failed_result(cell: Cell, error: Exception) -> Result:
     Returns:
         A result with status ``"failed"``.
     """
-    return replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+    return replace(_planned(cell), status="failed", error=explain(error) or f"{type(error).__name__}: {error}")
 
 
 def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
