@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from broken_images import write_broken_folder
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
 from nc_finetune import ImageClassifier, ImageData, save_delta
 from nc_finetune.benchmark import runner
-from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, LossSpec, MethodSpec, Settings
 from nc_finetune.benchmark.recording import delta_size
 from nc_finetune.benchmark.results import Result, read_results, write_result
 from nc_finetune.benchmark.runner import run_cell, run_grid
@@ -282,3 +283,34 @@ def test_results_are_the_same_without_the_cache(method: str, monkeypatch: pytest
     changing = ("epoch_seconds", "run_seconds", "peak_memory_bytes", *rounded)
     assert replace(cached, **dict.fromkeys(changing)) == replace(plain, **dict.fromkeys(changing))
     assert make_cell(method=method, cache=False).run_id == make_cell(method=method).run_id
+
+
+def uneven(folder: Path) -> DatasetSpec:
+    """Return a folder in which one class has five times the images of the other."""
+    for name, number in (("cat", 50), ("dog", 10)):
+        (folder / name).mkdir(parents=True)
+        for item in range(number):
+            Image.effect_noise((16, 16), 20 + 60 * (name == "dog")).save(folder / name / f"{item}.png")
+    return DatasetSpec(source=str(folder), name="uneven", image_size=32, val_size=12, test_size=24)
+
+
+def test_uneven_classes_have_a_balanced_accuracy(tmp_path: Path) -> None:
+    losses = [LossSpec(loss="ClassBalanced", options={"beta": 0.9})]
+    dataset = replace(uneven(tmp_path), balance_classes=True)
+    result = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], losses=losses))
+    assert (result.status, result.error) == ("ok", None)
+    recalls = [row[label] / sum(row) for label, row in enumerate(result.confusion_matrix())]
+    assert result.balanced_accuracy == pytest.approx(100 * sum(recalls) / 2)
+    assert result.loss == "class_balanced"
+    assert result.options == {"beta": 0.9, "balance_classes": True}
+
+
+@pytest.mark.parametrize("change", ["balance_classes", "ClassBalanced"])
+def test_both_ways_to_balance_change_the_training(tmp_path: Path, change: str) -> None:
+    dataset = uneven(tmp_path)
+    plain = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], rates=(1e-3,)))
+    losses = [LossSpec(loss=change if change == "ClassBalanced" else None)]
+    dataset = replace(dataset, balance_classes=change == "balance_classes")
+    balanced = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], rates=(1e-3,), losses=losses))
+    assert balanced.status == plain.status == "ok"
+    assert balanced.learning_curve["train_loss"] != plain.learning_curve["train_loss"]
