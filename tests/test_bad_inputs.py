@@ -283,7 +283,7 @@ FOLDERS: dict[str, tuple[Act, str]] = {
     "folder: unknown built-in set": (lambda _: ImageData("sklearn:iris").class_names, "unknown built-in data"),
 }
 TABLES: dict[str, tuple[Act, str]] = {
-    "table of labels: empty": (table(""), "is empty or no CSV file"),
+    "table of labels: empty": (table(""), "is empty: expected a line with the names of columns"),
     "table of labels: a line too short": (table("file,label\n1.png,cat\n2.png\n"), "line 3: 1 cells where"),
     "table of labels: an image twice": (table("file,label\n1.png,cat\n1.png,dog\n"), r"'1\.png' is there twice"),
     "table of labels: no label": (table("file,label\n1.png,cat\n2.png, \n"), r"'2\.png' has no label"),
