@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/robustness/kill_fit.py [--kills 50]
 
 Prints a table of the kills, and compares with a run that was left alone: weights bit for bit, test accuracy, and what
-lies in the folder. The fit has random augmentation and dropout, and tunes everything. Children are forked from a
+lies in the folder. The fit has random augmentation and dropout, and tunes everything, batch norm included. Children are forked from a
 process that has imported everything, so that a kill costs no start. It ends with exit status 1 if anything differs.
 """
 
@@ -69,7 +69,8 @@ def fit(folder: Path) -> None:
         transform=brighten,
     )
     rates = {"learning_rate": 1e-2, "head_learning_rate": 1e-2}
-    model = ImageClassifier("test_resnet", 10, weights=None, head=head, method=FullFinetuning(), **rates)
+    method = FullFinetuning(batch_norm="train")  # its statistics are part of the state, too
+    model = ImageClassifier("test_resnet", 10, weights=None, head=head, method=method, **rates)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = L.Trainer(max_epochs=EPOCHS, callbacks=[ResumableRun(folder, every_n_steps=5)], **quiet)
     last = folder / LAST

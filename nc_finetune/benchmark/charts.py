@@ -187,7 +187,7 @@ def curve_values(runs: Sequence[Result], labels: Mapping[Variant, str]) -> Value
             cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
     values = []
     for (group, method), members in cells.items():
-        losses = _epoch_means([run.learning_curve["train_loss"] for run in members], 5)
+        losses = _epoch_means([run.learning_curve.get("train_loss", []) for run in members], 5)
         # Of images with several labels there is none.
         accuracies = _epoch_means([run.learning_curve.get("train_accuracy", []) for run in members], 2)
         for epoch, loss in enumerate(losses):

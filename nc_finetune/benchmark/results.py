@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nc_finetune.files import write_text_atomically
 
@@ -195,9 +195,40 @@ def read_result(path: Path) -> Result:
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}; run it again")
     try:
-        return Result(**record)
+        result = Result(**record)
     except TypeError as error:
         raise ValueError(f"{path} is not a benchmark result ({error}); delete the file and run it again") from error
+    if wrong := [name for name, hint in _HINTS.items() if not _fits(getattr(result, name), hint)]:
+        raise ValueError(
+            f"{path} is not a benchmark result ({wrong[0]} is {getattr(result, wrong[0])!r:.60}, which is no"
+            f" {_HINTS[wrong[0]]}); delete the file and run it again"
+        )
+    try:
+        result.confusion_matrix()
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is not a benchmark result (its confusion is damaged: {error}); delete the file and run it again"
+        ) from error
+    return result
+
+
+_HINTS = get_type_hints(Result)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether what JSON holds is of a type; an integer is a float, too."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or origin is Literal:
+        return hint is Any or value in parts
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if parts:  # a union
+        return any(_fits(value, part) for part in parts)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def read_results(folder: Path) -> list[Result]:
