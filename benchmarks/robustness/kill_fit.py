@@ -3,8 +3,9 @@
     PYTHONPATH=. python benchmarks/robustness/kill_fit.py [--kills 50]
 
 Prints a table of the kills, and compares with a run that was left alone: weights bit for bit, test accuracy, and what
-lies in the folder. The fit has random augmentation and dropout, and tunes everything, batch norm included. Children are forked from a
-process that has imported everything, so that a kill costs no start. It ends with exit status 1 if anything differs.
+lies in the folder. The fit has random augmentation and dropout, and tunes everything, batch norm included. Children are
+forked from a process that has imported everything, so that a kill costs no start. It ends with exit status 1 if
+anything differs.
 """
 
 from __future__ import annotations
