@@ -280,7 +280,11 @@ class ImageClassifier(L.LightningModule):
         self._evaluate("test", self.test_metrics, batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, labels)."""
+        """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, labels).
+
+        A softmax, also for several labels an image: it is what a pick-all-labels loss trains, which draws the
+        probabilities of m labels to 1/m each.
+        """
         images = batch if isinstance(batch, Tensor) else batch[0]
         return torch.softmax(self(images).float(), dim=1)
 

@@ -46,6 +46,7 @@ names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({
             BiasTuning NormTuning AdapterTuning
   heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead ZeroShotHead
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
+            ClassBalanced
 """
 
 

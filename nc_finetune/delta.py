@@ -14,6 +14,8 @@ from nc_finetune.class_config import build
 from nc_finetune.classifier import CHECKPOINT_KEY, ImageClassifier
 from nc_finetune.delta_file import apply_delta, read_delta
 from nc_finetune.delta_file import save_delta as save_delta
+from nc_finetune.errors import unsafe_content
+from nc_finetune.losses import PickAllLabelsLoss
 from nc_finetune.methods import FinetuningMethod
 from nc_finetune.model_config import ModelConfig
 
@@ -102,7 +104,8 @@ def build_model(config: ModelConfig, where: str, *, trust: bool = False, with_we
     if not with_weights:
         _set_preprocessing(backbone, config.preprocessing)
     head = head if method.own_head is None else None
-    return ImageClassifier(backbone, config.num_classes, method=method, head=head)
+    loss = PickAllLabelsLoss() if config.multi_label else None
+    return ImageClassifier(backbone, config.num_classes, method=method, head=head, loss=loss)
 
 
 def _set_preprocessing(backbone: Backbone, wanted: dict[str, Any]) -> None:
@@ -117,7 +120,8 @@ def _load_checkpoint(path: Path, trust: bool) -> tuple[ImageClassifier, ModelCon
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values: {error}") from error
+        reason = unsafe_content(error)
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values: {reason}") from error
     if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
         raise ValueError(f"{path} is no checkpoint of an ImageClassifier")
     config = ModelConfig.from_json(content[CHECKPOINT_KEY], str(path))

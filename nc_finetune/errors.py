@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -47,3 +48,22 @@ def missing_extra(package: str, extra: str, purpose: str) -> ImportError:
         writing reports needs the package 'altair': pip install "nc-finetune[report]"
     """
     return ImportError(f'{purpose} needs the package {package!r}: pip install "nc-finetune[{extra}]"')
+
+
+def unsafe_content(error: Exception) -> str:
+    r"""Say in a few words why ``torch.load(..., weights_only=True)`` refused a file.
+
+    Its own text goes on to advise loading the file with pickle.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        What the file names, or else the first line of the error.
+
+    Example:
+        >>> unsafe_content(ValueError("Weights only load failed. ...\n Unsupported GLOBAL os.system whose module ..."))
+        'it names os.system, which could run code'
+    """
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it names {found[1]}, which could run code" if found else str(error).partition("\n")[0]

@@ -26,6 +26,7 @@ class ModelConfig:
         preprocessing: How the weights want their images: the fields of :class:`~nc_finetune.backbones.Preprocessing`.
         image_size: Height and width in pixels of the images that the model was fine-tuned on; ``None`` if not known.
         interpolation: The filter that resized them.
+        multi_label: Whether an image may have several labels.
         format_version: Version of this description.
     """
 
@@ -38,6 +39,7 @@ class ModelConfig:
     preprocessing: dict[str, Any]
     image_size: int | None = None
     interpolation: str | None = None
+    multi_label: bool = False
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
         },
         image_size=getattr(data, "image_size", None),
         interpolation=getattr(data, "interpolation", None),
+        multi_label=bool(getattr(model, "multilabel", False)),
     )
 
 

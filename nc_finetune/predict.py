@@ -27,7 +27,8 @@ def predict_folder(
     """Write class probabilities of every image in a folder to a CSV file.
 
     The columns are ``file`` (relative to the folder), ``prediction`` (the name of the most probable class) and one
-    column a class with its probability.
+    column a class with its probability; of a model for several labels, ``prediction`` names all of them, see
+    :class:`~nc_finetune.callbacks.PredictionWriter`.
 
     Args:
         model: A delta (``.safetensors``) or a checkpoint (``.ckpt``).

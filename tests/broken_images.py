@@ -69,7 +69,7 @@ ODD: dict[str, tuple[Callable[[], bytes], str]] = {
 BROKEN: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "truncated JPEG": (lambda: encoded(photo(400, 300))[:-2000], "jpg", r"truncated"),
     "truncated PNG": (lambda: encoded(photo(400, 300), "PNG")[:-2000], "png", r"truncated|broken"),
-    "header alone": (lambda: encoded(photo(400, 300))[:300], "jpg", r"(?i)truncated|no image|broken"),
+    "header alone": (lambda: encoded(photo(400, 300))[:300], "jpg", r"[Tt]runcated|no image|broken"),
     "no image": (lambda: b"<html>404 not found</html>", "jpg", r"the file is no image of a kind that Pillow knows"),
     "zero bytes": (lambda: b"", "jpg", r"the file is empty"),
     "zeros": (lambda: bytes(10_000), "jpg", r"the file is no image of a kind that Pillow knows"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nc_finetune import ImageClassifier
+from nc_finetune.benchmark.results import read_results
 from nc_finetune.cli import main
 from nc_finetune.faults import explain
 
@@ -18,6 +19,14 @@ FIT = [
     *("--data.image_size", "32", "--data.samples_per_class", "4", "--data.val_size", "20", "--trainer.max_epochs", "2"),
     *("--trainer.enable_progress_bar", "false", "--trainer.logger", "false", "--run.folder", "run"),
 ]
+GRID = """\
+backbones: [{name: test_resnet, weights: null}]
+datasets: [{source: "sklearn:digits", name: digits, image_size: 32, val_size: 40, test_size: 50}]
+methods: [{method: FullFinetuning, learning_rates: [1.0e-3]}]
+samples_per_class: [3]
+seeds: [0, 1]
+settings: {epochs: 1}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +107,83 @@ def test_a_machine_that_gives_out(
     assert f"nc-finetune: {message}" in printed
     assert "Traceback" not in printed
     assert torch.load("run/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "cache"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "--trainer.callbacks+=nc_finetune.callbacks.PrefixCache"),
+        (MemoryError("8 GiB"), "give PrefixCache a folder, or a smaller budget_gb"),
+    ],
+)
+def test_full_memory_names_batch_size_precision_and_cache(error: Exception, cache: str) -> None:
+    advice = str(explain(error))
+    assert all(words in advice for words in ("--data.batch_size", "settings.batch_size", "bf16-mixed", cache))
+
+
+def test_the_options_of_the_advice_are_taken(tmp_path: Path) -> None:
+    words = ["--trainer.callbacks+=nc_finetune.callbacks.PrefixCache", "--trainer.precision", "bf16-mixed"]
+    assert main([*FIT, "--data.batch_size", "8", "--trainer.accumulate_grad_batches", "4", *words]) == 0
+
+
+def benchmark(tmp_path: Path) -> list[str]:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return ["benchmark", "grid.yaml", "--out", "out"]
+
+
+def test_a_cell_without_memory_is_told_and_the_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 1, raising(torch.OutOfMemoryError("CUDA out of memory.")))
+        assert main(benchmark(tmp_path)) == 1
+    failed, done = sorted(read_results(tmp_path / "out/results"), key=lambda result: result.status)
+    assert (failed.status, done.status) == ("failed", "ok")
+    assert "the memory of the device is full: CUDA out of memory. Lower --data.batch_size" in str(failed.error)
+    assert main([*benchmark(tmp_path), "--retry-failed"]) == 0
+
+
+def test_a_full_disk_ends_a_benchmark_that_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sync, calls = os.fsync, []
+
+    def fsync(file: int) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        assert main(benchmark(tmp_path)) == 2
+    printed = capsys.readouterr().err
+    assert "no space is left on the disk: [Errno 28]" in printed
+    assert "Traceback" not in printed
+    (kept,) = (tmp_path / "out/results").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert main(benchmark(tmp_path)) == 0
+    assert [result.status for result in read_results(tmp_path / "out/results")] == ["ok", "ok"]
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("command", ["fit", "benchmark"])
+def test_a_folder_that_cannot_be_written_is_told_at_once(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_at(monkeypatch, 1, raising(RuntimeError("it trained")))
+    (tmp_path / "file").touch()
+    words = [*FIT[:-1], "file/run"] if command == "fit" else [*benchmark(tmp_path)[:-1], "file/out"]
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert "nc-finetune: " in printed
+    assert "another folder" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_folder_without_permission() -> None:
+    assert str(explain(PermissionError(errno.EACCES, "Permission denied", "out/results"))) == (
+        "[Errno 13] Permission denied: 'out/results'. Change its permissions, or name another folder; what was written"
+        " before is whole"
+    )
 
 
 def test_a_loss_that_is_not_finite(

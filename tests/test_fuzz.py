@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -16,8 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up_images import idx, write_images
 
+from nc_finetune.benchmark.content import build_report
 from nc_finetune.benchmark.grid import read_grid
+from nc_finetune.benchmark.markdown import render_markdown
 from nc_finetune.benchmark.results import Result, read_result, write_result
+from nc_finetune.benchmark.spreadsheet import render_csv
 from nc_finetune.cli import main
 from nc_finetune.data.idx_files import read_idx_folder
 from nc_finetune.data.label_tables import LabelTable
@@ -30,6 +33,7 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | words
 anything = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8
 )
+small = st.dictionaries(words, leaves, max_size=3)
 
 
 @contextlib.contextmanager
@@ -60,17 +64,50 @@ def test_results_of_any_content_are_refused(content: bytes) -> None:
 def test_results_with_odd_fields_are_read_or_refused(fields: dict[str, Any]) -> None:
     record = {"run_id": "a", "backbone": "b", "weights": None, "dataset": "d", "method": "m", "schema_version": 1}
     with file_of(json.dumps({**record, **fields}), "run.json") as path:
-        if "unknown" in fields:
-            with pytest.raises(ValueError, match="not a benchmark result"):
-                read_result(path)
-        else:
-            assert read_result(path).run_id == "a"
+        try:
+            found = read_result(path)
+        except ValueError as error:
+            assert fields
+            assert "not a benchmark result" in str(error)  # noqa: PT017
+            return
+        assert "unknown" not in fields
+        with contextlib.suppress(ValueError):  # conventions that do not go together
+            render_markdown(build_report([found]))
+            render_csv([found])
+
+
+HINTS = get_type_hints(Result)
+
+
+@st.composite
+def plausible_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw fields that have the right types, and nothing else right about them."""
+    names = draw(st.lists(st.sampled_from(FIELDS), max_size=6))
+    return {name: draw(small if HINTS[name] == dict[str, Any] else st.from_type(HINTS[name])) for name in names}
+
+
+@quick
+@given(plausible_fields())
+def test_what_is_read_can_be_reported(fields: dict[str, Any]) -> None:
+    record = {"run_id": "a", "backbone": "b", "weights": None, "dataset": "d", "method": "m", "schema_version": 1}
+    record |= {"accuracy": 50.0, "nc1": 0.5} | fields
+    with file_of(json.dumps(finite(record)), "run.json") as path:
+        try:
+            found = read_result(path)
+        except ValueError as error:
+            assert "not a benchmark result" in str(error)  # noqa: PT017
+            return
+    report = build_report([found])
+    assert render_markdown(report).startswith("# ")
+    assert render_csv([found]).count("\n") >= 2
 
 
 def finite(value: Any) -> Any:
     """Return what JSON can hold of a value."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [finite(part) for part in value]
     return {name: finite(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 

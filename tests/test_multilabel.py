@@ -1,5 +1,6 @@
 """Several labels a sample, through whole runs."""
 
+import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,15 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from nc_finetune import ImageClassifier
+from nc_finetune import ImageClassifier, ImageData, save_delta
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.heads import SimplexETFHead
 from nc_finetune.losses import PickAllLabelsLoss
 from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
+from nc_finetune.predict import predict_folder
 
 TrainerFactory = Callable[..., L.Trainer]
 
@@ -64,3 +67,43 @@ def test_one_label_a_sample_is_refused_where_several_are_meant(
         make_trainer().fit(make_model(), make_loader())
     with pytest.raises(ValueError, match=r"for several labels a sample, \(8, 3\), use PickAllLabelsLoss"):
         make_trainer().fit(make_model(loss=None), make_tagged())
+
+
+def tagged_folder(folder: Path) -> Path:
+    """Write images whose channels say their tags, one or two, and their table."""
+    sets = [("blue",), ("green",), ("red",), ("red", "green"), ("green", "blue"), ("red", "blue")]
+    folder.mkdir()
+    lines = ["file,tags"]
+    for number, tags in enumerate(sets * 12):
+        lit = tuple(230 * (name in tags) for name in ("red", "green", "blue"))
+        Image.new("RGB", (32, 32), lit).save(folder / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{'|'.join(tags)}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("saved", ["last.ckpt", "delta.safetensors"])
+def test_a_folder_is_predicted_with_several_labels_an_image(
+    saved: str, tmp_path: Path, make_trainer: TrainerFactory
+) -> None:
+    folder, path = tagged_folder(tmp_path / "tagged"), tmp_path / saved
+    torch.save(TimmBackbone("test_resnet", None).model.state_dict(), tmp_path / "base.pt")
+    data = ImageData(str(folder), image_size=32, batch_size=8, val_size=12, test_size=12)
+    backbone = TimmBackbone("test_resnet", str(tmp_path / "base.pt"))
+    model = ImageClassifier(
+        backbone, 3, loss=PickAllLabelsLoss(), method=FullFinetuning(), learning_rate=3e-3, head_learning_rate=3e-3
+    )
+    trainer = make_trainer(max_epochs=15)
+    trainer.fit(model, datamodule=data)
+    if path.suffix == ".ckpt":
+        trainer.save_checkpoint(path)
+    else:
+        save_delta(model, path)
+    predict_folder(path, folder, tmp_path / "out.csv")
+    rows = {row["file"]: row for row in csv.DictReader((tmp_path / "out.csv").open())}
+    truth = {row["file"]: row["tags"] for row in csv.DictReader((folder / "labels.csv").open())}
+    right = sum(set(rows[file]["prediction"].split("|")) == set(tags.split("|")) for file, tags in truth.items())
+    assert right / len(truth) > 0.9
+    assert all(
+        sum(float(row[name]) for name in data.class_names) == pytest.approx(1, abs=1e-4) for row in rows.values()
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, read_grid
 from nc_finetune.cli import main
@@ -80,6 +81,67 @@ def test_a_recipe_that_names_other_code_is_refused(
     (tmp_path / "theirs.yaml").write_text(f"{part}:\n  {name}: {value}\n")
     assert main([*FIT, "--config", "theirs.yaml", *SHORT]) == 2
     assert f"the recipe names {value}, which is outside nc_finetune, torch.nn," in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("model", {"loss": {"class_path": "nc_finetune.losses.ClassBalanced", "init_args": {"loss": "NAMED"}}}),
+        ("model", {"method": {"class_path": "nc_finetune.methods.ProbeFirst", "init_args": {"method": "NAMED"}}}),
+        ("model", {"head": {"class_path": "nc_finetune.heads.BottleneckHead", "init_args": {"head": "NAMED"}}}),
+        (
+            "trainer",
+            {
+                "callbacks": {
+                    "class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                    "init_args": {"on_train_start": "NAMED"},
+                }
+            },
+        ),
+        (
+            "trainer",
+            {"callbacks": {"class_path": "nc_finetune.LayerwiseNC1", "init_args": {"unpack": "NAMED"}}},
+        ),
+        (
+            "trainer",
+            {
+                "strategy": {
+                    "class_path": "lightning.pytorch.strategies.DDPStrategy",
+                    "init_args": {"ddp_comm_hook": "NAMED"},
+                }
+            },
+        ),
+    ],
+)
+def test_other_code_within_what_is_allowed_is_refused(
+    part: str, content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = yaml.safe_dump({part: content}).replace("NAMED", f"{os.environ['EVIL']}.transform")
+    (tmp_path / "theirs.yaml").write_text(text)
+    assert main([*FIT, "--config", "theirs.yaml", *SHORT]) == 2
+    assert "outside nc_finetune, torch.nn," in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": [{"method": "ProbeFirst", "learning_rates": [1e-3], "options": {"method": "NAMED"}}]},
+        {"heads": [{"head": "BottleneckHead", "options": {"head": "NAMED"}}]},
+        {"heads": [{"head": "NAMED"}]},
+        {"losses": [{"loss": "NAMED"}]},
+        {"losses": [{"loss": "ClassBalanced", "options": {"loss": "NAMED"}}]},
+    ],
+)
+def test_other_code_within_a_grid_is_refused(
+    changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = yaml.safe_load(GRID.replace("METHOD", "LinearProbe"))
+    text = yaml.safe_dump({**grid, **changes}).replace("NAMED", f"{os.environ['EVIL']}.Evil")
+    (tmp_path / "grid.yaml").write_text(text)
+    assert main(["benchmark", "grid.yaml", "--out", "out", "--dry-run"]) == 2
+    assert "pass --trust if you trust its author" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
 
 

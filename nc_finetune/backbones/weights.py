@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.errors import missing_extra, unknown_name
+from nc_finetune.errors import missing_extra, unknown_name, unsafe_content
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 LOCAL_FOLDER = "local-dir:"
@@ -80,7 +80,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own kinds
-        raise ValueError(f"{path} is not a state dict of tensors alone ({error}); save one as .safetensors") from error
+        reason = unsafe_content(error)
+        raise ValueError(f"{path} is not a state dict of tensors alone ({reason}); save one as .safetensors") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")

@@ -187,19 +187,17 @@ def curve_values(runs: Sequence[Result], labels: Mapping[Variant, str]) -> Value
             cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
     values = []
     for (group, method), members in cells.items():
-        losses = zip(*(run.learning_curve["train_loss"] for run in members), strict=False)
-        accuracies = zip(*(run.learning_curve["train_accuracy"] for run in members), strict=False)
-        for epoch, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), start=1):
-            values.append(
-                {
-                    "method": method,
-                    "epoch": epoch,
-                    "loss": round(sum(loss) / len(loss), 5),
-                    "accuracy": round(sum(accuracy) / len(accuracy), 2),
-                    "group": group,
-                }
-            )
+        losses = _epoch_means([run.learning_curve.get("train_loss", []) for run in members], 5)
+        # Of images with several labels there is none.
+        accuracies = _epoch_means([run.learning_curve.get("train_accuracy", []) for run in members], 2)
+        for epoch, loss in enumerate(losses):
+            value = {"method": method, "epoch": epoch + 1, "loss": loss, "group": group}
+            values.append({**value, "accuracy": accuracies[epoch]} if accuracies else value)
     return values
+
+
+def _epoch_means(curves: Sequence[Sequence[float]], digits: int) -> list[float]:
+    return [round(sum(parts) / len(parts), digits) for parts in zip(*curves, strict=False)]
 
 
 def learning_curves(

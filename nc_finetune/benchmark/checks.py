@@ -16,7 +16,7 @@ from nc_finetune.errors import unknown_name
 if TYPE_CHECKING:
     from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 
-_LISTS = ("backbones", "datasets", "methods", "heads", "samples_per_class", "seeds")
+_LISTS = ("backbones", "datasets", "methods", "heads", "losses", "samples_per_class", "seeds")
 
 
 def grid_problems(grid: Grid) -> list[str]:
@@ -36,6 +36,8 @@ def grid_problems(grid: Grid) -> list[str]:
         problems += _method(method)
     for head in (*grid.heads, *(head for method in grid.methods for head in method.heads or ())):
         problems += _attempt(head.build)
+    for loss in grid.losses:
+        problems += _attempt(lambda loss=loss: loss.build(multi_label=False))  # type: ignore[misc]
     for dataset in grid.datasets:
         problems += _source(dataset)
     for backbone in grid.backbones:

@@ -1,4 +1,4 @@
-"""A benchmark grid: backbones x data sets x methods x training sizes x seeds."""
+"""A benchmark grid: backbones x data sets x methods x heads x losses x training sizes x seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nc_finetune import heads, methods
+from nc_finetune import heads, losses, methods
 from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.benchmark.checks import grid_problems
 from nc_finetune.classifier import ImageClassifier
@@ -28,6 +28,7 @@ from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.heads import HEAD_NAMES
+from nc_finetune.losses import LOSS_NAMES, PickAllLabelsLoss
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 from nc_finetune.trust import check_import_path
 
@@ -104,6 +105,7 @@ class DatasetSpec:
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
         on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
+        balance_classes: Draw training images so that every class comes equally often.
     """
 
     source: str
@@ -115,6 +117,7 @@ class DatasetSpec:
     image_column: str | None = None
     label_column: str | None = None
     on_bad_image: OnBadImage = "raise"
+    balance_classes: bool = False
 
     @property
     def location(self) -> str:
@@ -145,6 +148,7 @@ class DatasetSpec:
             image_column=self.image_column,
             label_column=self.label_column,
             on_bad_image=self.on_bad_image,
+            balance_classes=self.balance_classes,
         )
 
 
@@ -235,6 +239,56 @@ class HeadSpec:
         return partial(find_class("head", self.head, heads, nn.Module, ("Linear", *HEAD_NAMES)), **options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """A training loss of the grid.
+
+    Attributes:
+        loss: ``"CrossEntropyLoss"``, name of a class of :mod:`nc_finetune.losses`, or import path of one of your own;
+            ``None`` is cross-entropy, and where images have several labels PickAllLabelsLoss.
+        options: Further arguments of the class; a ``loss`` among them, as ClassBalanced has, is a name or the keys
+            ``loss`` and ``options`` again.
+    """
+
+    loss: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, multi_label: bool) -> nn.Module:
+        """Build the loss.
+
+        Args:
+            multi_label: Whether the images have several labels.
+
+        Raises:
+            ValueError: If there is none of that name; the message lists the losses.
+        """
+        if self.loss is None:
+            return PickAllLabelsLoss(**self.options) if multi_label else nn.CrossEntropyLoss(**self.options)
+        options = dict(self.options)
+        if nested := options.get("loss"):
+            options["loss"] = LossSpec(**{"loss": nested} if isinstance(nested, str) else nested).build(multi_label)
+        if self.loss == "CrossEntropyLoss":
+            return nn.CrossEntropyLoss(**options)
+        names = ("CrossEntropyLoss", *LOSS_NAMES)
+        built: nn.Module = find_class("loss", self.loss, losses, nn.Module, names)(**options)
+        return built
+
+    def build_for(self, data: ImageData) -> nn.Module:
+        """Build the loss for some data.
+
+        Raises:
+            ValueError: If it takes one label an image and the data have several, or the other way round.
+        """
+        built = self.build(data.multi_label)
+        if bool(getattr(built, "multilabel", False)) != data.multi_label:
+            has, other = ("several labels", "one") if data.multi_label else ("one label", "several")
+            raise ValueError(
+                f"the images of {data.source!r} have {has} each, and {self.loss} takes {other}; leave losses out of the"
+                " grid, or give such data a grid of their own"
+            )
+        return built
+
+
 def find_class(kind: str, path: str, home: ModuleType, base: type, names: Sequence[str]) -> Any:
     """Find a class by its name in a room of ours, or by its import path."""
     module, _, name = path.rpartition(".")
@@ -270,7 +324,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run: a backbone, a data set, a method, a training size and a seed."""
+    """One run: a backbone, a data set, a method, a head, a loss, a training size and a seed."""
 
     backbone: BackboneSpec
     dataset: DatasetSpec
@@ -279,6 +333,7 @@ class Cell:
     samples_per_class: TrainingSize
     seed: int
     settings: Settings
+    loss: LossSpec = LossSpec()
     cache: bool = True
 
     @property
@@ -319,14 +374,15 @@ class Cell:
         """Load the pre-trained weights anew."""
         return self.backbone.build(self.backbone.weights)
 
-    def build_model(self, backbone: Backbone, num_classes: int, learning_rate: float | None) -> ImageClassifier:
-        """Build a fresh model around a backbone."""
+    def build_model(self, backbone: Backbone, data: ImageData, learning_rate: float | None) -> ImageClassifier:
+        """Build a fresh model around a backbone, for the classes of some data."""
         method = self.build_method()
         return ImageClassifier(
             backbone,
-            num_classes,
+            data.num_classes,
             method=method,
             head=self.head.build() if method.own_head is None else None,
+            loss=self.loss.build_for(data),
             learning_rate=learning_rate,
             head_learning_rate=self.settings.head_learning_rate,
         )
@@ -334,13 +390,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """All combinations of backbones, data sets, methods, training sizes and seeds.
+    """All combinations of backbones, data sets, methods, heads, losses, training sizes and seeds.
 
     Attributes:
         backbones: The pre-trained networks.
         datasets: The downstream data.
         methods: The fine-tuning methods with their candidate learning rates.
         heads: The classifiers, each with every method that neither names others nor brings its own.
+        losses: The training losses; by default the one that suits the labels of the data.
         samples_per_class: Training sizes: images a class, or a share of the training split in ``(0, 1)``; ``None`` is
             the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
@@ -355,6 +412,7 @@ class Grid:
     datasets: list[DatasetSpec]
     methods: list[MethodSpec]
     heads: list[HeadSpec] = field(default_factory=lambda: [HeadSpec()])
+    losses: list[LossSpec] = field(default_factory=lambda: [LossSpec()])
     samples_per_class: list[TrainingSize] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
@@ -380,11 +438,13 @@ class Grid:
                 seed=seed,
                 method=dataclasses.replace(method, heads=None),  # a cell has one
                 head=head,
+                loss=loss,
                 settings=self.settings,
                 cache=self.cache,
             )
             for seed, dataset, samples, backbone, method in axes
             for head in self._heads_of(method)
+            for loss in (self.losses if method.method_class().trains else self.losses[:1])
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
         ]
 

@@ -78,7 +78,7 @@ def plan_grid(grid: Grid, out: Path, retry_failed: bool = False) -> Plan:
 
 def _kind(cell: Cell) -> tuple[object, ...]:
     """What cells have in common that take the same time: everything but the seed."""
-    parts = (cell.dataset, cell.backbone, cell.method, cell.head, cell.settings)
+    parts = (cell.dataset, cell.backbone, cell.method, cell.head, cell.loss, cell.settings)
     return (*map(repr, parts), cell.samples_per_class)
 
 
@@ -131,7 +131,7 @@ def _step_seconds(cell: Cell, data: ImageData) -> tuple[float, float]:
     """Time a training step and a batch of evaluation, decoding included."""
     layer = cell.backbone.build_without_memory().middle_block if cell.key_layer == "auto" else cell.key_layer
     probe = cell if layer is None else cell.with_key_layer(layer)
-    model = probe.build_model(probe.backbone.build(None), data.num_classes, learning_rate=1e-4)
+    model = probe.build_model(probe.backbone.build(None), data, learning_rate=1e-4)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     start = time.perf_counter()

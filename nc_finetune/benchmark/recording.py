@@ -46,19 +46,24 @@ class _HeadWatcher(L.Callback):
 
 
 class LearningCurve(_HeadWatcher):
-    """Mean loss, and accuracy in per cent, of each training epoch, as the batches went by."""
+    """Mean loss, and accuracy in per cent, of each training epoch, as the batches went by.
 
-    def __init__(self) -> None:
+    Args:
+        multi_label: Whether images have several labels; there is no accuracy then.
+    """
+
+    def __init__(self, multi_label: bool = False) -> None:
+        self._multi_label = multi_label
         self._sums: list[Tensor] = []
 
     @property
     def values(self) -> dict[str, list[float]]:
-        """``train_loss`` and ``train_accuracy`` by epoch."""
+        """``train_loss`` and, of images with one label, ``train_accuracy`` by epoch."""
         sums = [tuple(part.tolist()) for part in self._sums]
-        return {
-            "train_loss": [loss / number for loss, _, number in sums],
-            "train_accuracy": [100 * correct / number for _, correct, number in sums],
-        }
+        losses = {"train_loss": [loss / number for loss, _, number in sums]}
+        if self._multi_label:
+            return losses
+        return {**losses, "train_accuracy": [100 * correct / number for _, correct, number in sums]}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a new epoch."""
@@ -69,7 +74,7 @@ class LearningCurve(_HeadWatcher):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a batch, on the device: nobody waits for it."""
-        labels = batch[1]
+        labels = batch[1].argmax(1) if self._multi_label else batch[1]
         correct = (self._logits.argmax(1) == labels).sum()
         number = torch.as_tensor(len(labels), device=correct.device)
         self._sums[-1] += torch.stack([outputs["loss"].detach() * number, correct, number])

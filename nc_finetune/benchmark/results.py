@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nc_finetune.files import write_text_atomically
 
 SCHEMA_VERSION = 1
 Status = Literal["ok", "diverged", "failed"]
+Measure = Literal["accuracy", "average precision"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,34 +28,43 @@ class Result:
         dataset: Name of the data set.
         method: Name of the fine-tuning method, e.g. ``"scl_ft"``.
         key_layer: The tuned block, where the method has one.
-        options: Arguments of the method and of the backbone that differ from their defaults.
+        options: Arguments of method, backbone, head and loss that differ from their defaults, and
+            ``balance_classes`` where classes were drawn equally often.
         head: Class of the classifier.
         loss: Class of the training loss.
         seed: Seed of the training sample, of the head's initialisation and of the order of the batches.
         samples_per_class: Training images a class; ``None`` is the whole training split.
         train_share: Share of the training split that was trained on; ``None`` is all of it.
         train_size: Training images in all.
-        accuracy: Test accuracy in per cent.
+        accuracy: Test accuracy in per cent; like the two below ``None`` where images have several labels.
+        balanced_accuracy: Test accuracy in per cent in which every class counts the same.
         val_accuracy: Validation accuracy in per cent, by which the learning rate was chosen.
-        nc1: NC1 of what the classifier sees, on the training split.
+        average_precision: Of images with several labels, mean average precision on the test split in per cent.
+        val_average_precision: The same on the validation split, by which the learning rate was chosen.
+        nc1: NC1 of what the classifier sees, on the training split; of images with several labels, those with one label
+            alone count, and it is ``None`` where a label never is alone.
         nc1_normalize: Convention of every NC1 of the run.
         nc1_layers: NC1 by layer, from the stem to the penultimate feature.
         collapse: NC1-NC4 of what the classifier sees, on the training split, by their names in
             :class:`~nc_finetune.NeuralCollapse`; NC3 and NC4 where the decision is linear in the feature. Empty in
-            records that are older than it.
+            records that are older than it. Of images with several labels also ``multilabel_variability``,
+            ``multilabel_etf_distance`` and ``multilabel_scaled_average``, see
+            :class:`~nc_finetune.functional.MultilabelCollapse`.
         tuned_parameters: Parameters that were trained, the head's included.
         total_parameters: Parameters of the backbone without its original classifier, and of the head.
         tuned_percent: ``100 * tuned_parameters / total_parameters``.
         learning_rate: The chosen rate of the tuned part (of the head, where nothing else is tuned).
-        learning_rates: Validation accuracy in per cent by candidate rate; ``None`` where it diverged.
+        learning_rates: Validation score in per cent by candidate rate; ``None`` where it diverged.
         epochs: Passes over the training data.
         epoch_seconds: Median time of one training pass, validation left out.
         peak_memory_bytes: Largest memory in use: of the accelerator, or of the process on the CPU.
         delta_bytes: Size of what was tuned, as :func:`~nc_finetune.save_delta` writes it, without its description.
         run_seconds: Time of the whole run, with all candidate rates and the choice of the block.
-        learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch.
+        learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
+            images with several labels the loss alone.
         class_names: K names.
-        confusion: One text a true class, ``"<predicted>:<count> ..."`` by label, of the test images.
+        confusion: One text a true class, ``"<predicted>:<count> ..."`` by label, of the test images; empty where these
+            have several labels.
         selection: How the key layer was chosen, where it was ``"auto"``.
         status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide) or ``"failed"``.
         error: What went wrong, where something did.
@@ -77,7 +87,10 @@ class Result:
     train_share: float | None = None
     train_size: int | None = None
     accuracy: float | None = None
+    balanced_accuracy: float | None = None
     val_accuracy: float | None = None
+    average_precision: float | None = None
+    val_average_precision: float | None = None
     nc1: float | None = None
     nc1_normalize: str = "none"
     nc1_layers: dict[str, float | None] = field(default_factory=dict)
@@ -101,6 +114,21 @@ class Result:
     bad_images: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def measure(self) -> Measure:
+        """What a run is judged by: accuracy, or average precision where images have several labels."""
+        return "accuracy" if self.average_precision is None else "average precision"
+
+    @property
+    def score(self) -> float | None:
+        """The measure on the test split, in per cent."""
+        return self.accuracy if self.average_precision is None else self.average_precision
+
+    @property
+    def val_score(self) -> float | None:
+        """The measure on the validation split, in per cent."""
+        return self.val_accuracy if self.val_average_precision is None else self.val_average_precision
 
     def confusion_matrix(self) -> list[list[int]]:
         """Return counts of test images, true classes downwards, predicted ones across; empty if they are not known.
@@ -167,9 +195,40 @@ def read_result(path: Path) -> Result:
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}; run it again")
     try:
-        return Result(**record)
+        result = Result(**record)
     except TypeError as error:
         raise ValueError(f"{path} is not a benchmark result ({error}); delete the file and run it again") from error
+    if wrong := [name for name, hint in _HINTS.items() if not _fits(getattr(result, name), hint)]:
+        raise ValueError(
+            f"{path} is not a benchmark result ({wrong[0]} is {getattr(result, wrong[0])!r:.60}, which is no"
+            f" {_HINTS[wrong[0]]}); delete the file and run it again"
+        )
+    try:
+        result.confusion_matrix()
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is not a benchmark result (its confusion is damaged: {error}); delete the file and run it again"
+        ) from error
+    return result
+
+
+_HINTS = get_type_hints(Result)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether what JSON holds is of a type; an integer is a float, too."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or origin is Literal:
+        return hint is Any or value in parts
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if parts:  # a union
+        return any(_fits(value, part) for part in parts)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def read_results(folder: Path) -> list[Result]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import lightning as L
@@ -29,10 +29,11 @@ from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, HeadSpec, split_
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
-from nc_finetune.benchmark.run_collapse import RunCollapse
+from nc_finetune.benchmark.run_collapse import MultilabelRunCollapse, RunCollapse
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.faults import explain
 from nc_finetune.methods import AUTO
 from nc_finetune.selection import KeyLayerChoice, best_device, choose_key_layer, simple_rules
 
@@ -44,7 +45,7 @@ class _Fit:
     model: ImageClassifier
     trainer: L.Trainer
     learning_rate: float | None
-    val_accuracy: float
+    val_score: float
     nc1_layers: dict[str, float]
     collapse: dict[str, float]
     learning_curve: dict[str, list[float]]
@@ -125,18 +126,25 @@ def _span(layers: str | Sequence[str] | None) -> str | None:
     return layers if isinstance(layers, str) else "+".join(layers or ()) or None
 
 
+def _score_name(data: ImageData) -> str:
+    """Name the metric that learning rates are chosen by."""
+    return "average_precision" if data.multi_label else "accuracy"
+
+
 def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
     """Train once from the pre-trained weights."""
     L.seed_everything(cell.seed, verbose=False)
     backbone = cell.build_backbone()
     hashed = weights_hash(backbone.model)  # before a method adds anything to it
-    model = cell.build_model(backbone, data.num_classes, learning_rate)
-    measure, timer, curve = RunCollapse(cell.settings.normalize), EpochTimer(), LearningCurve()
+    model = cell.build_model(backbone, data, learning_rate)
+    measure = (MultilabelRunCollapse if data.multi_label else RunCollapse)(cell.settings.normalize)
+    timer, curve = EpochTimer(), LearningCurve(data.multi_label)
+    confusion = [] if data.multi_label else [TestConfusion(data.num_classes)]
     epochs = cell.settings.epochs if model.method.trains else 1
     trainer = L.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=epochs,
-        callbacks=[measure, timer, curve, TestConfusion(data.num_classes), *_prefix_cache(cell, model, data)],
+        callbacks=[measure, timer, curve, *confusion, *_prefix_cache(cell, model, data)],
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -145,12 +153,11 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
         num_sanity_val_steps=0,
     )
     trainer.fit(model, datamodule=data)
-    accuracy = 100 * trainer.callback_metrics["val/accuracy"].item()
     return _Fit(
         model=model,
         trainer=trainer,
         learning_rate=learning_rate,
-        val_accuracy=accuracy,
+        val_score=100 * trainer.callback_metrics[f"val/{_score_name(data)}"].item(),
         nc1_layers=measure.values,
         collapse=measure.collapse,
         learning_curve=curve.values,
@@ -160,22 +167,22 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
 
 
 def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[_Fit | None, dict[str, float | None]]:
-    """Train with every candidate rate; return the best fit by validation accuracy, and the accuracy by rate."""
+    """Train with every candidate rate; return the best fit by its validation score, and the score by rate."""
     best: _Fit | None = None
-    accuracies: dict[str, float | None] = {}
+    scores: dict[str, float | None] = {}
     rates: list[float | None] = [*cell.method.learning_rates] or [None]
     for rate in rates:
         try:
             fit = _fit(cell, data, rate)
         except DivergedError:
-            accuracies[f"{rate:g}"] = None
+            scores[f"{rate:g}"] = None
         else:
             if rate is not None:
-                accuracies[f"{rate:g}"] = fit.val_accuracy
-            if best is None or fit.val_accuracy > best.val_accuracy:
+                scores[f"{rate:g}"] = fit.val_score
+            if best is None or fit.val_score > best.val_score:
                 best = fit
         advance()
-    return best, accuracies
+    return best, scores
 
 
 def _planned(cell: Cell) -> Result:
@@ -188,7 +195,7 @@ def _planned(cell: Cell) -> Result:
         dataset=cell.dataset_name,
         method=cell.method.method_class().name,
         key_layer=_span(cell.build_method().key_layer),
-        options={**cell.backbone.model_options, **cell.backbone.options, **cell.method.options, **cell.head.options},
+        options=_options(cell),
         seed=cell.seed,
         samples_per_class=samples_per_class,
         train_share=train_share,
@@ -196,6 +203,14 @@ def _planned(cell: Cell) -> Result:
         epochs=cell.settings.epochs,
         provenance=environment(),
     )
+
+
+def _options(cell: Cell) -> dict[str, Any]:
+    """Collect what tells a variant from others of its method."""
+    sampling = {"balance_classes": True} if cell.dataset.balance_classes else {}
+    specs = (cell.backbone, cell.method, cell.head, cell.loss)
+    parts = (cell.backbone.model_options, *(spec.options for spec in specs), sampling)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 @lru_cache(maxsize=1)
@@ -244,8 +259,8 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
         choice = _choose(cell, data)
         cell = cell.with_key_layer(choice.block)
         result = replace(result, key_layer=choice.block, selection=choice.to_json())
-    fit, accuracies = _fit_all(cell, data, advance)
-    result = replace(result, learning_rates=accuracies, peak_memory_bytes=_peak_memory())
+    fit, scores = _fit_all(cell, data, advance)
+    result = replace(result, learning_rates=scores, peak_memory_bytes=_peak_memory())
     if fit is None:
         return replace(result, status="diverged", error="the training loss was not finite at any learning rate")
     return _with_outcome(result, fit, data)
@@ -255,16 +270,21 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
     """Add what the chosen fit came to; this is the one time that the test split is touched."""
     model = fit.model
     (test,) = fit.trainer.test(model, datamodule=data, verbose=False)
-    (confusion,) = [part for part in fit.trainer.callbacks if isinstance(part, TestConfusion)]  # type: ignore[attr-defined]
+    confusions = [part for part in fit.trainer.callbacks if isinstance(part, TestConfusion)]  # type: ignore[attr-defined]
     nc1 = fit.nc1_layers[PENULTIMATE]
-    collapsed = math.isnan(nc1)
+    collapsed = math.isnan(nc1) and not data.multi_label  # where labels never stand alone, nothing has collapsed
+    measured = {name.removeprefix("test/"): 100 * value for name, value in test.items()}
+    validated = {_score_name(data): fit.val_score}
     return replace(
         result,
         head=_snake(type(model.head)),
         loss=_snake(type(model.loss)),
         key_layer=_span(model.method.key_layers(model.backbone)),
-        accuracy=100 * test["test/accuracy"],
-        val_accuracy=fit.val_accuracy,
+        accuracy=measured.get("accuracy"),
+        balanced_accuracy=measured.get("balanced_accuracy"),
+        average_precision=measured.get("average_precision"),
+        val_accuracy=validated.get("accuracy"),
+        val_average_precision=validated.get("average_precision"),
         nc1=nc1,
         nc1_layers=dict(fit.nc1_layers),
         collapse=dict(fit.collapse),
@@ -275,7 +295,7 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         epoch_seconds=fit.epoch_seconds,
         delta_bytes=delta_size(model),
         learning_curve=fit.learning_curve,
-        confusion=confusion.rows,
+        confusion=confusions[0].rows if confusions else [],
         status="diverged" if collapsed else "ok",
         error="NC1 is undefined: the class means coincide" if collapsed else None,
         bad_images=[str(bad) for bad in data.bad_images()],
@@ -293,7 +313,7 @@ def failed_result(cell: Cell, error: Exception) -> Result:
     Returns:
         A result with status ``"failed"``.
     """
-    return replace(_planned(cell), status="failed", error=f"{type(error).__name__}: {error}")
+    return replace(_planned(cell), status="failed", error=explain(error) or f"{type(error).__name__}: {error}")
 
 
 def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:

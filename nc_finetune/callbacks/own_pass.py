@@ -83,7 +83,7 @@ class OwnPass:
         inputs, labels = self.unpack(batch)
         labels = check_labels(labels)
         rows = None if cap.samples_per_class is None else cap.choose(labels.tolist())
-        if rows == []:
+        if rows == [] or not len(labels):
             return
         measurement.begin_batch(index, labels, None if rows is None else torch.tensor(rows))
         _forward(self.module, measurement.network, inputs)

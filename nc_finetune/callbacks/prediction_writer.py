@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 
+from nc_finetune.csv_text import csv_text
 from nc_finetune.files import write_text_atomically
+
+_SHARE_OF_LARGEST = 0.5
 
 
 class PredictionWriter(L.Callback):
@@ -20,6 +21,10 @@ class PredictionWriter(L.Callback):
 
     The columns are ``index``, ``prediction`` (the name of the most probable class) and one column a class with its
     probability, in ``[0, 1]``. Where the datamodule names its ``files``, they stand in place of the index, as ``file``.
+
+    Of a model for several labels an image (its ``multilabel`` is true), ``prediction`` names all that are at least half
+    as probable as the most probable one, divided by ``|``: a pick-all-labels loss draws the probabilities, a softmax,
+    of m labels to 1/m each, and those of the others to 0.
 
     Args:
         path: The CSV file; an older one is replaced when predicting has ended.
@@ -63,14 +68,17 @@ class PredictionWriter(L.Callback):
         files = getattr(data, "files", None)
         items = getattr(data, "predicted_items", range(len(self._rows))) if files is None else files
         kind = "index" if files is None else "file"
-        write_text_atomically(self.path, _table(kind, names, self._rows, items))
+        several = bool(getattr(pl_module, "multilabel", False))
+        lines = [
+            [item, _prediction(names, row, several), *(f"{value:.6g}" for value in row)]
+            for item, row in zip(items, self._rows, strict=True)
+        ]
+        write_text_atomically(self.path, csv_text([[kind, "prediction", *names], *lines]))
 
 
-def _table(kind: str, names: Sequence[str], rows: Sequence[Sequence[float]], items: Iterable[Any]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([kind, "prediction", *names])
-    for item, row in zip(items, rows, strict=True):
-        best = max(range(len(row)), key=row.__getitem__)
-        writer.writerow([item, names[best], *(f"{value:.6g}" for value in row)])
-    return text.getvalue()
+def _prediction(names: Sequence[str], probabilities: Sequence[float], several: bool) -> str:
+    largest = max(probabilities)
+    if not several:
+        return names[probabilities.index(largest)]
+    chosen = [name for name, value in zip(names, probabilities, strict=True) if value >= _SHARE_OF_LARGEST * largest]
+    return "|".join(chosen)

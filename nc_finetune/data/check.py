@@ -148,7 +148,7 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
         widths=_range([one.size[0] for one in found]),
         heights=_range([one.size[1] for one in found]),
         small=sum(min(one.size) < SMALL_SIDE for one in found),
-        multi_label=data.data.multi_label,
+        multi_label=data.multi_label,
         broken=broken,
         duplicates=data.duplicates,
         rare_classes={

@@ -101,7 +101,8 @@ def visible_files(folder: Path) -> list[Path]:
     """List all files below a folder, relative to it, in an order that is the same on every machine.
 
     Args:
-        folder: The folder; links are followed, hidden files and folders left out.
+        folder: The folder; links are followed but for those to a folder that they are in, hidden files and folders left
+            out.
 
     Raises:
         OSError: If a part of it cannot be listed.
@@ -112,10 +113,15 @@ def visible_files(folder: Path) -> list[Path]:
 
     found = []
     for parent, children, files in os.walk(folder, followlinks=True, onerror=fail):
-        children[:] = sorted(name for name in children if not name.startswith("."))
+        children[:] = sorted(name for name in children if not (name.startswith(".") or _leads_back(Path(parent, name))))
         inside = Path(parent).relative_to(folder)
         found += [inside / name for name in sorted(files) if not name.startswith(".")]
     return found
+
+
+def _leads_back(folder: Path) -> bool:
+    """Tell links to a folder that they are in: following them would not end."""
+    return folder.is_symlink() and folder.resolve() in (parent := folder.parent.resolve(), *parent.parents)
 
 
 def _readable(path: Path, read: Callable[[], Any]) -> Any:

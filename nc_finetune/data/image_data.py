@@ -159,6 +159,11 @@ class ImageData(L.LightningDataModule):
         """K, the number of classes in the data."""
         return len(self.class_names)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none; labels are then of shape ``(N, K)``."""
+        return self.data.multi_label
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the labels and images of the source."""

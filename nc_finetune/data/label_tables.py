@@ -140,10 +140,12 @@ def _read_csv(table: Path) -> tuple[list[str], list[list[str]]]:
     first = text.partition("\n")[0]
     divider = max(",;\t", key=first.count)
     try:
-        header, *lines = [line for line in csv.reader(io.StringIO(text), delimiter=divider, strict=True) if line]
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{table} is empty or no CSV file: {error}") from error
-    return [name.strip() for name in header], lines
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=divider, strict=True) if line]
+    except csv.Error as error:
+        raise ValueError(f"{table} is no CSV file: {error}") from error
+    if len(lines) < 2:
+        raise ValueError(f"{table} is empty: expected a line with the names of columns, and one for each image")
+    return [name.strip() for name in lines[0]], lines[1:]
 
 
 def _column(table: Path, header: list[str], given: str | None, usual: Sequence[str], kind: str) -> int:

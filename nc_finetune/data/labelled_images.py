@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from nc_finetune.csv_text import csv_text
 from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
@@ -197,11 +196,8 @@ def write_bad_images(path: Path, bad: Sequence[BadImage]) -> None:
         path: The file.
         bad: The images.
     """
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["split", "row", "path", "reason"])
-    writer.writerows([image.table, image.row, image.path, image.reason] for image in bad)
-    write_text_atomically(path, text.getvalue())
+    lines = [[image.table, image.row, image.path, image.reason] for image in bad]
+    write_text_atomically(path, csv_text([["split", "row", "path", "reason"], *lines]))
 
 
 def collate(samples: list[Any]) -> Any:

@@ -79,7 +79,11 @@ def _identity(image: dict[str, Any] | None) -> bytes:
     if image["bytes"]:
         return bytes(image["bytes"])
     path = Path(image["path"])
-    return f"{path.parent.name}/{path.name} {path.stat().st_size}".encode()
+    try:
+        size = path.stat().st_size
+    except OSError:  # gone, or a link to nowhere: a bad image, which on_bad_image deals with
+        size = -1
+    return f"{path.parent.name}/{path.name} {size}".encode()
 
 
 def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:

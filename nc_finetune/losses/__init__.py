@@ -8,4 +8,4 @@ from nc_finetune.losses.focal import FocalLoss as FocalLoss
 from nc_finetune.losses.pick_all_labels import PickAllLabelsLoss as PickAllLabelsLoss
 from nc_finetune.losses.rescaled_mse import RescaledMSELoss as RescaledMSELoss
 
-LOSS_NAMES = ("FocalLoss", "RescaledMSELoss", "DotRegressionLoss", "PickAllLabelsLoss")
+LOSS_NAMES = ("FocalLoss", "RescaledMSELoss", "DotRegressionLoss", "PickAllLabelsLoss", "ClassBalanced")

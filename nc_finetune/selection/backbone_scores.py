@@ -16,7 +16,7 @@ from nc_finetune.functional import cdnv, h_score, nc1, nearest_class_center, vci
 from nc_finetune.functional.class_statistics import class_statistics
 from nc_finetune.methods import LinearProbe
 from nc_finetune.selection.device import best_device
-from nc_finetune.selection.features import fit_probe, method_features, subset_batches
+from nc_finetune.selection.features import fit_probe, method_features, require_one_label, subset_batches
 from nc_finetune.selection.logme import logme
 
 # The measures with the sign that makes higher better.
@@ -113,7 +113,11 @@ def score_backbone(
 
     Returns:
         The scores, or the error.
+
+    Raises:
+        ValueError: If images have several labels.
     """
+    require_one_label(data, "scores of backbones")
     start = time.perf_counter()
     try:
         backbone = build(name, weights).to(best_device())

@@ -16,6 +16,23 @@ from nc_finetune.methods import FinetuningMethod
 _PROBE_STEPS = 50
 
 
+def require_one_label(data: ImageData, what: str) -> None:
+    """Refuse images with several labels, whose features the measures of a choice do not compare.
+
+    Args:
+        data: Where the images come from.
+        what: What needs them, a plural.
+
+    Raises:
+        ValueError: If they have several labels each.
+    """
+    if data.multi_label:
+        raise ValueError(
+            f"{what} compare images with one label each, those of {data.source!r} have several; compare by a benchmark"
+            " of every block or backbone instead"
+        )
+
+
 def subset_batches(data: ImageData, split: str, number: int | None = None, seed: int = 0) -> DataLoader[Any]:
     """Return batches of some images of a split, drawn at random, without augmentation.
 

@@ -13,7 +13,7 @@ from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FinetuningMethod, LayerFinetuning
 from nc_finetune.selection.block_trial import BlockTrial
-from nc_finetune.selection.features import method_features, subset_batches
+from nc_finetune.selection.features import method_features, require_one_label, subset_batches
 from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
 from nc_finetune.selection.trial_samples import TrialSamples
 
@@ -94,11 +94,12 @@ def choose_key_layer(
         The choice with its reason.
 
     Raises:
-        ValueError: If the method can tune none of the blocks.
+        ValueError: If the method can tune none of the blocks, or images have several labels.
 
     Source:
         The trials: Jamieson & Talwalkar 2016, arXiv:1502.07943.
     """
+    require_one_label(data, "trials of blocks")
     start = time.perf_counter()
 
     def begin(block: str) -> BlockTrial:

@@ -17,6 +17,7 @@ from nc_finetune.backbones import PENULTIMATE, Backbone, watch_input, watch_outp
 from nc_finetune.data import ImageData
 from nc_finetune.functional import SeparationLaw, nearest_class_center, separation_law
 from nc_finetune.metrics import NeuralCollapse
+from nc_finetune.selection.features import require_one_label
 
 _MEASURES = ("nc1", "trace_ratio")
 
@@ -67,7 +68,11 @@ def measure_blocks(backbone: Backbone, data: ImageData) -> list[BlockMeasures]:
 
     Returns:
         One entry a layer, in the order of the network.
+
+    Raises:
+        ValueError: If images have several labels.
     """
+    require_one_label(data, "profiles of blocks")
     layers = (*backbone.block_names, PENULTIMATE)
     metrics: dict[str, NeuralCollapse] = {}
     device = next(backbone.parameters()).device

@@ -3,8 +3,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings, read_grid
+from nc_finetune.benchmark.grid import (
+    BackboneSpec,
+    DatasetSpec,
+    Grid,
+    HeadSpec,
+    LossSpec,
+    MethodSpec,
+    Settings,
+    read_grid,
+)
+from nc_finetune.losses import ClassBalanced, FocalLoss, PickAllLabelsLoss
 from nc_finetune.methods import FullFinetuning, LinearProbe, SkipConnectionFinetuning
 from nc_finetune.recipes import find_recipe
 
@@ -252,3 +263,52 @@ def test_a_choice_that_is_left_at_its_default_leaves_the_name_of_a_run_alone() -
     names = [make_grid(datasets=[spec]).cells()[0].run_id for spec in specs]
     assert names[0] == names[1]
     assert len(set(names)) == 3
+
+
+def test_every_loss_goes_with_every_method_that_trains() -> None:
+    losses = [LossSpec(), LossSpec(loss="FocalLoss", options={"gamma": 3.0}), LossSpec(loss="ClassBalanced")]
+    methods = [MethodSpec(method="LinearProbe", learning_rates=[1e-3]), MethodSpec(method="ZeroShot")]
+    cells = make_grid(losses=losses, methods=methods).cells()
+    assert [cell.loss.loss for cell in cells] == [None, "FocalLoss", "ClassBalanced", None]
+    assert len({cell.run_id for cell in cells}) == 4
+
+
+def test_a_loss_within_a_loss_is_built() -> None:
+    inner = {"loss": "FocalLoss", "options": {"gamma": 3.0}}
+    built = LossSpec(loss="ClassBalanced", options={"beta": 0.99, "loss": inner}).build(multi_label=False)
+    assert isinstance(built, ClassBalanced)
+    assert isinstance(built.loss, FocalLoss)
+    assert (built.beta, built.loss.gamma) == (0.99, 3.0)
+
+
+def test_the_loss_of_its_own_accord_suits_the_labels() -> None:
+    assert isinstance(LossSpec().build(multi_label=False), nn.CrossEntropyLoss)
+    assert isinstance(LossSpec().build(multi_label=True), PickAllLabelsLoss)
+    smoothed = LossSpec(loss="CrossEntropyLoss", options={"label_smoothing": 0.1}).build(multi_label=False)
+    assert smoothed.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (LossSpec(loss="FocusLoss"), r"unknown loss 'FocusLoss'; did you mean 'FocalLoss'.*CrossEntropyLoss"),
+        (LossSpec(loss="FocalLoss", options={"gama": 1}), "gama"),
+        (LossSpec(loss="ClassBalanced", options={"beta": 2.0}), r"beta must lie in \[0, 1\]"),
+    ],
+)
+def test_losses_that_cannot_be_built_are_refused_at_once(loss: LossSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(losses=[loss])
+
+
+def test_losses_and_sampling_are_read_from_yaml(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "backbones: [{name: test_resnet, weights: null}]\n"
+        "datasets: [{source: 'sklearn:digits', balance_classes: true}]\n"
+        "methods: [{method: LinearProbe, learning_rates: [1.0e-3]}]\n"
+        "losses: [{loss: FocalLoss, options: {gamma: 3.0}}, {loss: null}]\n"
+    )
+    first, second = read_grid(tmp_path / "grid.yaml").cells()
+    assert (first.loss, second.loss) == (LossSpec(loss="FocalLoss", options={"gamma": 3.0}), LossSpec())
+    assert first.dataset.balance_classes
+    assert first.dataset.build(None, 0, 8, 0).balance_classes

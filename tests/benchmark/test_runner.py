@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from broken_images import write_broken_folder
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from nc_finetune import ImageClassifier, save_delta
+from nc_finetune import ImageClassifier, ImageData, save_delta
 from nc_finetune.benchmark import runner
-from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings
+from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, HeadSpec, LossSpec, MethodSpec, Settings
 from nc_finetune.benchmark.recording import delta_size
 from nc_finetune.benchmark.results import Result, read_results, write_result
 from nc_finetune.benchmark.runner import run_cell, run_grid
@@ -77,7 +78,9 @@ def test_collapse_measures_of_the_penultimate_feature_are_kept(finished: Result)
 
 
 def test_measures_of_the_classifier_need_one_that_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cell, "build_model", lambda cell, net, classes, _: ImageClassifier(net, classes, head=_Curved))
+    monkeypatch.setattr(
+        Cell, "build_model", lambda cell, net, data, _: ImageClassifier(net, data.num_classes, head=_Curved)
+    )
     collapse = run_cell(make_cell(rates=(1e-3,))).collapse
     assert "nc2_etf_distance" in collapse
     assert not {"nc3_etf_distance", "nc4"} & set(collapse)
@@ -184,7 +187,8 @@ def test_confusion_matrix_holds_every_test_image_and_the_accuracy(finished: Resu
 
 
 def test_delta_is_as_large_as_the_file_but_for_its_header(tmp_path: Path) -> None:
-    model = make_cell(method="LayerFinetuning").build_model(make_cell().build_backbone(), 10, 1e-3)
+    data = ImageData("sklearn:digits")
+    model = make_cell(method="LayerFinetuning").build_model(make_cell().build_backbone(), data, 1e-3)
     save_delta(model, tmp_path / "delta.safetensors")
     header = (tmp_path / "delta.safetensors").stat().st_size - delta_size(model)
     assert 0 < header < 20_000
@@ -290,3 +294,34 @@ def test_results_are_the_same_without_the_cache(method: str, monkeypatch: pytest
     changing = ("epoch_seconds", "run_seconds", "peak_memory_bytes", *rounded)
     assert replace(cached, **dict.fromkeys(changing)) == replace(plain, **dict.fromkeys(changing))
     assert make_cell(method=method, cache=False).run_id == make_cell(method=method).run_id
+
+
+def uneven(folder: Path) -> DatasetSpec:
+    """Return a folder in which one class has five times the images of the other."""
+    for name, number in (("cat", 50), ("dog", 10)):
+        (folder / name).mkdir(parents=True)
+        for item in range(number):
+            Image.effect_noise((16, 16), 20 + 60 * (name == "dog")).save(folder / name / f"{item}.png")
+    return DatasetSpec(source=str(folder), name="uneven", image_size=32, val_size=12, test_size=24)
+
+
+def test_uneven_classes_have_a_balanced_accuracy(tmp_path: Path) -> None:
+    losses = [LossSpec(loss="ClassBalanced", options={"beta": 0.9})]
+    dataset = replace(uneven(tmp_path), balance_classes=True)
+    result = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], losses=losses))
+    assert (result.status, result.error) == ("ok", None)
+    recalls = [row[label] / sum(row) for label, row in enumerate(result.confusion_matrix())]
+    assert result.balanced_accuracy == pytest.approx(100 * sum(recalls) / 2)
+    assert result.loss == "class_balanced"
+    assert result.options == {"beta": 0.9, "balance_classes": True}
+
+
+@pytest.mark.parametrize("change", ["balance_classes", "ClassBalanced"])
+def test_both_ways_to_balance_change_the_training(tmp_path: Path, change: str) -> None:
+    dataset = uneven(tmp_path)
+    plain = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], rates=(1e-3,)))
+    losses = [LossSpec(loss=change if change == "ClassBalanced" else None)]
+    dataset = replace(dataset, balance_classes=change == "balance_classes")
+    balanced = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], rates=(1e-3,), losses=losses))
+    assert balanced.status == plain.status == "ok"
+    assert balanced.learning_curve["train_loss"] != plain.learning_curve["train_loss"]

@@ -1,8 +1,11 @@
 import csv
+import io
+import tarfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from broken_images import BROKEN, ODD, encoded, photo, write_broken_folder
@@ -10,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData
-from nc_finetune.data import UnlabelledFolder
+from nc_finetune.data import UnlabelledFolder, sources
 from nc_finetune.data.transforms import DecodeAndResize
 
 
@@ -184,3 +187,52 @@ def test_predictions_of_the_test_split_keep_their_places(folder: tuple[Path, lis
     raising = data_of(folder[0], test_size=0.5).test_set
     for item in data.predicted_items:
         raising[item]
+
+
+def test_a_link_to_nowhere_is_a_bad_image(folder: tuple[Path, list[Path]]) -> None:
+    root, broken = folder
+    (root / "cat/link.jpg").symlink_to("nowhere.jpg")
+    data = data_of(root, on_bad_image="skip")
+    assert data.fingerprint
+    for split in ("train", "val", "test"):
+        list(data.eval_dataloader(split))
+    assert {str(bad.path) for bad in data.bad_images()} == {str(path) for path in [*broken, root / "cat/link.jpg"]}
+
+
+def write_shard(path: Path, contents: list[bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number, content in enumerate(contents):
+            for ending, part in (("jpg", content), ("cls", str(number % 2).encode())):
+                member = tarfile.TarInfo(f"{number:04}.{ending}")
+                member.size = len(part)
+                archive.addfile(member, io.BytesIO(part))
+
+
+def write_rows(path: Path, contents: list[bytes]) -> None:
+    labels = [number % 2 for number in range(len(contents))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    images = [{"bytes": content, "path": None} for content in contents]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(str(path))
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet", "hub"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skip_works_on_every_kind_of_source(
+    kind: str, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [encoded(photo(seed=number)) for number in range(40)]
+    contents = [*good[:7], b"<html>", good[0][:200], b"", *good[7:]]
+    source = str(tmp_path)
+    if kind == "webdataset":
+        write_shard(tmp_path / "train.tar", contents)
+    else:
+        write_rows(tmp_path / "train.parquet", contents)
+    if kind == "hub":
+        found = datasets.load_dataset("parquet", data_files={"train": str(tmp_path / "train.parquet")})
+        monkeypatch.setattr(sources, "_load_hub", lambda name: dict(found))
+        source = "someone/pets"
+    data = data_of(Path(source), on_bad_image="skip", num_workers=num_workers)
+    number = sum(len(labels) for split in ("train", "val", "test") for _, labels in data.eval_dataloader(split))
+    assert number == 40
+    assert [(bad.table, bad.row) for bad in data.bad_images()] == [("train", row) for row in (7, 8, 9)]
+    assert all(bad.reason for bad in data.bad_images())

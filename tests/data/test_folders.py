@@ -12,7 +12,7 @@ import pytest
 from made_up_images import make_rows, write_images, write_parquet
 from PIL import Image
 
-from nc_finetune.data.folders import by_split, read_folder
+from nc_finetune.data.folders import by_split, read_folder, visible_files
 from nc_finetune.data.sources import load_source
 from nc_finetune.data.transforms import DecodeAndResize
 
@@ -329,3 +329,9 @@ def test_damaged_archive(tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"the tables in .* cannot be read: .+; replace those that are damaged"):
         read_folder(tmp_path)
+
+
+def test_a_link_to_the_folder_that_it_is_in_is_not_followed(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/1.png", "dog/1.png")
+    (tmp_path / "cat/round").symlink_to(tmp_path)
+    assert [str(path) for path in visible_files(tmp_path)] == ["cat/1.png", "dog/1.png"]

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier, losses
 from nc_finetune.heads import SimplexETFHead
-from nc_finetune.losses import LOSS_NAMES, DotRegressionLoss, FocalLoss, PickAllLabelsLoss, RescaledMSELoss
+from nc_finetune.losses import (
+    LOSS_NAMES,
+    ClassBalanced,
+    DotRegressionLoss,
+    FocalLoss,
+    PickAllLabelsLoss,
+    RescaledMSELoss,
+)
 
 K = 4
 WEIGHT = [0.5, 2.0, 0.0, 1.5]
@@ -176,6 +183,6 @@ def test_recipe_names_a_loss_by_its_class_path(name: str, arguments: dict[str, A
 
 def test_names_are_those_of_the_losses() -> None:
     assert set(LOSS_NAMES) == {
-        kind.__name__ for kind in (FocalLoss, RescaledMSELoss, DotRegressionLoss, PickAllLabelsLoss)
+        kind.__name__ for kind in (ClassBalanced, FocalLoss, RescaledMSELoss, DotRegressionLoss, PickAllLabelsLoss)
     }
     assert all(hasattr(losses, name) for name in LOSS_NAMES)
