@@ -8,8 +8,9 @@ from typing import Any
 from nc_finetune.benchmark.analysis import pareto_front, summed_confusion
 from nc_finetune.benchmark.figures import Figure, Style, accuracy_scale, altair, finish, method_channels
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import Row, Variant, by_group, group_of, variant_of
+from nc_finetune.benchmark.summary import Row, by_group, group_of
 from nc_finetune.benchmark.tables import COSTS, cost_text, significant
+from nc_finetune.benchmark.variants import Variant, variant_of
 
 _WIDTH = 520
 _FACET_WIDTH = 240

@@ -11,8 +11,10 @@ from typing import Any
 from PIL import Image
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import METHOD_LABELS, Variant, finite, group_of, variant_of
+from nc_finetune.benchmark.score import score
+from nc_finetune.benchmark.summary import finite, group_of
 from nc_finetune.benchmark.tables import significant
+from nc_finetune.benchmark.variants import METHOD_LABELS, Variant, variant_of
 from nc_finetune.errors import missing_extra
 
 # Okabe & Ito, Color Universal Design (2008); first the four that stand out on white and on black.
@@ -70,7 +72,7 @@ def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
     """Choose a colour and a shape for every display name; those of the four methods are always the same.
 
     Args:
-        labels: Display names, from :func:`~nc_finetune.benchmark.summary.variant_labels`.
+        labels: Display names, from :func:`~nc_finetune.benchmark.labels.variant_labels`.
 
     Returns:
         Style by display name, in the order of the labels.
@@ -244,13 +246,13 @@ def _run_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[d
     return [
         {
             "method": labels[variant_of(run)],
-            "accuracy": run.accuracy,
+            "accuracy": score(run),
             "nc1": run.nc1,
             "seed": run.seed,
             "group": group_of(run).label,
         }
         for run in runs
-        if finite([run.accuracy]) and _drawable([run.nc1])
+        if finite([score(run)]) and _drawable([run.nc1])
     ]
 
 

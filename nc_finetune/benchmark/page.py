@@ -25,9 +25,11 @@ from nc_finetune.benchmark.figures import (
     palette,
     vegalite_version,
 )
+from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import Row, Variant, by_group, finished_runs, summarize, variant_labels
+from nc_finetune.benchmark.summary import Row, by_group, finished_runs, summarize
 from nc_finetune.benchmark.tables import COSTS, long_table
+from nc_finetune.benchmark.variants import Variant
 
 _TEMPLATES = "benchmark/templates"
 
@@ -134,6 +136,7 @@ def render_page(report: Report, results: Sequence[Result]) -> str:
         report=report,
         data=data,
         everything=long_table(rows, labels),
+        keys=list(_groups(rows)),
         groups=[row.group for row in rows],
         methods=[labels[row.variant] for row in rows],
         css=parts["report.css"],
