@@ -22,7 +22,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def _plain(value: Any) -> Any:
     """Make a value stand for itself in a spreadsheet."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-    return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
+    if not isinstance(text, str):
+        return text
+    # The csv module leaves a carriage return without quotes, where a reader takes it for the end of the line.
+    return ("'" if text.startswith(_FORMULA) else "") + text.replace("\r", " ")
 
 
 def render_csv(results: Sequence[Result]) -> str:
