@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torchmetrics.functional import spearman_corrcoef
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import score
 from nc_finetune.benchmark.summary import Row, best_rows, by_group, finite, group_of, setting_names
 from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
-from nc_finetune.benchmark.variants import Variant, variant_of
+from nc_finetune.benchmark.variants import Variant
 
 _NORMAL_QUANTILE = 1.959964  # 95 %, both sides
 _FEWEST_RUNS = 5
@@ -36,6 +35,23 @@ class RankCorrelation:
     low: float
     high: float
     number: int
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Rank values from the smallest on.
+
+    Args:
+        values: Any values.
+
+    Returns:
+        Rank by value, from 1; equal ones share the mean of their ranks.
+
+    Example:
+        >>> ranks([3.0, 1.0, 3.0, 2.0])
+        [3.5, 1.0, 3.5, 2.0]
+    """
+    ordered = sorted(values)
+    return [(bisect.bisect_left(ordered, value) + bisect.bisect_right(ordered, value) + 1) / 2 for value in values]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
@@ -62,8 +78,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCor
     number = len(first)
     if number < _FEWEST_RUNS or len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    pair = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
-    value = max(-1.0, min(1.0, spearman_corrcoef(*pair).item()))
+    value = max(-1.0, min(1.0, statistics.correlation(ranks(first), ranks(second))))
     if abs(value) > 1 - 1e-9:
         return RankCorrelation(value, value, value, number)
     half = _NORMAL_QUANTILE * math.sqrt((1 + value**2 / 2) / (number - 3))
@@ -198,7 +213,7 @@ def worst_table(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Var
     settings = setting_names(by_group(rows))
     for group, members in by_group(rows).items():
         for best in best_rows(members)[:1]:
-            same = [run for run in runs if group_of(run) == group and variant_of(run) == best.variant]
+            same = [run for run in runs if run.run_id in best.run_ids]
             for name, recall, other in worst_classes(same):
                 cells = (settings[group], labels[best.variant], name, f"{recall:.1f}", other)
                 lines.append(tuple(map(Cell, cells)))

@@ -16,13 +16,13 @@ from nc_finetune.benchmark.outcome import outcome
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.selectors import selector_table
 from nc_finetune.benchmark.standings import choice_table, standings, standings_table
-from nc_finetune.benchmark.summary import Row, by_group, finished_runs, group_of, summarize
+from nc_finetune.benchmark.summary import Group, Row, by_group, finished_runs, group_of, summarize
 from nc_finetune.benchmark.tables import NOTHING, Cell, Table, group_table, measure_column, overview_table
 from nc_finetune.benchmark.variants import Variant
 
 _TITLE = "Benchmark report"
 _FORMULAS = {"none": "tr(Σ_W Σ_B†)", "classes": "tr(Σ_W Σ_B†) / K"}
-# More would make report.md long and slow; report.html draws every group on demand.
+# More would make report.md long and slow: then the first is an example, and report.html draws each on demand.
 _MOST_GROUP_PICTURES = 6
 
 _STANDINGS_NOTE = (
@@ -130,20 +130,27 @@ def _pictures(stem: str, figures: Mapping[str, Figure | None]) -> tuple[Picture,
     )
 
 
+def _runs_by_group(finished: Sequence[Result]) -> dict[Group, list[Result]]:
+    runs: dict[Group, list[Result]] = {}
+    for run in finished:
+        runs.setdefault(group_of(run), []).append(run)
+    return runs
+
+
 def _group_sections(
     rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
 ) -> Iterator[Section]:
     """Describe group by group."""
     stems: collections.Counter[str] = collections.Counter()
-    groups = by_group(rows)
+    groups, by_place = by_group(rows), _runs_by_group(finished)
     for place, (group, members) in enumerate(groups.items()):
-        runs = [run for run in finished if group_of(run) == group]
+        runs = by_place[group]
         slug = _slug(group.label)
         stems[slug] += 1
         # Names that differ only in punctuation must not overwrite each other's pictures.
         stem = slug if stems[slug] == 1 else f"{slug}_{stems[slug]}"
         figures: dict[str, Figure | None] = {}
-        if place < _MOST_GROUP_PICTURES:
+        if place == 0 or len(groups) <= _MOST_GROUP_PICTURES:
             figures["layers"] = layerwise_nc1(runs, labels, styles)
         if len(groups) == 1:
             figures["accuracy"] = accuracy_against_nc1(runs, labels, styles)

@@ -354,7 +354,12 @@ def to_png(figure: Figure) -> bytes:
     except ImportError as error:
         raise missing_extra("vl-convert-python", "report", "drawing benchmark figures") from error
     drawn = vl_convert.vegalite_to_png(figure.spec, vl_version=vegalite_version(), scale=_PNG_SCALE)
-    # Reports are committed: packed well and without an alpha channel, a picture takes a quarter of the space.
+    # Reports are committed: with a palette, packed well and without an alpha channel, a picture takes a tenth.
+    few = (
+        Image.open(io.BytesIO(drawn))
+        .convert("RGB")
+        .quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
     packed = io.BytesIO()
-    Image.open(io.BytesIO(drawn)).convert("RGB").save(packed, "PNG", optimize=True)
+    few.save(packed, "PNG", optimize=True)
     return packed.getvalue()

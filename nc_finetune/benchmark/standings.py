@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nc_finetune.benchmark.analysis import ranks
 from nc_finetune.benchmark.summary import Group, Row, by_group, finite, setting_names
 from nc_finetune.benchmark.tables import NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.benchmark.variants import Variant, method_label
@@ -57,12 +58,6 @@ def _measured(rows: Sequence[Row]) -> dict[Group, list[Row]]:
     return by_group(row for row in rows if finite([row.accuracy]))
 
 
-def _ranks(members: Sequence[Row]) -> list[float]:
-    """Rank rows by accuracy, from 1 on; equal ones share the mean of their ranks."""
-    values = [row.accuracy or 0.0 for row in members]
-    return [sum(other > value for other in values) + (values.count(value) + 1) / 2 for value in values]
-
-
 def standings(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[Standing]:
     """Compare variants over all settings.
 
@@ -76,7 +71,7 @@ def standings(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[Standi
     found: dict[str, dict[Group, tuple[Row, float, float]]] = {}
     for group, members in _measured(rows).items():
         best = max(row.accuracy or 0.0 for row in members)
-        for row, rank in zip(members, _ranks(members), strict=True):
+        for row, rank in zip(members, ranks([-(row.accuracy or 0.0) for row in members]), strict=True):
             found.setdefault(labels[row.variant], {})[group] = (row, best - (row.accuracy or 0.0), rank)
     made = [
         Standing(

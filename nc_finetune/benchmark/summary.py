@@ -81,6 +81,7 @@ class Row:
         balanced_accuracy: Mean recall over classes, in per cent, mean over seeds.
         uneven: Whether the test classes differ so much in size that accuracy tells too little.
         accuracies: Accuracy by seed.
+        run_ids: Names of the runs.
     """
 
     group: Group
@@ -101,6 +102,7 @@ class Row:
     balanced_accuracy: float | None = None
     uneven: bool = False
     accuracies: Mapping[int, float] = field(default_factory=dict)
+    run_ids: frozenset[str] = frozenset()
 
 
 def group_of(run: Result) -> Group:
@@ -201,6 +203,7 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
         balanced_accuracy=_mean(finite(map(balanced_accuracy, runs))),
         uneven=any(map(has_uneven_classes, runs)),
         accuracies=accuracies,
+        run_ids=frozenset(run.run_id for run in runs),
     )
 
 
