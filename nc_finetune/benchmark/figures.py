@@ -107,8 +107,13 @@ def method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style
     )
 
 
-def _nc1_ticks(values: Sequence[float]) -> list[float]:
-    """Choose 1, 2, 5, 10, … around the values: by itself Vega draws a grid line for each of the digits."""
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Choose 1, 2, 5, 10, … around values: by itself Vega draws a grid line for each of the digits.
+
+    Example:
+        >>> log_ticks([0.3, 4.0])
+        [0.2, 0.5, 1.0, 2.0, 5.0]
+    """
     low, high = min(values) / _MARGIN, max(values) * _MARGIN
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
@@ -117,12 +122,16 @@ def _nc1_ticks(values: Sequence[float]) -> list[float]:
     return ticks[first : last + 1]
 
 
+def few_ticks(ticks: Sequence[float]) -> list[float]:
+    """Leave powers of ten where ticks are many."""
+    return [tick for tick in ticks if len(ticks) <= _MAX_TICKS or f"{tick:e}".startswith("1")]
+
+
 def _nc1_axis(alt: Any, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Draw NC1 on a log scale: it falls by orders of magnitude."""
-    ticks = _nc1_ticks([point["nc1"] for point in points])
-    few = ticks if len(ticks) <= _MAX_TICKS else [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    ticks = log_ticks([point["nc1"] for point in points])
     scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
-    axis = alt.Axis(values=few, format="~g", labelOverlap=True)
+    axis = alt.Axis(values=few_ticks(ticks), format="~g", labelOverlap=True)
     return {"type": "quantitative", "title": "NC1", "scale": scale, "axis": axis}
 
 

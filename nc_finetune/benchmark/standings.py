@@ -235,7 +235,7 @@ def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
         return Table((), ())
     choice = recommended(found)
     columns = ("method", "tuned %", f"mean {measure_column(rows)}", "mean rank", "within 1 point of best")
-    more = ("points below best: mean", "largest", "not below probe", "epochs vs full FT", "settings")
+    more = ("points below best", "at most", "not below probe", "epochs vs full FT", "settings")
     lines = tuple(_standing_cells(standing, found, standing is choice, settings) for standing in found)
     return Table((*columns, *more), lines)
 
@@ -284,11 +284,13 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping
     for group, row in choice.rows.items():
         points = [_or_nothing(against[method].points.get(group), lambda value: _mark(value, 0.0)) for method in against]
         speeds = [_or_nothing(against[method].speed.get(group), _times) for method in timed]
-        first = (Cell(names[group]), Cell(accuracy_text(row), value=row.accuracy), Cell(labels[best[group].variant]))
-        lines.append((*first, _mark(0.0 - choice.behind[group], -NEAR), *points, *speeds))
-    heads = ("setting", measure_column(rows), "best of all", "to the best")
+        first = (Cell(names[group]), Cell(accuracy_text(row), value=row.accuracy))
+        to_best = _mark(0.0 - choice.behind[group], -NEAR)
+        lines.append((*first, to_best, *points, *speeds, Cell(labels[best[group].variant])))
+    heads = ("setting", measure_column(rows), "to the best")
     to = [f"to {method_label(method)}" for method in against]
-    return Table((*heads, *to, *(f"epochs vs {method_label(method)}" for method in timed)), tuple(lines))
+    speeds_to = [f"epochs vs {method_label(method)}" for method in timed]
+    return Table((*heads, *to, *speeds_to, "best of all"), tuple(lines))
 
 
 def _times(value: float) -> Cell:

@@ -276,7 +276,10 @@ def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
 def _varying(groups: Iterable[Group]) -> tuple[list[Group], list[str]]:
     """Return the distinct groups and the names of what differs between them."""
     distinct = list(dict.fromkeys(groups))
-    return distinct, [part for part in _PARTS if len({getattr(group, part) for group in distinct}) > 1]
+    varying = [part for part in _PARTS if len({getattr(group, part) for group in distinct}) > 1]
+    if len({group.weights for group in distinct}) == 1:
+        varying = ["backbone" if part == "network" else part for part in varying]
+    return distinct, varying
 
 
 def setting_names(groups: Iterable[Group]) -> dict[Group, str]:
@@ -308,7 +311,7 @@ def common_words(groups: Iterable[Group]) -> str:
         A sentence; empty where there is nothing to say.
     """
     distinct, varying = _varying(groups)
-    common = [part for part in _PARTS if part not in varying]
+    common = [part for part in _PARTS if part not in varying and not (part == "network" and "backbone" in varying)]
     return f"All on {_joined(distinct[0], common)}." if varying and common else ""
 
 

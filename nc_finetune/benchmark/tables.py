@@ -200,8 +200,15 @@ def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     return Table(_columns(rows), lines)
 
 
+_PLACES = {"data set": "dataset", "backbone": "network", "training size": "size"}
+
+
+def _place_cell(part: str, row: Row) -> Cell:
+    return Cell(getattr(row.group, part), value=row.train_size if part == "size" else None)
+
+
 def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
-    """Tabulate everything in one table: data set, backbone and training size stand in columns of their own.
+    """Tabulate everything in one table: data set, backbone and training size have columns where they vary.
 
     Args:
         rows: The rows of all groups.
@@ -212,16 +219,14 @@ def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     """
     best = {id(row) for members in by_group(rows).values() for row in best_rows(members)}
     balanced = any(row.uneven for row in rows)
-    lines = tuple(
-        (
-            Cell(row.group.dataset),
-            Cell(row.group.network),
-            Cell(row.group.size, value=row.train_size),
-            *_cells(row, labels[row.variant], id(row) in best, balanced),
-        )
-        for row in rows
-    )
-    return Table(("data set", "backbone", "training size", *_columns(rows)), lines)
+    vary = {name: part for name, part in _PLACES.items() if len({getattr(row.group, part) for row in rows}) > 1}
+    vary = vary or {"data set": "dataset"}
+    lines = []
+    for row in rows:
+        cells = _cells(row, labels[row.variant], id(row) in best, balanced)
+        lines.append((cells[0], *(_place_cell(part, row) for part in vary.values()), *cells[1:]))
+    columns = _columns(rows)
+    return Table((columns[0], *vary, *columns[1:]), tuple(lines))
 
 
 def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:

@@ -156,7 +156,7 @@ def test_hostile_names_add_no_element(page: Page) -> None:
 
 
 def test_hostile_name_is_shown_as_it_is(page: Page) -> None:
-    assert HOSTILE_NAME in [tag.text for tag in page.named("th")]
+    assert HOSTILE_NAME in [tag.text for tag in page.named("td")]
     assert HOSTILE_NAME in [tag.text for tag in page.named("option")]
 
 
