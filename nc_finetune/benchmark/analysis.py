@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torchmetrics.functional import spearman_corrcoef
-
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import Row, Variant, best_rows, by_group, finite, group_of, variant_of
-from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text
+from nc_finetune.benchmark.score import score
+from nc_finetune.benchmark.summary import Row, best_rows, by_group, finite, group_of, setting_names
+from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
+from nc_finetune.benchmark.variants import Variant
 
 _NORMAL_QUANTILE = 1.959964  # 95 %, both sides
 _FEWEST_RUNS = 5
@@ -34,6 +35,23 @@ class RankCorrelation:
     low: float
     high: float
     number: int
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Rank values from the smallest on.
+
+    Args:
+        values: Any values.
+
+    Returns:
+        Rank by value, from 1; equal ones share the mean of their ranks.
+
+    Example:
+        >>> ranks([3.0, 1.0, 3.0, 2.0])
+        [3.5, 1.0, 3.5, 2.0]
+    """
+    ordered = sorted(values)
+    return [(bisect.bisect_left(ordered, value) + bisect.bisect_right(ordered, value) + 1) / 2 for value in values]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
@@ -60,8 +78,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCor
     number = len(first)
     if number < _FEWEST_RUNS or len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    pair = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
-    value = max(-1.0, min(1.0, spearman_corrcoef(*pair).item()))
+    value = max(-1.0, min(1.0, statistics.correlation(ranks(first), ranks(second))))
     if abs(value) > 1 - 1e-9:
         return RankCorrelation(value, value, value, number)
     half = _NORMAL_QUANTILE * math.sqrt((1 + value**2 / 2) / (number - 3))
@@ -77,8 +94,8 @@ def correlation_text(found: RankCorrelation | None) -> tuple[str, str]:
 
 def nc1_correlation(runs: Iterable[Result]) -> RankCorrelation | None:
     """Correlate accuracy with NC1 over runs that have both."""
-    pairs = [(run.nc1, run.accuracy) for run in runs if finite([run.nc1]) and finite([run.accuracy])]
-    return rank_correlation([float(nc1 or 0) for nc1, _ in pairs], [float(accuracy or 0) for _, accuracy in pairs])
+    pairs = [pair for run in runs if len(pair := finite([run.nc1, score(run)])) == 2]
+    return rank_correlation([nc1 for nc1, _ in pairs], [accuracy for _, accuracy in pairs])
 
 
 def correlation_table(runs: Sequence[Result]) -> Table:
@@ -91,9 +108,10 @@ def correlation_table(runs: Sequence[Result]) -> Table:
         The table; a scope that is the same as one above it is left out, as is one without a correlation.
     """
     scopes: dict[str, list[Result]] = {"all runs": list(runs)}
+    names = setting_names(map(group_of, runs))
     for run in runs:
         group = group_of(run)
-        for name in (group.dataset, group.network, group.label):
+        for name in dict.fromkeys((group.dataset, group.network, names[group])):
             scopes.setdefault(name, []).append(run)
     lines, seen = [], set()
     for name, members in scopes.items():
@@ -135,15 +153,18 @@ def pareto_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
         The table.
     """
     lines = []
+    names = setting_names(by_group(rows))
     for group, members in by_group(rows).items():
         fronts = {column: pareto_front(members, attribute) for column, attribute in COSTS.items()}
         for row in members:
             marks = [row in fronts[column] for column in COSTS]
             if any(marks):
                 costs = [cost_text(column, getattr(row, attribute)) for column, attribute in COSTS.items()]
-                cells = [Cell(text, mark) for text, mark in zip(costs, marks, strict=True)]
-                lines.append((Cell(group.label), Cell(labels[row.variant]), Cell(accuracy_text(row)), *cells))
-    return Table(("on", "method", "accuracy %", *COSTS), tuple(lines))
+                values = [getattr(row, attribute) for attribute in COSTS.values()]
+                cells = [Cell(text, mark, value) for text, mark, value in zip(costs, marks, values, strict=True)]
+                accuracy = Cell(accuracy_text(row), value=row.accuracy)
+                lines.append((Cell(names[group]), Cell(labels[row.variant]), accuracy, *cells))
+    return Table(("on", "method", measure_column(rows), *COSTS), tuple(lines))
 
 
 def summed_confusion(runs: Sequence[Result]) -> list[list[int]]:
@@ -189,11 +210,12 @@ def worst_table(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Var
         The table; empty where no confusion was recorded.
     """
     lines = []
+    settings = setting_names(by_group(rows))
     for group, members in by_group(rows).items():
         for best in best_rows(members)[:1]:
-            same = [run for run in runs if group_of(run) == group and variant_of(run) == best.variant]
+            same = [run for run in runs if run.run_id in best.run_ids]
             for name, recall, other in worst_classes(same):
-                cells = (group.label, labels[best.variant], name, f"{recall:.1f}", other)
+                cells = (settings[group], labels[best.variant], name, f"{recall:.1f}", other)
                 lines.append(tuple(map(Cell, cells)))
     return Table(("on", "best method", "class", "recall %", "most often taken for"), tuple(lines))
 
@@ -203,19 +225,3 @@ def wins(rows: Sequence[Row], labels: Mapping[Variant, str]) -> collections.Coun
     return collections.Counter(
         labels[best.variant] for members in by_group(rows).values() for best in best_rows(members)
     )
-
-
-def cheapest_near_best(rows: Sequence[Row], points: float = 1.0) -> Row | None:
-    """Find the row with the fastest epoch whose mean accuracy is within some points of the best.
-
-    Args:
-        rows: The rows of one group.
-        points: Percentage points.
-
-    Returns:
-        The row; ``None`` where no time was measured.
-    """
-    best = max(finite(row.accuracy for row in rows), default=math.nan)
-    near = [row for row in rows if finite([row.accuracy]) and (row.accuracy or 0) >= best - points]
-    timed = [row for row in near if row.epoch_seconds is not None]
-    return min(timed, key=lambda row: row.epoch_seconds or 0.0, default=None)

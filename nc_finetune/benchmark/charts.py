@@ -6,10 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nc_finetune.benchmark.analysis import pareto_front, summed_confusion
-from nc_finetune.benchmark.figures import Figure, Style, accuracy_scale, altair, finish, method_channels
+from nc_finetune.benchmark.figures import (
+    Figure,
+    Style,
+    accuracy_scale,
+    altair,
+    few_ticks,
+    finish,
+    log_ticks,
+    method_channels,
+)
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import Row, Variant, by_group, group_of, variant_of
+from nc_finetune.benchmark.summary import Row, by_group, group_of
 from nc_finetune.benchmark.tables import COSTS, cost_text, significant
+from nc_finetune.benchmark.variants import Variant, variant_of
 
 _WIDTH = 520
 _FACET_WIDTH = 240
@@ -24,8 +34,8 @@ def size_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
             "method": labels[row.variant],
             "images": row.train_size,
             "accuracy": row.accuracy,
-            "low": row.accuracy - (row.accuracy_sd or 0.0),
-            "high": row.accuracy + (row.accuracy_sd or 0.0),
+            "low": max(row.accuracy - (row.accuracy_sd or 0.0), 0.0),
+            "high": min(row.accuracy + (row.accuracy_sd or 0.0), 100.0),
             "seeds": row.seeds,
             "group": row.group.label,
             "series": f"{row.group.dataset} · {row.group.network}",
@@ -224,10 +234,12 @@ def learning_curves(
         alt.Tooltip("loss", type="quantitative", format=".3~g", title="training loss"),
         alt.Tooltip("accuracy", type="quantitative", format=".1f", title="training accuracy %"),
     ]
-    axis = alt.Axis(format="~g", labelOverlap=True, tickCount=6)
+    ticks = log_ticks([value["loss"] for value in values])
+    axis = alt.Axis(values=few_ticks(ticks), format="~g", labelOverlap=True)
+    scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
     base = alt.Chart(alt.Data(values=[])).encode(
         x=alt.X("epoch", type="quantitative", title="epoch", axis=alt.Axis(grid=False, tickMinStep=1)),
-        y=alt.Y("loss", type="quantitative", title="training loss", scale=alt.Scale(type="log", nice=False), axis=axis),
+        y=alt.Y("loss", type="quantitative", title="training loss", scale=scale, axis=axis),
         color=colour,
     )
     dots = base.mark_point(filled=True, size=35, opacity=1).encode(shape=shape, tooltip=tooltip)

@@ -8,47 +8,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nc_finetune.benchmark.analysis import (
-    cheapest_near_best,
-    correlation_table,
-    correlation_text,
-    nc1_correlation,
-    pareto_table,
-    wins,
-    worst_table,
-)
+from nc_finetune.benchmark.analysis import correlation_table, pareto_table, worst_table
 from nc_finetune.benchmark.charts import accuracy_against_cost, accuracy_against_size, learning_curves
 from nc_finetune.benchmark.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
+from nc_finetune.benchmark.labels import variant_labels
+from nc_finetune.benchmark.outcome import outcome
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.selectors import selector_table
-from nc_finetune.benchmark.summary import (
-    Row,
-    Variant,
-    best_rows,
-    by_group,
-    finished_runs,
-    group_of,
-    summarize,
-    variant_labels,
-)
-from nc_finetune.benchmark.tables import (
-    NOTHING,
-    Cell,
-    Table,
-    accuracy_text,
-    group_table,
-    overview_table,
-    significant,
-)
+from nc_finetune.benchmark.standings import choice_table, standings, standings_table
+from nc_finetune.benchmark.summary import Group, Row, by_group, finished_runs, group_of, summarize
+from nc_finetune.benchmark.tables import NOTHING, Cell, Table, group_table, measure_column, overview_table
+from nc_finetune.benchmark.variants import Variant
 
 _TITLE = "Benchmark report"
 _FORMULAS = {"none": "tr(Σ_W Σ_B†)", "classes": "tr(Σ_W Σ_B†) / K"}
-# More would make report.md long and slow; report.html draws every group on demand.
+# More would make report.md long and slow: then the first is an example, and report.html draws each on demand.
 _MOST_GROUP_PICTURES = 6
-_MOST_GROUPS_IN_WORDS = 3
-_STATUS_WORDS = {"ok": "finished", "diverged": "diverged", "failed": "failed"}
 
-
+_STANDINGS_NOTE = (
+    "Over all settings (data set, backbone, training size) that are in this report. Rank 1 is the highest mean "
+    "accuracy of a setting. Not below probe: settings in which it is at least as accurate as the linear probe. Epochs "
+    "vs full FT: how many times as fast, geometric mean. A mean accuracy stands only where a method was run in every "
+    "setting. Bold: recommended, the most accurate of what tunes at most 10 % of the parameters; as it is chosen by "
+    "the numbers of this table, they flatter it a little."
+)
+_CHOICE_NOTE = (
+    "\N{CHECK MARK}: within 1 point of the best of all, or not below what it is compared with. Of a method with "
+    "several variants, the most accurate one in the setting counts."
+)
 _CORRELATION_NOTE = (
     "Rank correlation of test accuracy and NC1 of what the classifier sees; -1 where less NC1 always goes with more "
     "accuracy. The interval takes runs for independent, which runs on one data set are not quite. NC1 depends on the "
@@ -84,14 +71,15 @@ class Section:
         title: Its heading.
         table: Its numbers.
         pictures: Its figures; empty where no NC1 was measured.
-        kind: ``"overview"`` where the columns are groups, ``"group"`` for the table of one, else ``"analysis"``.
+        kind: ``"main"`` for the answer over all groups, ``"overview"`` where the columns are groups, ``"group"`` for
+            the table of one, else ``"analysis"``.
         note: How to read it.
     """
 
     title: str
     table: Table
     pictures: tuple[Picture, ...] = ()
-    kind: Literal["overview", "group", "analysis"] = "analysis"
+    kind: Literal["main", "overview", "group", "analysis"] = "analysis"
     note: str = ""
 
 
@@ -101,7 +89,7 @@ class Report:
 
     Attributes:
         title: Heading of the report.
-        summary: The outcome in words.
+        summary: The outcome in words, point by point.
         notes: How to read the tables.
         sections: All groups beside each other where there are several, then group by group, then what follows.
         failures: The runs without a result, and the files that could not be read.
@@ -109,106 +97,11 @@ class Report:
     """
 
     title: str
-    summary: str
+    summary: tuple[str, ...]
     notes: str
     sections: tuple[Section, ...]
     failures: Table
     provenance: Table
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def status_words(results: Sequence[Result]) -> str:
-    """Count the runs by what became of them."""
-    counts = collections.Counter(str(run.status) for run in results)
-    words = [f"{counts[status]} {word}" for status, word in _STATUS_WORDS.items() if counts[status]]
-    return f"{_count(len(results), 'run')}: {', '.join(words)}."
-
-
-def _seed_words(rows: Sequence[Row]) -> str:
-    """Say how many seeds the means are over."""
-    fewest, most = min(row.seeds for row in rows), max(row.seeds for row in rows)
-    if most == 1:
-        return "Every value is of a single seed."
-    return f"Every mean is over {most if fewest == most else f'{fewest} to {most}'} seeds."
-
-
-def _share_words(row: Row) -> str:
-    share = "" if row.tuned_percent is None else f", {row.tuned_percent:.2f} % of the parameters tuned"
-    return f"{accuracy_text(row)} %{share}"
-
-
-def _group_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
-    """Say who came first in a group, and who second."""
-    place, best = rows[0].group.label, best_rows(rows)
-    if not best:
-        return f"On {place}, no run has an accuracy."
-    named = " and ".join(f"{labels[row.variant]} ({_share_words(row)})" for row in best)
-    if len(rows) == 1:
-        return f"On {place}, there is only {named}."
-    others = [row for row in rows if row.accuracy is not None and row not in best]
-    second = best_rows(others)
-    behind = f", followed by {labels[second[0].variant]} ({_share_words(second[0])})" if second else ""
-    return f"On {place}, the highest mean accuracy is that of {named}{behind}."
-
-
-def _wins_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
-    """Say how often each method came first, where naming every group would be too long."""
-    counts = wins(rows, labels)
-    number = len(by_group(rows))
-    named = ", ".join(f"{label} in {count}" for label, count in counts.most_common())
-    return f"Of {number} settings (data set, backbone, training size), the highest mean accuracy is that of {named}."
-
-
-def _cost_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
-    """Say what comes within one point of the best at the least time."""
-    near = cheapest_near_best(rows)
-    full = [row for row in rows if row.variant.method == "full_ft" and row.epoch_seconds]
-    if near is None or len(rows) < 2:
-        return ""
-    words = (
-        f"The fastest within one point of it is {labels[near.variant]}, {significant(near.epoch_seconds)} s an epoch"
-    )
-    if full and near.variant.method != "full_ft" and near.epoch_seconds:
-        factor = (full[0].epoch_seconds or 0.0) / near.epoch_seconds
-        words += f", {factor:.1f} times as fast as full FT" if factor >= 1 else ", slower than full FT"
-    return f"{words}."
-
-
-def _correlation_words(finished: Sequence[Result]) -> str:
-    """Say how accuracy goes with NC1."""
-    found = nc1_correlation(finished)
-    if found is None:
-        return ""
-    value, interval = correlation_text(found)
-    across = " (across settings, whose NC1 differ for other reasons, too)" if _number_of_groups(finished) > 1 else ""
-    if found.low * found.high <= 0:
-        verdict = "accuracy and NC1 show no clear relation"
-    else:
-        verdict = f"accuracy {'falls' if found.value < 0 else 'rises'} as NC1 grows"
-    return f"Over {found.number} runs{across}, {verdict}: Spearman {value}, 95 % interval {interval}."
-
-
-def _number_of_groups(runs: Sequence[Result]) -> int:
-    return len({group_of(run) for run in runs})
-
-
-def _summary(results: Sequence[Result], rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
-    """Put the outcome into words."""
-    seeds = [_seed_words(rows)] if rows else []
-    groups = by_group(rows)
-    if len(groups) > _MOST_GROUPS_IN_WORDS:
-        outcome = [_wins_words(rows, labels)]
-    else:
-        outcome = [
-            part
-            for members in groups.values()
-            for part in (_group_words(members, labels), _cost_words(members, labels))
-        ]
-    words = [status_words(results), *seeds, *outcome, _correlation_words(finished_runs(results))]
-    return " ".join(part for part in words if part)
 
 
 def _notes(finished: Sequence[Result]) -> str:
@@ -237,20 +130,27 @@ def _pictures(stem: str, figures: Mapping[str, Figure | None]) -> tuple[Picture,
     )
 
 
+def _runs_by_group(finished: Sequence[Result]) -> dict[Group, list[Result]]:
+    runs: dict[Group, list[Result]] = {}
+    for run in finished:
+        runs.setdefault(group_of(run), []).append(run)
+    return runs
+
+
 def _group_sections(
     rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
 ) -> Iterator[Section]:
     """Describe group by group."""
     stems: collections.Counter[str] = collections.Counter()
-    groups = by_group(rows)
+    groups, by_place = by_group(rows), _runs_by_group(finished)
     for place, (group, members) in enumerate(groups.items()):
-        runs = [run for run in finished if group_of(run) == group]
+        runs = by_place[group]
         slug = _slug(group.label)
         stems[slug] += 1
         # Names that differ only in punctuation must not overwrite each other's pictures.
         stem = slug if stems[slug] == 1 else f"{slug}_{stems[slug]}"
         figures: dict[str, Figure | None] = {}
-        if place < _MOST_GROUP_PICTURES:
+        if place == 0 or len(groups) <= _MOST_GROUP_PICTURES:
             figures["layers"] = layerwise_nc1(runs, labels, styles)
         if len(groups) == 1:
             figures["accuracy"] = accuracy_against_nc1(runs, labels, styles)
@@ -270,7 +170,17 @@ def _overview(
         "sizes": accuracy_against_size(rows, labels, styles),
     }
     pictures = _pictures("overview", figures)
-    yield Section("Overview: accuracy % / NC1", overview_table(rows, labels), pictures, kind="overview")
+    yield Section(f"Overview: {measure_column(rows)} / NC1", overview_table(rows, labels), pictures, kind="overview")
+
+
+def _answers(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Iterator[Section]:
+    """Say which method did best over all groups, and how the recommended one did in each."""
+    found = standings(rows, labels)
+    answers = (
+        Section("Methods over all settings", standings_table(found, rows), kind="main", note=_STANDINGS_NOTE),
+        Section("The recommended method", choice_table(found, rows, labels), kind="main", note=_CHOICE_NOTE),
+    )
+    yield from (section for section in answers if section.table.rows)
 
 
 def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
@@ -287,6 +197,7 @@ def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[V
 def _sections(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
     """Put the overview before the groups one by one, and what follows behind them."""
     styles = palette(labels)
+    yield from _answers(rows, labels)
     yield from _overview(rows, finished, labels, styles)
     yield from _group_sections(rows, finished, labels, styles)
     yield from _analyses(rows, finished, labels)
@@ -345,7 +256,7 @@ def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Rep
     labels = variant_labels(finished)
     return Report(
         title=_TITLE,
-        summary=_summary(results, rows, labels),
+        summary=outcome(results, rows, labels),
         notes=_notes(finished),
         sections=tuple(_sections(rows, finished, labels)),
         failures=_failures(results, problems),

@@ -11,8 +11,10 @@ from typing import Any
 from PIL import Image
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import METHOD_LABELS, Variant, finite, group_of, variant_of
+from nc_finetune.benchmark.score import score
+from nc_finetune.benchmark.summary import finite, group_of
 from nc_finetune.benchmark.tables import significant
+from nc_finetune.benchmark.variants import METHOD_LABELS, Variant, variant_of
 from nc_finetune.errors import missing_extra
 
 # Okabe & Ito, Color Universal Design (2008); first the four that stand out on white and on black.
@@ -70,7 +72,7 @@ def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
     """Choose a colour and a shape for every display name; those of the four methods are always the same.
 
     Args:
-        labels: Display names, from :func:`~nc_finetune.benchmark.summary.variant_labels`.
+        labels: Display names, from :func:`~nc_finetune.benchmark.labels.variant_labels`.
 
     Returns:
         Style by display name, in the order of the labels.
@@ -105,8 +107,13 @@ def method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style
     )
 
 
-def _nc1_ticks(values: Sequence[float]) -> list[float]:
-    """Choose 1, 2, 5, 10, … around the values: by itself Vega draws a grid line for each of the digits."""
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Choose 1, 2, 5, 10, … around values: by itself Vega draws a grid line for each of the digits.
+
+    Example:
+        >>> log_ticks([0.3, 4.0])
+        [0.2, 0.5, 1.0, 2.0, 5.0]
+    """
     low, high = min(values) / _MARGIN, max(values) * _MARGIN
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
@@ -115,12 +122,16 @@ def _nc1_ticks(values: Sequence[float]) -> list[float]:
     return ticks[first : last + 1]
 
 
+def few_ticks(ticks: Sequence[float]) -> list[float]:
+    """Leave powers of ten where ticks are many."""
+    return [tick for tick in ticks if len(ticks) <= _MAX_TICKS or f"{tick:e}".startswith("1")]
+
+
 def _nc1_axis(alt: Any, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Draw NC1 on a log scale: it falls by orders of magnitude."""
-    ticks = _nc1_ticks([point["nc1"] for point in points])
-    few = ticks if len(ticks) <= _MAX_TICKS else [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    ticks = log_ticks([point["nc1"] for point in points])
     scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
-    axis = alt.Axis(values=few, format="~g", labelOverlap=True)
+    axis = alt.Axis(values=few_ticks(ticks), format="~g", labelOverlap=True)
     return {"type": "quantitative", "title": "NC1", "scale": scale, "axis": axis}
 
 
@@ -244,13 +255,13 @@ def _run_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[d
     return [
         {
             "method": labels[variant_of(run)],
-            "accuracy": run.accuracy,
+            "accuracy": score(run),
             "nc1": run.nc1,
             "seed": run.seed,
             "group": group_of(run).label,
         }
         for run in runs
-        if finite([run.accuracy]) and _drawable([run.nc1])
+        if finite([score(run)]) and _drawable([run.nc1])
     ]
 
 
@@ -352,7 +363,12 @@ def to_png(figure: Figure) -> bytes:
     except ImportError as error:
         raise missing_extra("vl-convert-python", "report", "drawing benchmark figures") from error
     drawn = vl_convert.vegalite_to_png(figure.spec, vl_version=vegalite_version(), scale=_PNG_SCALE)
-    # Reports are committed: packed well and without an alpha channel, a picture takes a quarter of the space.
+    # Reports are committed: with a palette, packed well and without an alpha channel, a picture takes a tenth.
+    few = (
+        Image.open(io.BytesIO(drawn))
+        .convert("RGB")
+        .quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
     packed = io.BytesIO()
-    Image.open(io.BytesIO(drawn)).convert("RGB").save(packed, "PNG", optimize=True)
+    few.save(packed, "PNG", optimize=True)
     return packed.getvalue()

@@ -63,7 +63,7 @@ def render_markdown(report: Report) -> str:
     Returns:
         The text; whatever markdown or HTML would act upon is escaped.
     """
-    blocks = [f"# {report.title}", escape_markdown(report.summary)]
+    blocks = [f"# {report.title}", "\n".join(f"- {escape_markdown(point)}" for point in report.summary)]
     for section in report.sections:
         blocks.extend(_markdown_section(section))
     blocks.append(escape_markdown(report.notes))

@@ -25,11 +25,23 @@ from nc_finetune.benchmark.figures import (
     palette,
     vegalite_version,
 )
+from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import Row, Variant, by_group, finished_runs, summarize, variant_labels
+from nc_finetune.benchmark.summary import Row, by_group, finished_runs, setting_names, summarize
 from nc_finetune.benchmark.tables import COSTS, long_table
+from nc_finetune.benchmark.variants import Variant
 
 _TEMPLATES = "benchmark/templates"
+# Vega's symbols as paths in a square of 16, for the legend in the page.
+_SYMBOLS = {
+    "circle": "M2 8a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
+    "square": "M3 3h10v10h-10z",
+    "triangle-up": "M8 2l6.5 11.5h-13z",
+    "diamond": "M8 1l5.5 7l-5.5 7l-5.5 -7z",
+    "cross": "M6 2h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+    "triangle-down": "M8 14l6.5 -11.5h-13z",
+    "triangle-right": "M14 8l-11.5 6.5v-13z",
+}
 
 
 def _chart(
@@ -87,12 +99,14 @@ def _size_chart(
 
 
 def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """Say of each group what the filters go by."""
+    """Say of each group what the filters go by, and its name."""
+    names = setting_names(by_group(rows))
     return {
         group.label: {
             "dataset": group.dataset,
             "backbone": group.network,
             "size": group.size,
+            "name": names[group],
             "series": f"{group.dataset} · {group.network}",
         }
         for group in by_group(rows)
@@ -134,6 +148,8 @@ def render_page(report: Report, results: Sequence[Result]) -> str:
         report=report,
         data=data,
         everything=long_table(rows, labels),
+        keys=list(_groups(rows)),
+        symbols=_SYMBOLS,
         groups=[row.group for row in rows],
         methods=[labels[row.variant] for row in rows],
         css=parts["report.css"],

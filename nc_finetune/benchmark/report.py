@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from nc_finetune.benchmark.content import build_report, status_words
+from nc_finetune.benchmark.content import build_report
 from nc_finetune.benchmark.figures import to_png
+from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.markdown import render_markdown
+from nc_finetune.benchmark.outcome import status_words
 from nc_finetune.benchmark.page import render_page
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.spreadsheet import render_csv
-from nc_finetune.benchmark.summary import by_group, finished_runs, summarize, variant_labels
+from nc_finetune.benchmark.summary import by_group, finished_runs, summarize
 from nc_finetune.benchmark.tables import Table, group_table
 from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically, write_text_atomically

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.score import balanced_accuracy
 
-# Long, and drawn in the page; they stay in the JSON files.
-_LEFT_OUT = ("learning_curve", "class_names", "confusion", "provenance", "schema_version")
+# Long, and drawn in the page: they stay in the JSON files; the measures of the collapse have columns of their own.
+_LEFT_OUT = ("learning_curve", "class_names", "confusion", "collapse", "provenance", "schema_version")
+_HASHES = ("git_commit", "data_fingerprint", "weights_hash")
 # What a spreadsheet would take for a formula, and run.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -20,11 +22,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def _plain(value: Any) -> Any:
     """Make a value stand for itself in a spreadsheet."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-    return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
+    if not isinstance(text, str):
+        return text
+    # The csv module leaves a carriage return without quotes, where a reader takes it for the end of the line.
+    return ("'" if text.startswith(_FORMULA) else "") + text.replace("\r", " ")
 
 
 def render_csv(results: Sequence[Result]) -> str:
     """Write runs as CSV, a line each, with every measurement but the long ones.
+
+    NC2, NC3 and NC4 have a column each, and so has the balanced accuracy: the mean recall over test classes, in per
+    cent.
 
     Args:
         results: Runs, whatever became of them.
@@ -37,10 +45,12 @@ def render_csv(results: Sequence[Result]) -> str:
         run_id,backbone,weights,
     """
     names = [field.name for field in dataclasses.fields(Result) if field.name not in _LEFT_OUT]
+    measures = [name for name in dict.fromkeys(name for run in results for name in run.collapse) if name not in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, "git_commit", "data_fingerprint", "weights_hash"])
+    writer.writerow([*names, "balanced_accuracy", *measures, *_HASHES])
     for run in results:
-        hashes = (run.provenance.get(name) for name in ("git_commit", "data_fingerprint", "weights_hash"))
-        writer.writerow([_plain(getattr(run, name)) for name in names] + [_plain(value) for value in hashes])
+        known = (getattr(run, name) for name in names)
+        collapse, hashes = (run.collapse.get(name) for name in measures), (run.provenance.get(name) for name in _HASHES)
+        writer.writerow(map(_plain, (*known, balanced_accuracy(run), *collapse, *hashes)))
     return text.getvalue()

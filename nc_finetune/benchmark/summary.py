@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.methods import (
-    AdapterTuning,
-    BiasTuning,
-    FinetuningMethod,
-    FullFinetuning,
-    LayerFinetuning,
-    LinearProbe,
-    NormTuning,
-    ProbeFirst,
-    SkipConnectionFinetuning,
-    SkipProbe,
-    ZeroShot,
-)
+from nc_finetune.benchmark.score import ACCURACY, balanced_accuracy, has_uneven_classes, measure_name, score
+from nc_finetune.benchmark.variants import Variant, variant_of, variant_order
 
-# The order of the methods in every table and legend: from least to most that is tuned.
-_METHODS: tuple[type[FinetuningMethod], ...] = (
-    ZeroShot,
-    LinearProbe,
-    SkipProbe,
-    BiasTuning,
-    NormTuning,
-    AdapterTuning,
-    LayerFinetuning,
-    SkipConnectionFinetuning,
-    ProbeFirst,
-    FullFinetuning,
-)
-METHOD_LABELS = {method.name: method.label for method in _METHODS}
-_ABSENT = {"key_layer": "no key layer", "options": "default options"}
 _NC2 = "nc2_etf_distance"
-_DETAILS = ("key_layer", "head", "loss", "options")
+_PARTS = ("dataset", "network", "size")  # of the name of a group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +25,7 @@ class Group:
         weights: The weights that the runs started from; ``None`` is random initialisation.
         samples_per_class: Training images a class; ``None`` is the whole training split, or a share of it.
         train_share: Share of the training split; ``None`` is all of it, or a number a class.
+        measure: What accuracies of the group are, in words.
     """
 
     dataset: str
@@ -60,6 +33,7 @@ class Group:
     weights: str | None
     samples_per_class: int | None
     train_share: float | None = None
+    measure: str = ACCURACY
 
     @property
     def label(self) -> str:
@@ -69,7 +43,7 @@ class Group:
             >>> Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=10).label
             'digits · resnet18 (random initialisation) · 10 images a class'
         """
-        return f"{self.dataset} · {self.network} · {self.size}"
+        return _joined(self, _PARTS)
 
     @property
     def network(self) -> str:
@@ -85,25 +59,6 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """How a run fine-tuned: its method, and the choices within the method.
-
-    Attributes:
-        method: Name of the fine-tuning method.
-        key_layer: The tuned block, where the method has one.
-        head: Class of the classifier.
-        loss: Class of the training loss.
-        options: Further choices, as ``"scale=0.5"``; empty for the defaults.
-    """
-
-    method: str
-    key_layer: str | None
-    head: str
-    loss: str
-    options: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Row:
     """One variant in one group, over its seeds. A value that no run has is ``None``.
 
@@ -111,7 +66,7 @@ class Row:
         group: Data set, backbone, weights and training size.
         variant: Method, key layer, head and loss.
         seeds: How many runs there were, one a seed.
-        accuracy: Mean test accuracy in per cent.
+        accuracy: Mean test accuracy in per cent, or what else the group is measured by.
         accuracy_sd: Its sample standard deviation; ``None`` for one seed.
         nc1: Mean NC1 of what the classifier sees.
         nc1_sd: Its sample standard deviation; ``None`` for one seed.
@@ -123,6 +78,10 @@ class Row:
         peak_memory_bytes: The largest peak memory.
         delta_bytes: Mean size of what was tuned.
         train_size: Mean number of training images.
+        balanced_accuracy: Mean recall over classes, in per cent, mean over seeds.
+        uneven: Whether the test classes differ so much in size that accuracy tells too little.
+        accuracies: Accuracy by seed.
+        run_ids: Names of the runs.
     """
 
     group: Group
@@ -140,22 +99,10 @@ class Row:
     peak_memory_bytes: int | None
     delta_bytes: float | None = None
     train_size: float | None = None
-
-
-def method_label(name: str) -> str:
-    """Name a method as the papers do.
-
-    Args:
-        name: Name of the fine-tuning method.
-
-    Returns:
-        The display name; an unknown name verbatim.
-
-    Example:
-        >>> method_label("scl_ft"), method_label("prompts")
-        ('SCL-FT', 'prompts')
-    """
-    return METHOD_LABELS.get(name, name)
+    balanced_accuracy: float | None = None
+    uneven: bool = False
+    accuracies: Mapping[int, float] = field(default_factory=dict)
+    run_ids: frozenset[str] = frozenset()
 
 
 def group_of(run: Result) -> Group:
@@ -173,49 +120,14 @@ def group_of(run: Result) -> Group:
         weights=run.weights,
         samples_per_class=run.samples_per_class,
         train_share=run.train_share,
+        measure=measure_name(run),
     )
-
-
-def _words(value: Any) -> str:
-    """Write a method or a head within another one, ``{"head": name, "options": ...}``, as its call."""
-    if not (isinstance(value, dict) and value.keys() in ({"head", "options"}, {"method", "options"})):
-        return str(value)
-    options = value["options"]
-    (name,) = (inner for key, inner in value.items() if key != "options")
-    return f"{name}({', '.join(f'{key}={_words(inner)}' for key, inner in options.items())})"
-
-
-def variant_of(run: Result) -> Variant:
-    """Say which variant a run is of.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        Its variant.
-    """
-    options = ", ".join(f"{name}={_words(value)}" for name, value in sorted(run.options.items()))
-    # Seeds may choose different blocks; what they have in common is how they chose.
-    layer = "auto" if run.selection else run.key_layer
-    return Variant(method=run.method, key_layer=layer, head=run.head, loss=run.loss, options=options)
 
 
 def _group_order(group: Group) -> tuple[object, ...]:
     """Sort by data set, backbone, weights and training size, the whole split last."""
     size = math.inf if group.samples_per_class is None else group.samples_per_class
-    return group.dataset, group.backbone, group.weights or "", size, group.train_share or 1.0
-
-
-def _natural(name: str | None) -> list[tuple[int, str]]:
-    """Sort ``blocks.9`` before ``blocks.10``."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name or "")]
-
-
-def _variant_order(variant: Variant) -> tuple[object, ...]:
-    """Sort the known methods by what they tune, all others behind them by name."""
-    methods = list(METHOD_LABELS)
-    rank = methods.index(variant.method) if variant.method in methods else len(methods)
-    return rank, variant.method, _natural(variant.key_layer), variant.head, variant.loss, variant.options
+    return group.dataset, group.backbone, group.weights or "", size, group.train_share or 1.0, group.measure
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
@@ -267,7 +179,9 @@ def _refuse_repeated_seeds(runs: Sequence[Result]) -> None:
 def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
     """Average the runs of one cell."""
     _refuse_repeated_seeds(runs)
-    accuracy, nc1 = finite(run.accuracy for run in runs), finite(run.nc1 for run in runs)
+    scores = {run.seed: score(run) for run in runs}
+    accuracies = {seed: value for seed, value in scores.items() if value is not None and math.isfinite(value)}
+    accuracy, nc1 = list(accuracies.values()), finite(run.nc1 for run in runs)
     nc2 = finite(run.collapse.get(_NC2) for run in runs)
     peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
     return Row(
@@ -286,6 +200,10 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
         peak_memory_bytes=max(peaks, default=None),
         delta_bytes=_mean(finite(run.delta_bytes for run in runs)),
         train_size=_mean(finite(run.train_size for run in runs)),
+        balanced_accuracy=_mean(finite(map(balanced_accuracy, runs))),
+        uneven=any(map(has_uneven_classes, runs)),
+        accuracies=accuracies,
+        run_ids=frozenset(run.run_id for run in runs),
     )
 
 
@@ -303,7 +221,7 @@ def finished_runs(results: Iterable[Result]) -> list[Result]:
     """
     finished = [run for run in results if run.status == "ok"]
     _refuse_mixed_conventions(finished)
-    return sorted(finished, key=lambda run: (_group_order(group_of(run)), _variant_order(variant_of(run)), run.seed))
+    return sorted(finished, key=lambda run: (_group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
 
 
 def summarize(results: Iterable[Result]) -> list[Row]:
@@ -340,34 +258,6 @@ def summarize(results: Iterable[Result]) -> list[Row]:
     return [_row(group, variant, runs) for (group, variant), runs in cells.items()]
 
 
-def _differing(variants: Iterable[Variant]) -> set[str]:
-    """Name the choices in which variants differ."""
-    variants = list(variants)
-    return {name for name in _DETAILS if len({getattr(variant, name) for variant in variants}) > 1}
-
-
-def variant_labels(results: Iterable[Result]) -> dict[Variant, str]:
-    """Name every variant: by its method alone, where no group holds two variants of the method.
-
-    Args:
-        results: Runs.
-
-    Returns:
-        Display name by variant, in the order of the tables. Within a group no two variants have the same name.
-    """
-    siblings: dict[tuple[Group, str], set[Variant]] = {}
-    for run in results:
-        siblings.setdefault((group_of(run), run.method), set()).add(variant_of(run))
-    shown: dict[str, set[str]] = {}
-    for (_, method), variants in siblings.items():
-        shown.setdefault(method, set()).update(_differing(variants))
-    labels = {}
-    for variant in sorted(set().union(*siblings.values()), key=_variant_order):
-        details = [getattr(variant, name) or _ABSENT[name] for name in _DETAILS if name in shown[variant.method]]
-        labels[variant] = " · ".join([method_label(variant.method), *details])
-    return labels
-
-
 def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     """Gather rows by group.
 
@@ -381,6 +271,52 @@ def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     return groups
+
+
+def _varying(groups: Iterable[Group]) -> tuple[list[Group], list[str]]:
+    """Return the distinct groups and the names of what differs between them."""
+    distinct = list(dict.fromkeys(groups))
+    varying = [part for part in _PARTS if len({getattr(group, part) for group in distinct}) > 1]
+    if len({group.weights for group in distinct}) == 1:
+        varying = ["backbone" if part == "network" else part for part in varying]
+    return distinct, varying
+
+
+def setting_names(groups: Iterable[Group]) -> dict[Group, str]:
+    """Name groups by what sets them apart, for tables and sentences about all of them.
+
+    Args:
+        groups: All groups that are spoken of.
+
+    Returns:
+        Name by group, in order; a lone group has its full name.
+
+    Example:
+        >>> digits = Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=5)
+        >>> faces = Group(dataset="faces", backbone="resnet18", weights=None, samples_per_class=5)
+        >>> list(setting_names([digits, faces]).values()), common_words([digits, faces])
+        (['digits', 'faces'], 'All on resnet18 (random initialisation) · 5 images a class.')
+    """
+    distinct, varying = _varying(groups)
+    return {group: _joined(group, varying or _PARTS) for group in distinct}
+
+
+def common_words(groups: Iterable[Group]) -> str:
+    """Say what groups have in common, which :func:`setting_names` leaves out.
+
+    Args:
+        groups: All groups that are spoken of.
+
+    Returns:
+        A sentence; empty where there is nothing to say.
+    """
+    distinct, varying = _varying(groups)
+    common = [part for part in _PARTS if part not in varying and not (part == "network" and "backbone" in varying)]
+    return f"All on {_joined(distinct[0], common)}." if varying and common else ""
+
+
+def _joined(group: Group, parts: Sequence[str]) -> str:
+    return " · ".join(getattr(group, part) for part in parts)
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nc_finetune.benchmark.summary import Row, Variant, best_rows, by_group
+from nc_finetune.benchmark.score import ACCURACY
+from nc_finetune.benchmark.summary import Row, best_rows, by_group, setting_names
+from nc_finetune.benchmark.variants import Variant
 
 NOTHING = "\N{EN DASH}"
 
@@ -119,10 +121,18 @@ COSTS = {
     "peak memory": "peak_memory_bytes",
     "delta size": "delta_bytes",
 }
-_COLUMNS = (
-    *("method", "tuned %", "accuracy %", "NC1", "NC2", "learning rate"),
-    *("s/epoch", "peak memory", "delta size", "seeds"),
-)
+
+
+def measure_column(rows: Sequence[Row]) -> str:
+    """Name the measure that rows are ranked by, as the heading of its column.
+
+    Args:
+        rows: Rows of any groups.
+
+    Returns:
+        E.g. ``"accuracy %"``; all of them, where groups are measured differently.
+    """
+    return " or ".join(dict.fromkeys(row.group.measure for row in rows) or [ACCURACY]) + " %"
 
 
 def cost_text(column: str, value: float | None) -> str:
@@ -138,18 +148,29 @@ def cost_text(column: str, value: float | None) -> str:
     if column in ("peak memory", "delta size"):
         return memory_text(value)
     if column == "tuned %":
-        return NOTHING if value is None else f"{value:.2f}"
+        return _percent(value)
     return significant(value)
 
 
-def _cells(row: Row, label: str, best: bool) -> tuple[Cell, ...]:
+def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Name the columns of a table of rows; recalls are averaged where accuracy tells too little."""
+    balanced = ("balanced %",) if any(row.uneven for row in rows) else ()
+    return (
+        *("method", "tuned %", measure_column(rows), *balanced, "NC1", "NC2", "learning rate"),
+        *("s/epoch", "peak memory", "delta size", "seeds"),
+    )
+
+
+def _cells(row: Row, label: str, best: bool, balanced: bool) -> tuple[Cell, ...]:
     """Write one row of the table of a group."""
     costs = {name: Cell(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
     rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
+    recall = Cell(_percent(row.balanced_accuracy), value=row.balanced_accuracy)
     return (
         Cell(label),
         costs["tuned %"],
         Cell(accuracy_text(row), best, row.accuracy),
+        *([recall] if balanced else []),
         Cell(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
         Cell(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
         Cell(rates, value=max(row.learning_rates, default=None)),
@@ -160,41 +181,52 @@ def _cells(row: Row, label: str, best: bool) -> tuple[Cell, ...]:
     )
 
 
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
 def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     """Tabulate one group: a row for each method.
 
     Args:
         rows: The rows of one group.
-        labels: Display names, from :func:`variant_labels`.
+        labels: Display names, from :func:`~nc_finetune.benchmark.labels.variant_labels`.
 
     Returns:
         The table.
     """
-    best = best_rows(rows)
-    return Table(_COLUMNS, tuple(_cells(row, labels[row.variant], row in best) for row in rows))
+    best, balanced = best_rows(rows), any(row.uneven for row in rows)
+    lines = tuple(_cells(row, labels[row.variant], row in best, balanced) for row in rows)
+    return Table(_columns(rows), lines)
+
+
+_PLACES = {"data set": "dataset", "backbone": "network", "training size": "size"}
+
+
+def _place_cell(part: str, row: Row) -> Cell:
+    return Cell(getattr(row.group, part), value=row.train_size if part == "size" else None)
 
 
 def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
-    """Tabulate everything in one table: data set, backbone and training size stand in columns of their own.
+    """Tabulate everything in one table: data set, backbone and training size have columns where they vary.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names, from :func:`variant_labels`.
+        labels: Display names, from :func:`~nc_finetune.benchmark.labels.variant_labels`.
 
     Returns:
         The table.
     """
-    best = [row for members in by_group(rows).values() for row in best_rows(members)]
-    lines = tuple(
-        (
-            Cell(row.group.dataset),
-            Cell(row.group.network),
-            Cell(row.group.size, value=row.train_size),
-            *_cells(row, labels[row.variant], row in best),
-        )
-        for row in rows
-    )
-    return Table(("data set", "backbone", "training size", *_COLUMNS), lines)
+    best = {id(row) for members in by_group(rows).values() for row in best_rows(members)}
+    balanced = any(row.uneven for row in rows)
+    vary = {name: part for name, part in _PLACES.items() if len({getattr(row.group, part) for row in rows}) > 1}
+    vary = vary or {"data set": "dataset"}
+    lines = []
+    for row in rows:
+        cells = _cells(row, labels[row.variant], id(row) in best, balanced)
+        lines.append((cells[0], *(_place_cell(part, row) for part in vary.values()), *cells[1:]))
+    columns = _columns(rows)
+    return Table((columns[0], *vary, *columns[1:]), tuple(lines))
 
 
 def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
@@ -202,7 +234,7 @@ def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
 
     Args:
         rows: The rows of all groups.
-        labels: Display names, from :func:`variant_labels`.
+        labels: Display names, from :func:`~nc_finetune.benchmark.labels.variant_labels`.
 
     Returns:
         The table.
@@ -212,5 +244,6 @@ def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     for column, members in enumerate(groups.values(), start=1):
         best = best_rows(members)
         for row in members:
-            lines[labels[row.variant]][column] = Cell(f"{accuracy_text(row)} / {significant(row.nc1)}", row in best)
-    return Table(("method", *(group.label for group in groups)), tuple(map(tuple, lines.values())))
+            text = f"{accuracy_text(row)} / {significant(row.nc1)}"
+            lines[labels[row.variant]][column] = Cell(text, row in best, row.accuracy)
+    return Table(("method", *setting_names(groups).values()), tuple(map(tuple, lines.values())))

@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 
 from nc_finetune.benchmark.analysis import (
-    cheapest_near_best,
     correlation_table,
     pareto_front,
     pareto_table,
@@ -15,8 +14,9 @@ from nc_finetune.benchmark.analysis import (
     wins,
     worst_classes,
 )
+from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import summarize, variant_labels
+from nc_finetune.benchmark.summary import summarize
 from nc_finetune.benchmark.tables import NOTHING
 
 
@@ -92,12 +92,6 @@ def test_pareto_table_marks_the_cost_that_counts() -> None:
     table = pareto_table(summarize(RUNS), variant_labels(RUNS))
     marked = {row[1].text: row[table.columns.index("s/epoch")].best for row in table.rows}
     assert marked == {"linear probe": True, "layer FT": True, "full FT": True}
-
-
-def test_cheapest_near_the_best_is_within_a_point_of_it() -> None:
-    near = cheapest_near_best(summarize(RUNS))
-    assert near is not None
-    assert near.variant.method == "layer_ft"
 
 
 def test_worst_classes_come_with_what_they_are_taken_for() -> None:

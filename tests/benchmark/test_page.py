@@ -149,11 +149,47 @@ def test_filters_hide_rows_columns_and_points(page: Page) -> None:
 def test_a_click_on_a_heading_sorts_by_number_and_another_the_other_way(page: Page) -> None:
     click = "[...document.querySelectorAll('#results th button')].find((b) => b.textContent === 'accuracy %').click()"
     page.run(click)
-    rising = column(page, 5)
+    rising = column(page, 4)
     page.run(click)
     assert rising == sorted(rising)
-    assert column(page, 5) == rising[::-1]
+    assert column(page, 4) == rising[::-1]
     assert page.run("document.querySelector('[aria-sort]').getAttribute('aria-sort')") == "descending"
+
+
+def test_every_table_of_numbers_is_sorted_by_its_headings(page: Page) -> None:
+    table = "document.querySelector('table.main')"
+    page.run(f"[...{table}.querySelectorAll('th button')].find((b) => b.textContent === 'mean rank').click()")
+    ranks = page.run(f"[...{table}.tBodies[0].rows].map((row) => Number(row.cells[3].dataset.value))")
+    assert ranks == sorted(ranks)
+    assert page.run("document.querySelectorAll('[aria-sort]').length") == 1
+
+
+def test_a_heading_sorts_from_the_keyboard(page: Page) -> None:
+    page.run("document.querySelector('#results th button').focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r")
+    assert page.run("document.querySelector('#results [aria-sort]').cellIndex") == 0
+
+
+def test_legends_stand_in_the_pictures_only_where_the_filters_scroll_away(page: Page) -> None:
+    wide = page.run("window.innerWidth > 640")
+    assert page.run("document.querySelectorAll('#chart-nc1 .role-legend').length") == (0 if wide else 1)
+    shapes = page.run("[...document.querySelectorAll('.swatch path')].map((path) => path.getAttribute('d'))")
+    assert len(set(shapes)) == len(shapes) == len(METHODS)
+
+
+def test_what_cannot_be_chosen_is_not_offered(page: Page) -> None:
+    shown = "[...document.querySelectorAll('#filters select')].filter((s) => s.offsetParent).map((s) => s.name)"
+    assert page.run(shown) == ["dataset", "size"]
+
+
+def test_no_labels_of_an_axis_lie_on_each_other(page: Page) -> None:
+    overlaps = """[...document.querySelectorAll('.chart .role-axis-label')].filter((axis) => {
+      const boxes = [...axis.querySelectorAll('text')].filter((text) => text.getAttribute('opacity') !== '0')
+        .map((text) => text.getBoundingClientRect()).filter((box) => box.width);
+      return boxes.some((a, i) => boxes.some((b, j) => j > i && a.left < b.right - 1 && b.left < a.right - 1
+        && a.top < b.bottom - 2 && b.top < a.bottom - 2));
+    }).length"""
+    assert page.run(overlaps) == 0
 
 
 def test_setting_and_cost_choose_what_is_drawn(page: Page) -> None:

@@ -1,11 +1,14 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from nc_finetune.benchmark import summary
+from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import best_rows, method_label, summarize, variant_labels, variant_of
-from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, measure_text, overview_table
+from nc_finetune.benchmark.summary import best_rows, common_words, setting_names, summarize
+from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, long_table, measure_text, overview_table
 
 
 def make_run(**changes: Any) -> Result:
@@ -119,25 +122,6 @@ def test_runs_that_differ_in_more_than_the_seed_get_rows_of_their_own(change: di
     assert len(summarize([make_run(seed=0), make_run(seed=1, **change)])) == 2
 
 
-def test_labels_are_the_names_of_the_papers() -> None:
-    names = ["linear_probe", "layer_ft", "scl_ft", "full_ft"]
-    assert [method_label(name) for name in names] == ["linear probe", "layer FT", "SCL-FT", "full FT"]
-
-
-def test_unknown_method_is_shown_verbatim() -> None:
-    assert method_label("my_method") == "my_method"
-
-
-def test_label_names_the_key_layer_where_one_group_has_several() -> None:
-    runs = [make_run(method="scl_ft", key_layer=layer) for layer in ("layer3.0", "layer4.0")]
-    assert list(variant_labels(runs).values()) == ["SCL-FT · layer3.0", "SCL-FT · layer4.0"]
-
-
-def test_label_does_not_name_key_layers_that_differ_only_between_backbones() -> None:
-    runs = [make_run(method="scl_ft", backbone=name, key_layer=f"{name}.0") for name in ("resnet18", "vit")]
-    assert set(variant_labels(runs).values()) == {"SCL-FT"}
-
-
 def test_mixed_conventions_are_refused() -> None:
     runs = [make_run(seed=0, nc1_normalize="none"), make_run(seed=1, nc1_normalize="classes")]
     with pytest.raises(ValueError, match=r"cannot be drawn in one picture.*'classes', 'none'.*separate folders"):
@@ -185,7 +169,35 @@ def test_overview_puts_methods_downwards_and_groups_across() -> None:
     assert [[cell.best for cell in row] for row in table.rows] == [[False, False, False], [False, True, True]]
 
 
-def test_options_within_options_are_written_as_a_call() -> None:
-    inner = {"head": "SimplexETFHead", "options": {"orientation": "class_means"}}
-    run = make_run(options={"head": inner, "width": 10})
-    assert variant_of(run).options == "head=SimplexETFHead(orientation=class_means), width=10"
+def test_settings_are_named_by_what_sets_them_apart() -> None:
+    runs = [make_run(dataset=name, samples_per_class=size) for name in "ab" for size in (5, 20)]
+    groups = [row.group for row in summarize(runs)]
+    assert list(setting_names(groups).values()) == [
+        f"{name} · {size} images a class" for name in "ab" for size in (5, 20)
+    ]
+    assert common_words(groups) == "All on resnet18 (imagenet)."
+
+
+def test_one_setting_has_its_full_name_and_nothing_in_common() -> None:
+    (row,) = summarize([make_run(samples_per_class=5)])
+    assert setting_names([row.group, row.group]) == {row.group: row.group.label}
+    assert common_words([row.group]) == ""
+
+
+def test_recalls_are_averaged_in_the_table_where_classes_are_uneven() -> None:
+    uneven = make_run(accuracy=95.0, confusion=["0:95 1:5", "0:2 1:3"])
+    runs = [uneven, replace(uneven, seed=1, run_id="b", confusion=["0:95 1:5", "0:1 1:4"])]
+    table = group_table(summarize(runs), variant_labels(runs))
+    assert table.rows[0][table.columns.index("balanced %")].text == "82.50"
+
+
+def test_recalls_are_not_in_the_table_where_classes_are_even() -> None:
+    runs = [make_run(confusion=["0:9 1:1", "0:2 1:8"])]
+    assert "balanced %" not in group_table(summarize(runs), variant_labels(runs)).columns
+
+
+def test_runs_of_another_measure_are_another_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "measure_name", lambda run: "mean average precision" if run.seed else "accuracy")
+    rows = summarize([make_run(seed=0, accuracy=90.0), make_run(seed=1, accuracy=50.0)])
+    assert [row.accuracy for row in rows] == [90.0, 50.0]
+    assert long_table(rows, variant_labels([make_run()])).columns[3] == "accuracy or mean average precision %"

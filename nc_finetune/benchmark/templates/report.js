@@ -6,6 +6,8 @@
   const kind = document.getElementById("kind");
   const confused = document.getElementById("confused");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  // Where the filters stay in sight they are the legend; elsewhere each picture needs its own.
+  const legendInSight = window.matchMedia("(min-width: 40.01rem) and (min-height: 40.01rem)");
   const manyClasses = 30;
   const mostRows = 400;
 
@@ -54,7 +56,7 @@
     const direction = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", direction);
-    const body = document.querySelector("#results tbody");
+    const body = head.closest("table").tBodies[0];
     const sign = direction === "ascending" ? 1 : -1;
     const rows = [...body.rows].sort(
       (a, b) => sign * compare(sortKey(a.cells[place]), sortKey(b.cells[place])),
@@ -62,7 +64,7 @@
     body.append(...rows);
   };
 
-  for (const button of document.querySelectorAll("#results th button")) {
+  for (const button of document.querySelectorAll("th button")) {
     button.addEventListener("click", () => sortBy(button.closest("th")));
   }
 
@@ -71,7 +73,7 @@
   const fill = (select, names) => {
     if (!select) return;
     const before = select.value;
-    select.replaceChildren(...names.map((name) => new Option(name, name)));
+    select.replaceChildren(...names.map((name) => new Option(data.groups[name]?.name ?? name, name)));
     if (names.includes(before)) select.value = before;
   };
 
@@ -139,8 +141,8 @@
   };
 
   const fitScale = (channel, values) => {
-    if (channel.field === "nc1") {
-      const { domain, ticks } = logTicks(values.map((value) => value.nc1));
+    if (["nc1", "loss"].includes(channel.field)) {
+      const { domain, ticks } = logTicks(values.map((value) => value[channel.field]).filter((value) => value > 0));
       channel.scale.domain = domain;
       channel.axis.values = ticks;
     }
@@ -162,6 +164,7 @@
     for (const [channel, look] of [["color", "colour"], ["shape", "shape"]]) {
       if (encoding[channel]?.field !== "method") continue;
       encoding[channel].scale = { domain: names, range: names.map((name) => data.styles[name][look]) };
+      if (legendInSight.matches) encoding[channel].legend = null;
     }
   };
 
@@ -262,6 +265,6 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(update));
   for (const select of [setting, kind, confused]) select?.addEventListener("change", update);
-  dark.addEventListener("change", update);
+  for (const media of [dark, legendInSight]) media.addEventListener("change", update);
   update();
 })();

@@ -1,0 +1,179 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nc_finetune.benchmark.labels import variant_labels
+from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.standings import (
+    Standing,
+    choice_table,
+    difference,
+    recommended,
+    reference_rows,
+    standings,
+    standings_table,
+)
+from nc_finetune.benchmark.summary import summarize
+from nc_finetune.benchmark.tables import NOTHING
+
+TUNED = {"linear_probe": 0.4, "adapter": 5.1, "scl_ft": 5.4, "full_ft": 100.0}
+
+
+def make_run(method: str, accuracy: float, seed: int = 0, dataset: str = "a", **changes: Any) -> Result:
+    fields = {"backbone": "resnet18", "weights": None, "tuned_percent": TUNED[method], **changes}
+    name = "-".join(map(str, (dataset, method, seed, *changes.values())))
+    return Result(run_id=name, dataset=dataset, method=method, accuracy=accuracy, seed=seed, **fields)
+
+
+def stand(*runs: Result) -> list[Standing]:
+    return standings(summarize(runs), variant_labels(runs))
+
+
+TWO = [
+    make_run("scl_ft", 90.0),
+    make_run("full_ft", 91.0),
+    make_run("linear_probe", 80.0),
+    make_run("scl_ft", 70.0, dataset="b"),
+    make_run("full_ft", 68.0, dataset="b"),
+    make_run("linear_probe", 71.5, dataset="b"),
+]
+
+
+def test_ranks_and_distances_are_within_settings_and_averaged_over_them() -> None:
+    found = {standing.label: standing for standing in stand(*TWO)}
+    assert {label: standing.rank for label, standing in found.items()} == {
+        "SCL-FT": 2.0,
+        "full FT": 2.0,
+        "linear probe": 2.0,
+    }
+    assert list(found["SCL-FT"].behind.values()) == [1.0, 1.5]
+    assert (found["SCL-FT"].near, found["full FT"].near, found["SCL-FT"].accuracy) == (1, 1, 80.0)
+
+
+def test_ties_share_the_mean_of_their_ranks_as_in_scipy() -> None:
+    values = [3.0, 1.0, 3.0, 2.0, 3.0, 1.0]
+    runs = [make_run("scl_ft", value, options={"scale": place}) for place, value in enumerate(values)]
+    found = {standing.label: standing.rank for standing in stand(*runs)}
+    ranks = stats.rankdata([-value for value in values])
+    assert [found[f"SCL-FT, skip scale {place}"] for place in range(6)] == ranks.tolist()
+
+
+def test_the_recommended_tunes_little_and_is_closest_to_the_best_on_average() -> None:
+    choice = recommended(stand(*TWO))
+    assert choice is not None
+    assert choice.label == "SCL-FT"
+
+
+def test_what_was_run_in_few_settings_is_not_recommended() -> None:
+    choice = recommended(stand(*TWO, make_run("adapter", 99.0)))
+    assert choice is not None
+    assert choice.label == "SCL-FT"
+
+
+@pytest.mark.parametrize("runs", [TWO[:1], [make_run("full_ft", 90.0), make_run("scl_ft", 91.0, tuned_percent=12.0)]])
+def test_nothing_is_recommended_without_a_comparison_or_a_light_method(runs: list[Result]) -> None:
+    assert recommended(stand(*runs)) is None
+
+
+def test_the_most_accurate_variant_of_a_method_stands_for_it() -> None:
+    heads = [make_run("full_ft", 95.0, head="cosine_head"), make_run("full_ft", 66.0, dataset="b", head="cosine_head")]
+    found = {standing.label: standing for standing in stand(*TWO, *heads)}
+    rows = reference_rows(found.values(), "full_ft", found["SCL-FT"])
+    assert [row.accuracy for row in rows.values()] == [95.0, 68.0]
+
+
+def test_difference_is_paired_by_seed_as_in_scipy() -> None:
+    chance = np.random.default_rng(0)
+    samples = chance.normal(80, 5, 5)
+    ours, theirs = samples + chance.normal(2, 0.5, 5), samples
+    runs = [make_run("scl_ft", value, seed) for seed, value in enumerate(ours.tolist())]
+    runs += [make_run("full_ft", value, seed) for seed, value in enumerate(theirs.tolist())]
+    scl, full = stand(*runs)
+    found = difference(scl.rows, full.rows)
+    assert found is not None
+    expected = stats.ttest_rel(ours, theirs).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=5e-3)
+    assert found.is_clear
+
+
+def test_interval_over_settings_covers_the_truth_19_times_of_20() -> None:
+    chance = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        noise = chance.normal(0, [[1.0], [2.0], [3.0]], (3, 4))
+        runs = [
+            run
+            for place, seed in np.ndindex(3, 4)
+            for run in (
+                make_run("scl_ft", 81 + noise[place, seed], seed, f"d{place}"),
+                make_run("full_ft", 80, seed, f"d{place}"),
+            )
+        ]
+        found = {standing.label: standing for standing in stand(*runs)}
+        compared = difference(found["SCL-FT"].rows, found["full FT"].rows)
+        assert compared is not None
+        assert compared.low is not None
+        assert compared.high is not None
+        covered += compared.low < 1 < compared.high
+    assert 0.91 < covered / 300 < 0.99
+
+
+def test_one_seed_has_a_difference_without_an_interval() -> None:
+    found = {standing.label: standing for standing in stand(*TWO)}
+    compared = difference(found["SCL-FT"].rows, found["full FT"].rows)
+    assert compared is not None
+    assert (compared.mean, compared.low, compared.is_clear) == (0.5, None, False)
+
+
+def test_speed_is_the_geometric_mean_of_ratios_of_epochs() -> None:
+    times = {("scl_ft", "a"): 1.0, ("full_ft", "a"): 2.0, ("scl_ft", "b"): 1.0, ("full_ft", "b"): 8.0}
+    runs = [make_run(method, 90.0, dataset=place, epoch_seconds=time) for (method, place), time in times.items()]
+    scl, full = sorted(stand(*runs), key=lambda standing: standing.label)
+    compared = difference(scl.rows, full.rows)
+    assert compared is not None
+    assert compared.mean_speed == pytest.approx(4.0)
+
+
+def test_what_shares_no_setting_is_not_compared() -> None:
+    scl, full = stand(make_run("scl_ft", 90.0), make_run("full_ft", 91.0, dataset="b"))
+    assert difference(scl.rows, full.rows) is None
+
+
+def cells(runs: list[Result], label: str) -> dict[str, str]:
+    rows = summarize(runs)
+    table = standings_table(stand(*runs), rows)
+    (line,) = [row for row in table.rows if row[0].text == label]
+    return dict(zip(table.columns, [cell.text for cell in line], strict=True))
+
+
+def test_table_says_at_a_glance_who_is_near_the_best_and_not_below_the_probe() -> None:
+    found = cells(TWO, "SCL-FT")
+    assert found["within 1 point of best"] == "✗ 1/2"
+    assert found["not below probe"] == "✗ 1/2"
+    assert (found["mean accuracy %"], found["points below best"], found["at most"]) == ("80.00", "1.25", "1.50")
+
+
+def test_a_mean_over_fewer_settings_is_not_shown_beside_the_others() -> None:
+    found = cells([*TWO, make_run("adapter", 99.0)], "LoRA")
+    assert (found["mean accuracy %"], found["settings"]) == (NOTHING, "1")
+
+
+def test_one_setting_needs_no_table_over_settings() -> None:
+    assert standings_table(stand(*TWO[:3]), summarize(TWO[:3])).rows == ()
+    assert choice_table(stand(*TWO[:3]), summarize(TWO[:3]), variant_labels(TWO)).rows == ()
+
+
+def test_choice_is_compared_in_each_setting() -> None:
+    table = choice_table(stand(*TWO), summarize(TWO), variant_labels(TWO))
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["a", "90.00", "✓ -1.00", "✗ -1.00", "✓ +10.00", "full FT"],
+        ["b", "70.00", "✗ -1.50", "✓ +2.00", "✗ -1.50", "linear probe"],
+    ]
+
+
+def test_a_run_without_a_result_takes_no_rank() -> None:
+    found = stand(*TWO[:3], make_run("adapter", math.nan))
+    assert [standing.label for standing in found] == ["full FT", "SCL-FT", "linear probe"]
