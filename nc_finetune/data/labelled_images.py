@@ -20,7 +20,8 @@ from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
 from nc_finetune.files import write_text_atomically
 
-Transform = Callable[[Tensor], Tensor]
+# Returns a tensor; to jsonargparse a class there would say that the callable builds objects of it.
+Transform = Callable[[Tensor], Any]
 OnBadImage = Literal["raise", "skip"]
 Sample = tuple[Tensor, "int | Tensor"]
 
