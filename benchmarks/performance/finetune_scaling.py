@@ -41,6 +41,7 @@ CLASSES = 10
 COMMANDS = {
     "lightning": "import lightning",
     "nc_finetune": "import nc_finetune",
+    "its model and data": "from nc_finetune import ImageClassifier, ImageData",
     "nc-finetune --help": "from nc_finetune.cli import main; main(['--help'])",
 }
 
