@@ -74,7 +74,7 @@ class Candidate:
         *,
         cached: bool,
         frozen: bool = False,
-        prepare: Callable[[ImageClassifier], None] | None = None,
+        prepare: Callable[[ImageClassifier], Any] | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.options = options
@@ -82,8 +82,7 @@ class Candidate:
         if frozen:  # as Lightning's callback leaves it before it unfreezes
             self.model.backbone.train()
             BackboneFinetuning.freeze(self.model.backbone)
-        if prepare is not None:
-            prepare(self.model)
+        self.prepared = None if prepare is None else prepare(self.model)  # held: what it has changed ends with it
         self.split: SplitBackbone | None = None
         trained = [value for value in self.model.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=options.fused)

@@ -41,15 +41,17 @@ class Option:
     """What is other than the default."""
 
     setting: dict[str, Any] = field(default_factory=dict)
-    prepare: Callable[[ImageClassifier], None] | None = None
+    prepare: Callable[[ImageClassifier], Any] | None = None
 
 
 def other_layout(model: ImageClassifier) -> None:
     model.backbone.set_channels_last(model.backbone.memory_format is not torch.channels_last)
 
 
-def compile_blocks(model: ImageClassifier) -> None:
-    CompileBlocks().on_fit_start(None, model)  # type: ignore[arg-type]
+def compile_blocks(model: ImageClassifier) -> CompileBlocks:
+    callback = CompileBlocks()
+    callback.on_fit_start(None, model)  # type: ignore[arg-type]
+    return callback
 
 
 OPTIONS = {

@@ -22,3 +22,13 @@ def test_every_option_trains_the_same_net_on_the_same_batch(rows: dict[str, dict
 
 def test_short_floats_change_the_losses(rows: dict[str, dict[str, float]]) -> None:
     assert rows["bf16-mixed"]["difference"] > 1e-5
+
+
+def test_blocks_are_compiled_as_long_as_they_are_measured() -> None:
+    from nc_finetune import ImageClassifier
+    from nc_finetune.methods import FullFinetuning
+
+    model = ImageClassifier("test_resnet", 10, weights=None, method=FullFinetuning())
+    held = OPTIONS["compiled blocks"].prepare(model)  # type: ignore[misc]
+    assert "forward" in model.backbone.get_layer("layer2.0").__dict__
+    assert held.compiled == model.backbone.block_names
