@@ -1,14 +1,15 @@
 """What caches are worth over a whole run: cost over the number of images, a probe's path, and the time of imports.
 
-    python benchmarks/performance/finetune_scaling.py curve --images 1000 5000 20000 50000
+    python benchmarks/performance/finetune_scaling.py curve --images 1000 5000 20000 50000 [--source FOLDER]
     python benchmarks/performance/finetune_scaling.py probe
     python benchmarks/performance/finetune_scaling.py imports
 
 curve: seconds of this process to fill the cache in a folder, and of one epoch of SCL-FT from it, by number of images;
 memory is what this process holds for itself alone, files that are mapped not counted, beside that before the fit.
+The images are noise, or the first ones of the training split of a source such as CIFAR-10.
 probe: a linear probe by L-BFGS along a path of penalties, against one forward pass over the same images.
 imports: processes that import lightning, this package, and that show the command line's help, in turn.
-Networks have random weights, images are noise.
+Networks have random weights; the images of probe are noise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from nc_finetune import ImageClassifier, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
+from nc_finetune.callbacks.probe_path import DEFAULT_PENALTIES
+from nc_finetune.data import LabelledImages, load_source
+from nc_finetune.data.transforms import DecodeAndResize
 from nc_finetune.functional.logistic_regression import logistic_path
 from nc_finetune.methods import LinearProbe, SkipConnectionFinetuning
 
@@ -41,6 +46,7 @@ CLASSES = 10
 COMMANDS = {
     "lightning": "import lightning",
     "nc_finetune": "import nc_finetune",
+    "its model and data": "from nc_finetune import ImageClassifier, ImageData",
     "nc-finetune --help": "from nc_finetune.cli import main; main(['--help'])",
 }
 
@@ -79,6 +85,15 @@ def own_memory() -> float:
     return int(found[1]) * 1024 if found else float("nan")
 
 
+def _images(options: argparse.Namespace, number: int) -> Dataset[Any]:
+    if options.source is None:
+        return Noise(number, options.pixels)
+    table = load_source(options.source).splits["train"]
+    if number > len(table.labels):
+        raise SystemExit(f"{options.source} has {len(table.labels)} training images, not {number}")
+    return LabelledImages(table, torch.arange(number), DecodeAndResize(options.pixels))
+
+
 def curve(options: argparse.Namespace) -> None:
     columns = ("images", "fill s", "epoch s", "ms an image", "kept MB", "own memory MB")
     table = Table(*columns, title=f"{options.network} {options.key_layer}, {options.pixels} px, SCL-FT, cached")
@@ -86,7 +101,7 @@ def curve(options: argparse.Namespace) -> None:
         model = ImageClassifier(
             TimmBackbone(options.network, None), CLASSES, method=SkipConnectionFinetuning(options.key_layer)
         )
-        loader = DataLoader(Noise(images, options.pixels), batch_size=options.batch, shuffle=True)
+        loader = DataLoader(_images(options, images), batch_size=options.batch, shuffle=True)
         before = own_memory()
         with tempfile.TemporaryDirectory() as folder:
             cache, timer = PrefixCache(folder), EpochTimer()
@@ -112,12 +127,21 @@ def probe(options: argparse.Namespace) -> None:
     forward = time.process_time() - start
     table = Table("", "s", "of the pass", title=f"{options.network}, {options.pixels} px, {len(labels)} images")
     table.add_row("forward pass", f"{forward:.2f}", "1.00")
-    for number in (1, 50):
-        start = time.process_time()
-        logistic_path(features, labels, CLASSES, [10 ** (-6 + 8 * place / 50) for place in range(50)][-number:])
-        own = time.process_time() - start
-        table.add_row(f"L-BFGS, {number} penalties", f"{own:.2f}", f"{own / forward:.2f}")
+    fifty = [10 ** (-6 + 8 * place / 50) for place in range(50)]
+    own = [_path_seconds(features, labels, penalties) for penalties in (DEFAULT_PENALTIES, fifty)]
+    table.add_row("pass and L-BFGS along ProbePath's own 15 penalties", *_beside(forward + own[0], forward))
+    table.add_row("L-BFGS along 50 penalties from there", *_beside(own[1], forward))
     Console().print(table)
+
+
+def _path_seconds(features: Tensor, labels: Tensor, penalties: Sequence[float]) -> float:
+    start = time.process_time()
+    logistic_path(features, labels, CLASSES, penalties)
+    return time.process_time() - start
+
+
+def _beside(seconds: float, forward: float) -> tuple[str, str]:
+    return f"{seconds:.2f}", f"{seconds / forward:.2f}"
 
 
 def imports(options: argparse.Namespace) -> None:
@@ -149,6 +173,7 @@ def main() -> None:
     parser.add_argument("--key-layer", default="blocks.4.2")
     parser.add_argument("--pixels", type=int, default=32)
     parser.add_argument("--images", type=int, nargs="+", default=[2000])
+    parser.add_argument("--source", help="of ImageData, for curve; left out, noise")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

@@ -68,7 +68,13 @@ class Candidate:
     """A method that takes one step at a time on the same batch."""
 
     def __init__(
-        self, options: argparse.Namespace, method: FinetuningMethod, *, cached: bool, frozen: bool = False
+        self,
+        options: argparse.Namespace,
+        method: FinetuningMethod,
+        *,
+        cached: bool,
+        frozen: bool = False,
+        prepare: Callable[[ImageClassifier], Any] | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.options = options
@@ -76,6 +82,7 @@ class Candidate:
         if frozen:  # as Lightning's callback leaves it before it unfreezes
             self.model.backbone.train()
             BackboneFinetuning.freeze(self.model.backbone)
+        self.prepared = None if prepare is None else prepare(self.model)  # held: what it has changed ends with it
         self.split: SplitBackbone | None = None
         trained = [value for value in self.model.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=options.fused)
@@ -94,15 +101,17 @@ class Candidate:
             return nullcontext()
         return torch.autocast(self.options.device, torch.bfloat16)
 
-    def backpropagate(self) -> None:
+    def backpropagate(self) -> Tensor:
         with self._precision():
             loss = self.model.loss(self.model(self.batch), self.labels)
         loss.backward()
+        return loss.detach()
 
-    def step(self) -> None:
-        self.backpropagate()
+    def step(self) -> Tensor:
+        loss = self.backpropagate()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        return loss
 
     def forward(self) -> None:
         """Run once without a graph: what filling the cache costs, or a pass over the data."""
@@ -124,7 +133,7 @@ class Candidate:
         return kept + peak
 
 
-def _peak_on_gpu(step: Callable[[], None]) -> int:
+def _peak_on_gpu(step: Callable[[], Any]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -133,7 +142,7 @@ def _peak_on_gpu(step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _peak_on_cpu(step: Callable[[], None]) -> int:
+def _peak_on_cpu(step: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
@@ -169,7 +178,7 @@ def make_candidates(options: argparse.Namespace) -> dict[str, Callable[[], Candi
     }
 
 
-def seconds(call: Callable[[], None], device: str) -> float:
+def seconds(call: Callable[[], Any], device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()

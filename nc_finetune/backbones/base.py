@@ -68,8 +68,7 @@ class Backbone(nn.Module, ABC):
         blocks = (model.get_submodule(block) for block in block_names)
         convolutional = any(isinstance(part, nn.Conv2d) for block in blocks for part in block.modules())
         # Worth a factor of two for convolution nets on a CPU, and more on tensor cores.
-        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
+        self.set_channels_last(convolutional)
         self.set_preprocessing(preprocessing)
 
     @property
@@ -125,6 +124,11 @@ class Backbone(nn.Module, ABC):
         if images.dtype == torch.uint8:
             mean, std = mean * 255, std * 255
         return ((images.to(mean.dtype) - mean) / std).contiguous(memory_format=self.memory_format)
+
+    def set_channels_last(self, on: bool) -> None:
+        """Let maps lie in memory with their channels last, which convolution nets do unless told otherwise, or not."""
+        self.memory_format = torch.channels_last if on else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
 
     def set_preprocessing(self, preprocessing: Preprocessing) -> None:
         """Prepare images in another way; for weights that are loaded after the network was built."""

@@ -2,6 +2,7 @@
 
 from nc_finetune.callbacks.collapse_callback import CollapseCallback as CollapseCallback
 from nc_finetune.callbacks.collapse_monitor import CollapseMonitor as CollapseMonitor
+from nc_finetune.callbacks.compile_blocks import CompileBlocks as CompileBlocks
 from nc_finetune.callbacks.delta_checkpoint import DeltaCheckpoint as DeltaCheckpoint
 from nc_finetune.callbacks.head_alignment import HeadAlignment as HeadAlignment
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1

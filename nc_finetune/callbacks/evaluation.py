@@ -34,7 +34,9 @@ def refuse_sharded(trainer: L.Trainer, name: str) -> None:
 def run_eagerly(module: nn.Module) -> Any:
     """Return a context in which ``torch.compile`` is left out, so that hooks on inner modules are called."""
     compiled = getattr(module, "_compiler_ctx", None) is not None or any(
-        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+        hasattr(part, "_orig_mod")
+        or getattr(part, "_compiled_call_impl", None) is not None
+        or hasattr(part.__dict__.get("forward"), "_torchdynamo_orig_callable")
         for part in module.modules()
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -28,8 +28,9 @@ def max_kept_samples(width: int) -> int:
 class LayerSums:
     """The metric of one layer, made when its width is known, and why it cannot be had.
 
-    NC1 needs the class means before it can look at the samples. Of few samples the features are kept; of more, a
-    scatter; where a second pass through the network comes anyway, or there is no scatter for so wide features, neither.
+    NC1 and NC4 need the class means before they can look at the samples. Of few samples the features are kept; of more,
+    a scatter; where that does not help, as for NC4, or there is none for so wide features, every sample must go through
+    the network again.
 
     Args:
         measures: What to measure.
@@ -64,14 +65,14 @@ class LayerSums:
         if self.metric is None:
             self.metric = self._make_metric(width, device_of_sums(device), self._wants(_NEED_SCATTER))
             narrow = empty_class_statistics(2, width, "meta").scatter is not None
-            if self.metric.needs_second_pass and narrow and not self._wants(_NEED_SECOND_PASS):
+            if self.metric.needs_second_pass and narrow:
                 self._kept = []
         return self.metric
 
     @property
     def is_folded(self) -> bool:
-        """Whether there is a scatter."""
-        return self.metric is not None and not self.metric.wide
+        """Whether no features are kept."""
+        return self.metric is not None and self._kept is None
 
     @property
     def needs_second_pass(self) -> bool:
@@ -79,12 +80,12 @@ class LayerSums:
         return self.metric is not None and self._kept is None and self.metric.needs_second_pass
 
     def fold(self) -> None:
-        """Put what was kept into a scatter, which takes any number of samples."""
-        if self._kept is not None and self.metric is not None:
+        """Let go of what was kept: put it into a scatter, which takes any number of samples, where that is enough."""
+        if self._kept is not None and self.metric is not None and not self._wants(_NEED_SECOND_PASS):
             self.metric = self._make_metric(self.metric.num_features, self.metric.device, True)
             for features, labels in self._kept:
                 self.metric.update(features, labels)
-            self._kept = None
+        self._kept = None
 
     def begin_second_pass(self) -> None:
         """Fix the class means: every sample comes again."""

@@ -21,6 +21,8 @@ from nc_finetune.cache import CachedRows
 from nc_finetune.callbacks.collapse_callback import CollapseCallback
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
 from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
+from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import Transform
 
 _LOOKED_AT = 4
 GIGABYTE = 1e9
@@ -102,7 +104,7 @@ class PrefixCache(L.Callback):
         try:
             loader = _check_usable(trainer, pl_module)
             with random_state_kept():
-                self._refuse_random(loader)
+                self._refuse_random(trainer, loader)
             with evaluating(trainer, pl_module):
                 pl_module.split = pl_module.split_prefix(_first_images(trainer, loader))
         except SplitError as error:
@@ -141,8 +143,8 @@ class PrefixCache(L.Callback):
         """Do so, too, where the fit ends early."""
         self.teardown(trainer, pl_module, "fit")
 
-    def _refuse_random(self, loader: DataLoader[Any]) -> None:
-        if self.views is None and PrefixFill.is_random(loader, _LOOKED_AT):
+    def _refuse_random(self, trainer: L.Trainer, loader: DataLoader[Any]) -> None:
+        if self.views is None and (_batch_transform(trainer) or PrefixFill.is_random(loader, _LOOKED_AT)):
             raise ValueError(
                 "the training images differ each time that they are read, so that a cache would freeze their random"
                 " transform; keep several views of each image with views=8, or leave PrefixCache out"
@@ -159,7 +161,8 @@ class PrefixCache(L.Callback):
             folder=self._shared_folder(trainer),
             dtype=None if self.dtype is None else getattr(torch, self.dtype),
             budget=None if self.budget_gb is None else int(self.budget_gb * GIGABYTE),
-            views=(self.views or 1) if split == "train" else 1,
+            views=self.views if split == "train" else None,
+            batch_transform=_batch_transform(trainer) if split == "train" else None,
         )
         self.fill_seconds[split] = 0.0
         try:
@@ -212,17 +215,25 @@ def _check_usable(trainer: Any, pl_module: Any) -> DataLoader[Any]:
     if trainer.reload_dataloaders_every_n_epochs:
         raise SplitError("training data that are loaded anew every few epochs cannot be kept")
     datamodule = getattr(trainer, "datamodule", None)
-    holders = [(L.LightningModule, pl_module), *([(L.LightningDataModule, datamodule)] if datamodule else [])]
+    # What ImageData does to a batch is known: its batch_transform.
+    parent = ImageData if isinstance(datamodule, ImageData) else L.LightningDataModule
+    holders = [(L.LightningModule, pl_module), *([(parent, datamodule)] if datamodule else [])]
     if any(is_overridden("on_after_batch_transfer", holder, parent) for parent, holder in holders):
         raise SplitError("batches are changed in on_after_batch_transfer; do so in the dataset")
     return loader
+
+
+def _batch_transform(trainer: Any) -> Transform | None:
+    datamodule = getattr(trainer, "datamodule", None)
+    return datamodule.batch_transform if isinstance(datamodule, ImageData) else None
 
 
 def _first_images(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:
     batch = next(read_share(loader, range(min(_LOOKED_AT, len(loader.dataset)))), None)  # type: ignore[arg-type]
     if batch is None:
         raise SplitError("the first images do not decode")
-    return trainer.strategy.batch_to_device(batch)[0]
+    images, transform = trainer.strategy.batch_to_device(batch)[0], _batch_transform(trainer)
+    return images if transform is None else transform(images)
 
 
 def _measures_validation(trainer: L.Trainer) -> bool:

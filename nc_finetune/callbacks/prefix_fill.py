@@ -30,6 +30,7 @@ from nc_finetune.cache import (
 )
 from nc_finetune.cache.cached_rows import LABELS
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
+from nc_finetune.data.labelled_images import Transform
 
 _CHECKED_ROWS = 4
 
@@ -48,7 +49,8 @@ class PrefixFill:
         folder: Where caches are; ``None`` is memory.
         dtype: In which outputs are kept; ``None`` leaves them as they are.
         budget: The most bytes to keep; ``None`` is half of what is free.
-        views: How often each sample is read.
+        views: How often each sample is read, where it comes out at random; ``None`` is once, as it is.
+        batch_transform: Applied to batches on the device.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class PrefixFill:
         folder: Path | None,
         dtype: torch.dtype | None,
         budget: int | None,
-        views: int,
+        views: int | None,
+        batch_transform: Transform | None = None,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -69,7 +72,9 @@ class PrefixFill:
         self.folder = folder
         self.dtype = dtype
         self.budget = budget
-        self.views = views
+        self.is_drawn = views is not None
+        self.views = views or 1
+        self.batch_transform = batch_transform
         self._size = len(loader.dataset)  # type: ignore[arg-type]
 
     @staticmethod
@@ -131,7 +136,7 @@ class PrefixFill:
         return None
 
     def _holds(self, store: FeatureStore) -> bool:
-        if self.views > 1:  # the views are random; their key holds their pixels
+        if self.is_drawn:  # the key holds the pixels of the first view
             return True
         with evaluating(self.trainer, self.module):
             fresh = next(self._outputs(_CHECKED_ROWS))
@@ -168,6 +173,8 @@ class PrefixFill:
         share = range(self.trainer.global_rank, self._size, self.trainer.world_size)[:rows]
         read = 0
         for images, labels in read_share(self.loader, share, self.loader.num_workers if rows is None else 0):
+            if self.batch_transform is not None:
+                images = self.batch_transform(images.to(self.module.device))
             if images.shape[1:] != self.split.image_shape:
                 raise CannotKeepError(f"images are of several sizes, {self.split.image_shape} and {images.shape[1:]}")
             read += len(labels)

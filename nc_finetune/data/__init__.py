@@ -1,5 +1,7 @@
 """Labelled images and their splits; the only place that knows HF datasets."""
 
+from nc_finetune.data.batch_transforms import PerImage as PerImage
+from nc_finetune.data.batch_transforms import RandomCropFlip as RandomCropFlip
 from nc_finetune.data.check import DataReport as DataReport
 from nc_finetune.data.check import check_data as check_data
 from nc_finetune.data.image_data import ImageData as ImageData

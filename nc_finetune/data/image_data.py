@@ -13,6 +13,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nc_finetune.data.batch_transforms import numbers_drawn_from
 from nc_finetune.data.content_hashes import Duplicate, find_duplicates
 from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.labelled_images import (
@@ -33,6 +34,7 @@ from nc_finetune.data.split_file import SplitRows
 from nc_finetune.data.splits import splits_hash
 from nc_finetune.data.training_order import TrainingLoader, TrainingOrder, balancing_weights
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
+from nc_finetune.data.workers import choose_workers
 from nc_finetune.errors import unknown_name
 
 
@@ -57,8 +59,12 @@ class ImageData(L.LightningDataModule):
         max_test_images: Take so many of the source's own test split, stratified and the same ones for every ``seed``;
             ``None`` is all.
         batch_size: Images a batch.
-        num_workers: Processes that decode; 0 decodes in the main process.
-        transform: Augmentation of training images, uint8 tensor in and out.
+        num_workers: Processes that decode; 0 decodes in the main process, ``None`` chooses, by the cores and by how
+            long a few images take to read; see :func:`~nc_finetune.data.workers.choose_workers`.
+        transform: Augmentation of each training image where it is read, uint8 tensor in and out.
+        batch_transform: Augmentation of training batches on the device: takes uint8 ``(N, 3, H, W)``, returns uint8
+            or floats in 0...1. It must draw numbers for each image, as :class:`~nc_finetune.data.RandomCropFlip`,
+            :class:`~nc_finetune.data.PerImage` around a transform of torchvision, and kornia's do.
         interpolation: Filter for resizing.
         image_column: Column of the images in a table; ``None`` finds it.
         label_column: Column of the labels in a table; ``None`` finds it.
@@ -100,8 +106,9 @@ class ImageData(L.LightningDataModule):
         test_size: int | float = 0.2,
         max_test_images: int | None = None,
         batch_size: int = 32,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         transform: Transform | None = None,
+        batch_transform: Transform | None = None,
         interpolation: str = "bicubic",
         image_column: str | None = None,
         label_column: str | None = None,
@@ -136,6 +143,7 @@ class ImageData(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.transform = transform
+        self.batch_transform = batch_transform
         self.interpolation = interpolation
         self.columns = (image_column, label_column)
         self.on_bad_image: OnBadImage = on_bad_image
@@ -143,6 +151,7 @@ class ImageData(L.LightningDataModule):
         self.pixel_cache = pixel_cache
         self._training: TrainingLoader | None = None
         self._resumed: dict[str, int] | None = None
+        self._chosen_workers: dict[str, int] = {}
 
     @cached_property
     def data(self) -> Source:
@@ -215,9 +224,10 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches, in an order that depends on torch's seed and the epoch alone."""
         images, (ranks, rank) = self.train_set, self._ranks
+        loading = self._loading(images, "training")
         weights = balancing_weights(images.labels) if self.balance_classes else None
         order = TrainingOrder(images, seed=torch.initial_seed(), ranks=ranks, rank=rank, weights=weights)
-        self._training = TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading)
+        self._training = TrainingLoader(images, sampler=order, generator=torch.Generator(), **loading)
         if self._resumed is not None:
             self._training.load_state_dict(self._resumed)
             self._resumed = None
@@ -240,7 +250,21 @@ class ImageData(L.LightningDataModule):
         images, (ranks, rank) = self._images(split), self._ranks
         # Each image on one process alone: repeated ones would count twice.
         sampler = UnrepeatedDistributedSampler(images, num_replicas=ranks, rank=rank, shuffle=False)
-        return SkippingLoader(images, sampler=sampler if ranks > 1 else None, **self._loading)
+        return SkippingLoader(images, sampler=sampler if ranks > 1 else None, **self._loading(images, split))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch where it is: by the seed, the epoch and the batch's number alone."""
+        if self.batch_transform is None or self._training is None or not (self.trainer and self.trainer.training):
+            return batch
+        images, labels = batch
+        if not isinstance(images, Tensor):  # what a PrefixCache has kept of augmented images
+            return batch
+        (ranks, rank), number = self._ranks, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        order: Any = self._training.sampler
+        # Downwards: upwards are the seeds of single images.
+        seed = (order.epoch_seed - 1 - rank - ranks * number) % 2**63
+        with numbers_drawn_from(seed, images.device):
+            return self.batch_transform(images), labels
 
     def bad_images(self) -> list[BadImage]:
         """Return the images that were left out so far; those of other processes (DDP) are not among them."""
@@ -290,15 +314,26 @@ class ImageData(L.LightningDataModule):
         """Number of processes, and which this is."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    @property
-    def _loading(self) -> dict[str, Any]:
+    def _loading(self, images: LabelledImages, name: str) -> dict[str, Any]:
+        workers = self.num_workers
+        if workers is None:
+            if name not in self._chosen_workers:
+                self._chosen_workers[name] = choose_workers(images, self.trainer.num_devices if self.trainer else 1)
+            workers = self._chosen_workers[name]
         return {
             "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": self._on_gpu,
             "collate_fn": collate,
         }
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether batches go to a GPU: memory pinned for nothing is memory that the system cannot move."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return self.trainer.strategy.root_device.type == "cuda"
 
     @cached_property
     def _bad(self) -> dict[str, Tensor]:

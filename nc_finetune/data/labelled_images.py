@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
 from nc_finetune.files import write_text_atomically
 
-Transform = Callable[[Tensor], Tensor]
+# Returns a tensor; to jsonargparse a class there would say that the callable builds objects of it.
+Transform = Callable[[Tensor], Any]
 OnBadImage = Literal["raise", "skip"]
 Sample = tuple[Tensor, "int | Tensor"]
 
@@ -132,11 +134,13 @@ class LabelledImages(Dataset[Sample]):
             ) from error
 
     def _augmented(self, image: Tensor, item: int | Drawn) -> Tensor:
-        if self.transform is None or isinstance(item, int):
-            return image if self.transform is None else self.transform(image)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(item.seed)
-            return self.transform(image)
+        if self.transform is None:
+            return image
+        with torch.random.fork_rng(devices=[]) if isinstance(item, Drawn) else nullcontext():
+            if isinstance(item, Drawn):
+                torch.manual_seed(item.seed)
+            augmented: Tensor = self.transform(image)
+        return augmented
 
     def _or_none(self, item: int | Drawn) -> Sample | None:
         """Return an image, or mark it as bad."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Beyond so many, the spectrum of features is flat enough.
+_AXES = 128
 
 
 @dataclass(frozen=True)
@@ -74,38 +78,63 @@ def logistic_path(
     mean = features.mean(0)
     centred = features - mean
     scale = centred.square().mean().sqrt().clamp(min=torch.finfo(features.dtype).tiny)
-    basis, coordinates, spread = _principal_axes(centred / scale)
-    weight, bias = features.new_zeros(num_classes, len(spread)), features.new_zeros(num_classes)
+    centred /= scale
+    axes, spread, rest = _steep_axes(centred)
+    solutions = [centred.new_zeros(num_classes, centred.shape[1] + 1)] * 2
     path = []
     for penalty in sorted(l2, reverse=True):
-        # About the curvature along each axis: in these units every direction is equally steep.
-        steepness = (spread / 2 + penalty).sqrt()
-        start = torch.cat([weight * steepness, bias[:, None]], dim=1)
-        solved, loss = _minimise(coordinates / steepness, labels, penalty / steepness.square(), start, limits)
-        weight, bias = solved[:, :-1] / steepness, solved[:, -1]
-        full = weight @ basis.T / scale
-        path.append(LinearFit(penalty, full, bias - full @ mean, loss))
+        # About the curvature along each axis, and across them: in these units every direction is equally steep.
+        units = _Units(axes, (spread / 2 + penalty).sqrt(), (rest / 2 + penalty).sqrt())
+        # Solutions move steadily along the path: the next lies about as far on.
+        ahead = 2 * solutions[-1] - solutions[-2]
+        solved, loss = _minimise(centred, labels, penalty, ahead, units, limits)
+        solutions.append(solved)
+        weight = solved[:, :-1] / scale
+        path.append(LinearFit(penalty, weight, solved[:, -1] - weight @ mean, loss))
     return path
 
 
-def _principal_axes(centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an orthonormal basis of the features, their coordinates in it, and their mean square along each axis."""
-    wide = centred.shape[1] > len(centred)
-    gram = (centred @ centred.T if wide else centred.T @ centred).double() / len(centred)
-    squares, axes = torch.linalg.eigh(gram)
-    kept = squares > squares[-1] * torch.finfo(centred.dtype).eps
-    squares, axes = squares[kept].to(centred.dtype), axes[:, kept].to(centred.dtype)
-    if wide:
-        axes = centred.T @ axes / (squares * len(centred)).sqrt()
-    return axes, centred @ axes, squares
+class _Units(NamedTuple):
+    """Units of weights in which the objective is about equally steep along axes and across them."""
+
+    axes: Tensor
+    along: Tensor
+    across: Tensor
+
+    def to(self, weight: Tensor) -> Tensor:
+        """Bring weights of shape ``(K, D)`` to these units."""
+        return weight * self.across + weight @ self.axes * (self.along - self.across) @ self.axes.T
+
+    def back(self, weight: Tensor) -> Tensor:
+        """Bring them back."""
+        return weight / self.across + weight @ self.axes * (1 / self.along - 1 / self.across) @ self.axes.T
+
+
+def _steep_axes(centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return axes along which the features spread most, their mean square along each, and that across all of them.
+
+    Two rounds of subspace iteration are near enough for units, and cost no eigenvalues of a D x D matrix.
+    """
+    samples, width = centred.shape
+    number = min(_AXES, samples, width)
+    found = torch.randn(width, number, generator=torch.Generator().manual_seed(0)).to(centred)
+    for _ in range(2):
+        found = torch.linalg.qr(centred.T @ (centred @ found)).Q
+    inside = centred @ found
+    squares, turned = torch.linalg.eigh((inside.T @ inside).double() / samples)
+    spread = squares.clamp(min=0).to(centred.dtype)
+    rest = (centred.square().sum() / samples - spread.sum()).clamp(min=0) / max(width - number, 1)
+    return found @ turned.to(centred.dtype), spread, rest
 
 
 @torch.inference_mode(False)
-@torch.enable_grad()
+@torch.no_grad()
 def _minimise(
-    features: Tensor, labels: Tensor, penalties: Tensor, start: Tensor, limits: tuple[int, float]
+    features: Tensor, labels: Tensor, penalty: float, start: Tensor, units: _Units, limits: tuple[int, float]
 ) -> tuple[Tensor, float]:
-    parameters = start.clone().requires_grad_()
+    """Return weights and biases, shape ``(K, D + 1)``, and their cross-entropy."""
+    # Made here: what comes from inference mode cannot be a parameter.
+    parameters = torch.cat([units.to(start[:, :-1]), start[:, -1:]], dim=1).clone()
     iterations, tolerance = limits
     solver = torch.optim.LBFGS(
         [parameters],
@@ -115,16 +144,27 @@ def _minimise(
         history_size=10,
         line_search_fn="strong_wolfe",
     )
+    targets = F.one_hot(labels, len(start)).to(features)
 
-    def cross_entropy() -> Tensor:
-        return F.cross_entropy(F.linear(features, parameters[:, :-1], parameters[:, -1]), labels)
+    def solution() -> Tensor:
+        return torch.cat([units.back(parameters[:, :-1]), parameters[:, -1:]], dim=1)
+
+    def log_probabilities(solved: Tensor) -> Tensor:
+        return torch.log_softmax(F.linear(features, solved[:, :-1], solved[:, -1]), dim=1)
+
+    def cross_entropy(log_p: Tensor) -> Tensor:
+        return F.nll_loss(log_p, labels)
 
     def objective() -> Tensor:
-        solver.zero_grad()
-        loss = cross_entropy() + (penalties * parameters[:, :-1].square()).sum() / 2
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        solved = solution()
+        log_p = log_probabilities(solved)
+        # By hand: a graph of so small products costs as much as they do.
+        error = (log_p.exp() - targets) / len(labels)
+        weight = solved[:, :-1]
+        slope = units.back(error.T @ features + penalty * weight)
+        parameters.grad = torch.cat([slope, error.sum(0)[:, None]], dim=1)
+        return cross_entropy(log_p) + penalty / 2 * weight.square().sum()
 
     solver.step(objective)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return parameters.detach(), float(cross_entropy())
+    solved = solution()
+    return solved, float(cross_entropy(log_probabilities(solved)))

@@ -45,12 +45,13 @@ def subset_batches(data: ImageData, split: str, number: int | None = None, seed:
     Returns:
         A loader of ``(images, labels)``.
     """
-    images: Dataset[tuple[Tensor, int]] = data.eval_dataloader(split).dataset
+    loader = data.eval_dataloader(split)
+    images: Dataset[tuple[Tensor, int]] = loader.dataset
     total = len(images)  # type: ignore[arg-type]
     if number is not None and number < total:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         images = Subset(images, sorted(order[:number].tolist()))
-    return DataLoader(images, batch_size=data.batch_size, num_workers=data.num_workers)
+    return DataLoader(images, batch_size=data.batch_size, num_workers=loader.num_workers)
 
 
 @torch.no_grad()

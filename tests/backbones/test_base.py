@@ -123,3 +123,12 @@ def test_pooling_knows_the_tokens_of_the_network(has_class_token: bool, expected
 
 def test_pooling_knows_the_layout_of_the_network() -> None:
     assert TinyBackbone(maps_channels_last=True).pool(torch.zeros(1, 2, 2, 7)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(("net", "given", "expected"), [("test_resnet", False, False), ("test_resnet", None, True)])
+def test_channels_last_can_be_turned_off(net: str, given: bool | None, expected: bool) -> None:
+    backbone = TimmBackbone(net, None, channels_last=given)
+    weight = backbone.get_layer("layer2.0").conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+    assert weight.is_contiguous() != expected
+    assert backbone.normalize(torch.rand(2, 3, 8, 8)).is_contiguous() != expected

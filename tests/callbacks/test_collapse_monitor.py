@@ -8,7 +8,7 @@ from plain_module import CLASSES, PlainModule, make_loader
 from reference import neural_collapse as reference
 from torch import Tensor, nn
 
-from nc_finetune.callbacks import CollapseMonitor
+from nc_finetune.callbacks import CollapseMonitor, layer_sums
 
 
 def features_by_hand(model: PlainModule, layer: nn.Module, take_input: bool = False) -> tuple[Any, Any]:
@@ -67,11 +67,15 @@ def test_one_layer_has_no_slope(make_trainer: TrainerFactory) -> None:
     assert not [key for key in row if "separation" in key]
 
 
-def test_a_second_pass_is_all_that_it_costs(make_trainer: TrainerFactory) -> None:
+@pytest.mark.parametrize(("kept", "passes"), [(22, 1), (21, 2)])
+def test_one_pass_is_all_that_it_costs_or_two_where_features_are_too_many_to_keep(
+    make_trainer: TrainerFactory, monkeypatch: pytest.MonkeyPatch, kept: int, passes: int
+) -> None:
+    monkeypatch.setattr(layer_sums, "max_kept_samples", lambda width: kept)
     plain = PlainModule()
     make_trainer().fit(plain, make_loader(), make_loader())
     model, _ = fit(make_trainer)
-    assert model.images_seen - plain.images_seen == 2 * 22
+    assert model.images_seen - plain.images_seen == passes * 22
 
 
 def test_a_classifier_without_weight_leaves_nc3_and_nc4_out(make_trainer: TrainerFactory) -> None:

@@ -61,18 +61,41 @@ def test_a_view_does_not_hold_the_output_it_is_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("measures", "scatter", "again"),
+    ("measures", "limit", "kept", "scatter", "again"),
     [
-        (("nc1",), False, False),
-        (("trace_ratio", "cdnv"), False, False),
-        (("nc1", "vci"), True, False),
-        (("nc1", "ncc_accuracy"), False, True),
+        (("nc1",), 31, True, False, False),
+        (("trace_ratio", "cdnv"), 31, False, False, False),
+        (("nc1", "vci"), 31, False, True, False),
+        (("nc1", "ncc_accuracy"), 31, True, False, False),
+        (("nc1",), 4, False, True, False),
+        (("nc1", "ncc_accuracy"), 4, False, False, True),
     ],
 )
-def test_a_scatter_is_there_only_where_it_is_needed(measures: Any, scatter: bool, again: bool) -> None:
+def test_a_scatter_and_a_second_pass_are_there_only_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, measures: Any, limit: int, kept: bool, scatter: bool, again: bool
+) -> None:
+    monkeypatch.setattr(layer_sums, "max_kept_samples", lambda width: limit)
     sums = make_sums(*measures)
     sums.add(*make_batches()[0], 0)
-    assert (sums.is_folded, sums.needs_second_pass) == (scatter, again)
+    assert sums.metric is not None
+    assert (not sums.is_folded, not sums.metric.wide, sums.needs_second_pass) == (kept, scatter, again)
+
+
+@pytest.mark.parametrize("limit", [31, 30, 1])
+def test_nearest_centres_are_the_same_from_what_was_kept_and_from_a_second_pass(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(layer_sums, "max_kept_samples", lambda width: limit)
+    sums = make_sums("nc1", "ncc_accuracy")
+    for number, batches in enumerate((make_batches(), make_batches())):
+        if number and sums.needs_second_pass:
+            sums.begin_second_pass()
+        for batch, (features, labels) in enumerate(batches if not number or sums.second_pass else []):
+            sums.add(features, labels, batch)
+    features, labels = (torch.cat(part).double().numpy() for part in zip(*make_batches(), strict=True))
+    decided = reference.ncc_decisions(features, reference.class_means(features, labels.astype(int), CLASSES))
+    expected = {"nc1": by_hand(), "ncc_accuracy": float((decided == labels).mean())}
+    assert sums.compute() == {name: pytest.approx(value, rel=1e-9) for name, value in expected.items()}
 
 
 def test_a_failure_to_compute_is_kept() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from nc_finetune import LayerwiseNC1
-from nc_finetune.callbacks import CollapseMonitor
+from nc_finetune.callbacks import CollapseMonitor, layer_sums
 
 
 def fit(
@@ -177,7 +177,10 @@ def test_overfitting_measures_the_batches_that_are_overfitted(make_trainer: Trai
     assert callback.values["penultimate"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_data_that_come_only_once_are_no_second_pass(make_trainer: TrainerFactory) -> None:
+def test_data_that_come_only_once_are_no_second_pass(
+    make_trainer: TrainerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_sums, "max_kept_samples", lambda width: 1)
     callback = CollapseMonitor(train_dataloader=iter(list(make_loader())))
     with pytest.warns(UserWarning, match="second pass must see what the first saw: 22 samples, got 0"):
         make_trainer(callback).fit(PlainModule(), make_loader())

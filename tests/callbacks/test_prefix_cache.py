@@ -1,6 +1,10 @@
 """The cache of a frozen prefix: equal losses, and what happens where it cannot be kept."""
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +16,11 @@ import pytest
 import torch
 from plain_module import PlainModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
 from nc_finetune.backbones import TimmBackbone
-from nc_finetune.callbacks import PrefixCache
+from nc_finetune.callbacks import CollapseMonitor, PrefixCache
 from nc_finetune.methods import (
     FinetuningMethod,
     FullFinetuning,
@@ -162,6 +166,99 @@ def test_a_kill_leaves_nothing_that_is_read(fit: Callable[..., Losses], tmp_path
     assert fit(make_model(), PrefixCache(str(tmp_path))).train == fit(make_model()).train
 
 
+def fit_until_killed(folder: str) -> None:
+    from nc_finetune.cache import FileWriter
+
+    append, written = FileWriter.append, []
+
+    def killed(self: FileWriter, batch: Any) -> None:
+        append(self, batch)
+        written.append(1)
+        if len(written) == 2:
+            for file in self._files.values():
+                file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    FileWriter.append = killed  # type: ignore[method-assign]
+    fit_alone(folder)
+
+
+def fit_alone(folder: str, barrier: Any = None) -> list[float]:
+    """Fit as the fixture does, in a process of its own; wait for others before a store gets its name."""
+    from nc_finetune.cache import FileWriter
+
+    finish = FileWriter.finish
+
+    def together(self: FileWriter) -> Any:
+        barrier.wait(60)
+        return finish(self)
+
+    if barrier is not None:
+        FileWriter.finish = together  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (9, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    loader = DataLoader(TensorDataset(images, torch.arange(9) % 3), batch_size=4, shuffle=True)
+    losses = Losses()
+    L.seed_everything(1, verbose=False)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    caches = [PrefixCache(folder, splits=["train"])] if folder else []
+    L.Trainer(max_epochs=2, accelerator="cpu", callbacks=[losses, *caches], **quiet).fit(make_model(), loader)
+    return losses.train
+
+
+def fit_and_tell(folder: str, barrier: Any, told: Any) -> None:
+    told.put(fit_alone(folder, barrier))
+
+
+def test_a_run_that_was_killed_within_the_fill_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=fit_until_killed, args=(str(tmp_path),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (partial_folder,) = tmp_path.iterdir()
+    assert partial_folder.name.endswith(".tmp")
+    assert sum(path.stat().st_size for path in partial_folder.iterdir()) > 0
+    assert fit_alone(str(tmp_path)) == fit_alone("")
+    whole = [path for path in tmp_path.iterdir() if path != partial_folder]
+    assert len(whole) == 1
+    times = {path: path.stat().st_mtime_ns for path in whole[0].iterdir()}
+    assert fit_alone(str(tmp_path)) == fit_alone("")
+    assert {path: path.stat().st_mtime_ns for path in whole[0].iterdir()} == times
+
+
+def test_two_runs_fill_one_folder_at_once(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier, told = fork.Barrier(2), fork.Queue()
+    processes = [fork.Process(target=fit_and_tell, args=(str(tmp_path), barrier, told)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [told.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert found[0] == found[1] == fit_alone("")
+    (kept,) = tmp_path.iterdir()  # neither run's leftovers
+    assert (kept / "meta.json").is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the system")
+def test_a_file_that_cannot_grow_leaves_the_run_as_it_is(fit: Callable[..., Losses], tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    plain = fit(make_model())
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # of 9 * 8 kB
+        with pytest.warns(UserWarning, match=r"File too large.*goes on without it") as caught:
+            losses = fit(make_model(), PrefixCache(str(tmp_path), splits=["train"]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert losses.train == plain.train
+    assert len([warning for warning in caught if "PrefixCache" in str(warning.message)]) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_leaves_the_run_as_it_is(fit: Callable[..., Losses], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     cache = PrefixCache(str(tmp_path / "file" / "cache"), splits=["train"])
@@ -237,6 +334,18 @@ def test_measured_layers_are_the_same(fit: Callable[..., Losses]) -> None:
     fit(make_model(), beside, cache)
     assert beside.history == plain.history
     assert cache.stored_bytes.keys() == {"train"}  # the validation loop is measured on images
+
+
+def test_both_measuring_callbacks_see_the_same_beside_a_cache(fit: Callable[..., Losses]) -> None:
+    def run(*caches: L.Callback) -> tuple[list[Any], list[Any], Losses]:
+        monitor, nc1 = CollapseMonitor(every_n_epochs=1), LayerwiseNC1(every_n_epochs=1)
+        losses = fit(make_model(), monitor, nc1, *caches)
+        return monitor.history, nc1.history, losses
+
+    kept, plain = run(PrefixCache()), run()
+    assert len(plain[0]) == len(plain[1]) == 3
+    assert kept[:2] == plain[:2]
+    assert kept[2].train == plain[2].train
 
 
 def test_a_run_resumes_from_its_checkpoint(

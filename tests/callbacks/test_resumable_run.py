@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier, ImageData
 from nc_finetune.callbacks import ResumableRun, RunInterruptedError
+from nc_finetune.data import RandomCropFlip
 
 EPOCHS, STEPS = 3, 4  # 56 images in batches of 16, the last one smaller
 
@@ -50,6 +51,7 @@ def fit(
         train_share=0.0432,
         val_size=30,
         transform=brighten,
+        batch_transform=RandomCropFlip(),
         num_workers=workers,
     )
     model = ImageClassifier("test_resnet", 10, weights=None, head=dropout_head)

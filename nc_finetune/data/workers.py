@@ -1,0 +1,56 @@
+"""How many processes read images."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from nc_finetune.data.labelled_images import Drawn, LabelledImages
+
+# More seldom help, and each holds a copy of what the process has.
+MOST_WORKERS = 8
+# Starting processes takes about as long as this.
+WORTHWHILE_SECONDS = 1.0
+_TRIED = 4
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may run on, which in a container are fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+
+
+def choose_workers(images: LabelledImages, processes: int = 1) -> int:
+    """Choose how many processes read a split.
+
+    None where reading all of it takes less than a second, as of small images or those that a pixel cache holds, and
+    where no core is to spare; otherwise one for each core that is left beside the training processes, at most 8. What
+    is read, and in which order, does not depend on it.
+
+    Args:
+        images: The split; a few images from all over it are read.
+        processes: Training processes on this machine.
+
+    Example:
+        >>> from nc_finetune.data import ImageData
+        >>> choose_workers(ImageData("sklearn:digits", image_size=16).test_set, processes=10_000)
+        0
+    """
+    spare = min(usable_cores() // processes - 1, MOST_WORKERS)
+    if spare < 1 or _seconds_to_read(images) < WORTHWHILE_SECONDS:
+        return 0
+    return spare
+
+
+def _seconds_to_read(images: LabelledImages) -> float:
+    step = max(len(images) // _TRIED, 1)
+    tried = range(0, len(images), step)[:_TRIED]
+    start = time.perf_counter()
+    try:
+        for item in tried:
+            images[Drawn(item, seed=0)]  # with a seed, it leaves the random numbers alone
+    except ValueError:  # it does not decode, and is told of when its turn comes
+        return 0.0
+    return (time.perf_counter() - start) * len(images) / max(len(tried), 1)
