@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.benchmark.folder import lock_folder, look_into, remove_leftovers, set_aside
-from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, HeadSpec, split_size
+from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, HeadSpec, LossSpec, split_size
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
@@ -215,13 +215,13 @@ def _options(cell: Cell) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _choices(data: ImageData) -> dict[str, KeyLayerChoice]:
-    """Return what was chosen on a sample, by the run it was chosen for but for its head."""
+    """Return what was chosen on a sample, by the run it was chosen for but for its head and loss."""
     return {}
 
 
 def _choose(cell: Cell, data: ImageData) -> KeyLayerChoice:
-    """Choose the key layer once for all heads."""
-    known, name = _choices(data), replace(cell, head=HeadSpec()).run_id
+    """Choose the key layer once for all heads and losses."""
+    known, name = _choices(data), replace(cell, head=HeadSpec(), loss=LossSpec()).run_id
     if name not in known:
         known[name] = _choose_by_trials(cell, data)
     return known[name]
