@@ -9,6 +9,7 @@ from typing import Literal
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from nc_finetune.callbacks.evaluation import refuse_sharded
 from nc_finetune.delta_file import record_base, save_delta
 
 
@@ -65,7 +66,8 @@ class DeltaCheckpoint(ModelCheckpoint):
         self.resumable = resumable
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Hash the weights before they are tuned."""
+        """Hash the weights before they are tuned; refuse those that are in shares."""
+        refuse_sharded(trainer, type(self).__name__)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             record_base(pl_module)

@@ -25,9 +25,8 @@ def refuse_sharded(trainer: L.Trainer, name: str) -> None:
     third_stage = isinstance(zero, dict) and zero.get("zero_optimization", {}).get("stage") == 3
     if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) or third_stage:
         raise ValueError(
-            f"{name} measures where every process holds the whole network (one device, or DDP), got"
-            f" {type(strategy).__name__}, which shards it; measure the checkpoint afterwards, with trainer.validate on"
-            " one device"
+            f"{name} needs the whole network in every process (one device, or DDP), got {type(strategy).__name__}, "
+            "which shards it; leave it out, and take the checkpoint to one device afterwards, e.g. for trainer.validate"
         )
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from nc_finetune.backbones import SplitBackbone, SplitError
 from nc_finetune.cache import CachedRows
 from nc_finetune.callbacks.collapse_callback import CollapseCallback
-from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
+from nc_finetune.callbacks.evaluation import evaluating, random_state_kept, refuse_sharded
 from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import Transform
@@ -94,7 +94,8 @@ class PrefixCache(L.Callback):
         self._contexts = ExitStack()
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse modules that do not say where they can be cut."""
+        """Refuse modules that do not say where they can be cut, and networks in shares."""
+        refuse_sharded(trainer, type(self).__name__)
         if not hasattr(pl_module, "split_prefix"):
             raise TypeError(f"PrefixCache needs an ImageClassifier, got {type(pl_module).__name__}")
 

@@ -141,5 +141,5 @@ def test_a_module_without_forward_is_measured_by_its_network(make_trainer: Train
 
 def test_strategies_that_shard_are_refused() -> None:
     trainer: Any = SimpleNamespace(strategy=object.__new__(FSDPStrategy))
-    with pytest.raises(ValueError, match=r"LayerwiseNC1 measures where every process holds .* got FSDPStrategy"):
+    with pytest.raises(ValueError, match=r"LayerwiseNC1 needs the whole network in every process .* got FSDPStrategy"):
         LayerwiseNC1().setup(trainer, PlainModule(), "fit")
