@@ -21,7 +21,7 @@ from nc_finetune.cache import CachedRows
 from nc_finetune.callbacks.collapse_callback import CollapseCallback
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept, refuse_sharded
 from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
-from nc_finetune.data import ImageData
+from nc_finetune.data import ImageData, LabelledImages
 from nc_finetune.data.labelled_images import Transform
 
 _LOOKED_AT = 4
@@ -164,6 +164,7 @@ class PrefixCache(L.Callback):
             budget=None if self.budget_gb is None else int(self.budget_gb * GIGABYTE),
             views=self.views if split == "train" else None,
             batch_transform=_batch_transform(trainer) if split == "train" else None,
+            identity=_identity(trainer, loader) if split == "val" or self.views is None else None,
         )
         self.fill_seconds[split] = 0.0
         try:
@@ -227,6 +228,14 @@ def _check_usable(trainer: Any, pl_module: Any) -> DataLoader[Any]:
 def _batch_transform(trainer: Any) -> Transform | None:
     datamodule = getattr(trainer, "datamodule", None)
     return datamodule.batch_transform if isinstance(datamodule, ImageData) else None
+
+
+def _identity(trainer: Any, loader: DataLoader[Any]) -> str | None:
+    """Say which images a loader gives, where its datamodule knows without decoding them."""
+    datamodule, images = getattr(trainer, "datamodule", None), loader.dataset
+    if not isinstance(datamodule, ImageData) or type(images) is not LabelledImages:
+        return None
+    return datamodule.identity(images)
 
 
 def _first_images(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:

@@ -51,6 +51,7 @@ class PrefixFill:
         budget: The most bytes to keep; ``None`` is half of what is free.
         views: How often each sample is read, where it comes out at random; ``None`` is once, as it is.
         batch_transform: Applied to batches on the device.
+        identity: A text that is the same for the same pixels and labels; ``None`` hashes them all.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class PrefixFill:
         budget: int | None,
         views: int | None,
         batch_transform: Transform | None = None,
+        identity: str | None = None,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -75,6 +77,7 @@ class PrefixFill:
         self.is_drawn = views is not None
         self.views = views or 1
         self.batch_transform = batch_transform
+        self.identity = identity
         self._size = len(loader.dataset)  # type: ignore[arg-type]
 
     @staticmethod
@@ -89,23 +92,40 @@ class PrefixFill:
             CannotKeepError: If it does not fit into the budget, or images are of other sizes or do not decode.
             OSError: If the folder is not writable or full.
         """
-        layouts = self._layouts()
-        self._check_room(layouts)
         if self.folder is None:
+            layouts = self._layouts_with_room()
             return CachedRows([self._fill(MemoryWriter(layouts, self._share() * self.views))], self.loader, self.views)
-        rank, ranks, key = self.trainer.global_rank, self.trainer.world_size, self._key()
+        ranks, key = self.trainer.world_size, self._key()
         places = [self.folder / f"{key}-{number + 1}of{ranks}" for number in range(ranks)]
-        failed: OSError | None = None
-        try:
-            if self._find(places[rank]) is None:
-                self._fill(FileWriter(layouts, places[rank]))
-        except OSError as error:
-            failed = error
+        failed = self._find_or_fill(places[self.trainer.global_rank])
         done = self.trainer.strategy.reduce_boolean_decision(failed is None, all=True)
         stores = [store for place in places if (store := open_store(place)) is not None]
         if failed is not None or not done or len(stores) != ranks:
             raise OSError(f"the cache could not be kept in {self.folder} ({failed or 'another process failed'})")
         return CachedRows(stores, self.loader, self.views)
+
+    def _find_or_fill(self, place: Path) -> OSError | None:
+        """Return why it came to nothing, so that no process waits for another that has failed."""
+        found: FeatureStore | None = None
+        failed: OSError | None = None
+        try:
+            found = self._find(place)
+        except OSError as error:
+            failed = error
+        if self.trainer.strategy.reduce_boolean_decision(found is not None, all=True):
+            return None  # what is there already needs no room
+        layouts = self._layouts_with_room()
+        if found is None and failed is None:
+            try:
+                self._fill(FileWriter(layouts, place))
+            except OSError as error:
+                failed = error
+        return failed
+
+    def _layouts_with_room(self) -> dict[str, RowLayout]:
+        layouts = self._layouts()
+        self._check_room(layouts)
+        return layouts
 
     def _layouts(self) -> dict[str, RowLayout]:
         """Look at one batch."""
@@ -187,9 +207,7 @@ class PrefixFill:
 
     def _key(self) -> str:
         """Hash everything that decides what is kept, the pixels of the first view among it."""
-        with random_state_kept():
-            _seed(0)
-            pixels = _gather(hash_batches(self._batches()), self.trainer.world_size)
+        pixels = [self.identity] if self.identity is not None else self._pixels()
         parts = (
             self.module.prefix_key(),
             pixels,
@@ -202,6 +220,12 @@ class PrefixFill:
             self.split.pooling,
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
+
+    def _pixels(self) -> list[str]:
+        """Hash each process's share."""
+        with random_state_kept():
+            _seed(0)
+            return _gather(hash_batches(self._batches()), self.trainer.world_size)
 
 
 def read_share(loader: DataLoader[Any], share: Sequence[int], num_workers: int = 0) -> Iterator[Any]:

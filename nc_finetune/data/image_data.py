@@ -24,6 +24,7 @@ from nc_finetune.data.labelled_images import (
     Transform,
     bad_images,
     collate,
+    pixels_identity,
     shared_flags,
     write_bad_images,
 )
@@ -177,6 +178,19 @@ class ImageData(L.LightningDataModule):
     def fingerprint(self) -> str:
         """Hash of the labels and images of the source."""
         return self.data.fingerprint()
+
+    def identity(self, images: LabelledImages) -> str | None:
+        """Say which pixels and labels come of some images, without decoding one.
+
+        Args:
+            images: As ``train_set`` gives them.
+
+        Returns:
+            A text that is the same for the same pixels and labels; ``None`` where that is not known: for images of
+            another source, or with a transform.
+        """
+        tables = [name for name, table in self.data.splits.items() if table is images.table]
+        return pixels_identity(images, f"{self.fingerprint} {tables[0]}") if tables else None
 
     @property
     def splits_hash(self) -> str:

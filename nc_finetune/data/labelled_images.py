@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from nc_finetune.csv_text import csv_text
 from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
+from nc_finetune.data.transforms import DecodeAndResize
 from nc_finetune.files import write_text_atomically
 
 # Returns a tensor; to jsonargparse a class there would say that the callable builds objects of it.
@@ -159,6 +161,29 @@ class LabelledImages(Dataset[Sample]):
         target = torch.zeros(self.num_classes, dtype=torch.int64)
         target[list(self.table.label_sets[row])] = 1
         return target
+
+
+def pixels_identity(images: LabelledImages, table: str) -> str | None:
+    """Say which pixels and labels come of images, without decoding one.
+
+    Args:
+        images: The images.
+        table: Which table they are in: a hash of what it holds.
+
+    Returns:
+        A hash that is the same for the same pixels and labels; ``None`` with a transform, or a decoder of one's own.
+    """
+    if images.transform is not None or not isinstance(images.decode, DecodeAndResize):
+        return None
+    parts = (table, list(images.indices), images.decode.identity, _written(images))
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def _written(images: LabelledImages) -> list[int]:
+    """Return when the files of images were written: of files, the hash of a table knows names and sizes alone."""
+    if images.table.encoded(images.indices[0])["bytes"] is not None:
+        return []
+    return [Path(images.table.encoded(row)["path"]).stat().st_mtime_ns for row in images.indices]
 
 
 def shared_flags(size: int) -> Tensor:

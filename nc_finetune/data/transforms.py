@@ -99,6 +99,9 @@ class DecodeAndResize:
         image_size: Height and width of the result in pixels.
         interpolation: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``; antialiased.
 
+    Attributes:
+        identity: A text that is the same for the same arguments.
+
     Example:
         >>> import io
         >>> from PIL import Image
@@ -112,6 +115,7 @@ class DecodeAndResize:
     def __init__(self, image_size: int, interpolation: str = "bicubic") -> None:
         from torchvision.transforms import v2
 
+        self.identity = f"{image_size} {interpolation}"
         self._resize = v2.Compose(
             [
                 v2.Resize(image_size, interpolation=v2.InterpolationMode(interpolation), antialias=True),

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from PIL import Image
 from plain_module import PlainModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.callbacks import CollapseMonitor, PrefixCache
+from nc_finetune.data import LabelledImages
 from nc_finetune.methods import (
     FinetuningMethod,
     FullFinetuning,
@@ -481,3 +483,60 @@ def test_a_fused_optimizer_comes_out_the_same(fit: Callable[..., Losses]) -> Non
     fused = partial(torch.optim.AdamW, fused=True)
     plain, kept = (fit(make_model(optimizer=fused), *caches).train for caches in ([], [PrefixCache()]))
     assert kept == plain
+
+
+def test_images_that_are_known_are_decoded_once_for_the_cache_and_never_for_what_is_there(
+    make_trainer: TrainerFactory, tmp_path: Path, monkeypatch: Any
+) -> None:
+    decoded: list[int] = []
+    decode = LabelledImages._decoded
+    monkeypatch.setattr(LabelledImages, "_decoded", lambda self, row: decoded.append(row) or decode(self, row))
+
+    def run(**options: Any) -> int:
+        L.seed_everything(2, verbose=False)
+        model = ImageClassifier("test_resnet", 10, weights=None, method=LayerFinetuning("layer2.0"))
+        data = ImageData("sklearn:digits", samples_per_class=4, val_size=20, **{"image_size": 32, **options})
+        decoded.clear()
+        make_trainer(PrefixCache(str(tmp_path), splits=["train"]), limit_val_batches=0).fit(model, datamodule=data)
+        return len(decoded)
+
+    tried = 50  # first images: for shapes, for the cut, for what is random, and for the number of workers
+    assert 40 <= run() <= 40 + tried
+    assert run() <= tried
+    assert len(list(tmp_path.iterdir())) == 1
+    for other in ({"image_size": 48}, {"seed": 1}, {"interpolation": "nearest"}):
+        assert run(**other) >= 40
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_is_there_already_needs_no_room(fit: Callable[..., Losses], tmp_path: Path) -> None:
+    fit(make_model(), PrefixCache(str(tmp_path), splits=["train"]))
+    cache = PrefixCache(str(tmp_path), splits=["train"], budget_gb=1e-9)
+    fit(make_model(), cache)
+    assert cache.stored_bytes["train"] > 0
+
+
+def test_a_file_that_was_written_anew_is_not_mistaken_for_the_one_before(
+    make_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    for number in range(12):
+        path = tmp_path / "images" / f"class{number % 2}" / f"{number}.bmp"  # all of one size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(path)
+
+    def stores() -> int:
+        model = ImageClassifier("test_resnet", 2, weights=None, method=LayerFinetuning("layer2.0"))
+        data = ImageData(str(tmp_path / "images"), image_size=32, val_size=2, test_size=2)
+        cache = PrefixCache(str(tmp_path / "cache"), splits=["train"])
+        make_trainer(cache, limit_val_batches=0).fit(model, datamodule=data)
+        return len(list((tmp_path / "cache").iterdir()))
+
+    torch.manual_seed(0)
+    assert stores() == 1
+    torch.manual_seed(0)
+    assert stores() == 1
+    for path in (tmp_path / "images").rglob("*.bmp"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+    torch.manual_seed(0)
+    assert stores() == 2
