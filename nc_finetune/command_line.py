@@ -74,7 +74,10 @@ def folder_parser() -> argparse.ArgumentParser:
     _add_model(parser)
     parser.add_argument("folder", type=Path, help="images, in any depth")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions.csv"), help="file to write, a line an image (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("predictions.csv"),
+        help="file to write, a line an image (default: %(default)s)",
     )
     _add_batch_size(parser)
     parser.add_argument(

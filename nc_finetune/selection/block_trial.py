@@ -17,7 +17,7 @@ from nc_finetune.functional import class_statistics, nc1, nearest_class_center
 from nc_finetune.heads import CosineHead
 from nc_finetune.methods import FinetuningMethod
 from nc_finetune.selection.halving import Measurement
-from nc_finetune.selection.trial_samples import Samples, TrialSamples, through_prefix, try_split
+from nc_finetune.selection.trial_samples import Samples, TrialSamples, can_go_on, through_prefix, try_split
 
 
 class BlockTrial:
@@ -36,6 +36,7 @@ class BlockTrial:
         learning_rate: Rate of the tuned block.
         head_learning_rate: Rate of the head.
         seed: Of the head and of the order of the batches.
+        before: A trial of an earlier block, from whose frozen prefix this one's goes on.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class BlockTrial:
         learning_rate: float,
         head_learning_rate: float = 1e-3,
         seed: int = 0,
+        before: BlockTrial | None = None,
     ) -> None:
         self.backbone = backbone
         self.samples = samples
@@ -55,7 +57,7 @@ class BlockTrial:
             self.model = ImageClassifier(backbone, samples.num_classes, method=method, head=CosineHead)
         self.device = next(backbone.parameters()).device
         self.model.to(self.device)
-        self.train, self.val = self._behind_prefix(samples.train, samples.val)
+        self.train, self.val = self._behind_prefix(before)
         self._generator = torch.Generator().manual_seed(seed)
         tuned = [value for value in backbone.parameters() if value.requires_grad]
         beside = [value for part in (self.model.head, method) for value in part.parameters() if value.requires_grad]
@@ -68,6 +70,7 @@ class BlockTrial:
     def advance(self, steps: int) -> Measurement:
         """Train for some steps, with rates that rise and then fall to zero, and measure on validation images."""
         with self._weights_of_this_trial():
+            self.model.train()
             for step in range(steps):
                 self._set_rates(_cycle(step, steps))
                 self._step(next(self._batches))
@@ -77,17 +80,19 @@ class BlockTrial:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
 
-    def _behind_prefix(self, *parts: Samples) -> list[Samples]:
+    def _behind_prefix(self, before: BlockTrial | None) -> list[Samples]:
         """Run everything through the frozen prefix once, where the network can be cut and there is room."""
-        split = try_split(self.model, parts[0])
-        kept = (
-            []
-            if split is None
-            else [through_prefix(self.model, part, split, self.samples.batch_size) for part in parts]
-        )
+        images = [self.samples.train, self.samples.val]
+        split = try_split(self.model, self.samples.train)
+        if split is None:
+            return images
+        earlier, parts = None, images
+        if before is not None and can_go_on(before.model.split, split):
+            earlier, parts = before.model.split, [before.train, before.val]
+        kept = [through_prefix(self.model, part, split, self.samples.batch_size, earlier) for part in parts]
         found = [part for part in kept if part is not None]
         if len(found) < len(parts):
-            return list(parts)
+            return images
         self.model.split = split
         return found
 
@@ -100,7 +105,6 @@ class BlockTrial:
         return torch.cat(features), samples.labels.to(self.device)
 
     def _step(self, batch: Samples) -> None:
-        self.model.train()
         batch = batch.to(self.device)
         loss = self.model.loss(self.model(batch.inputs), batch.labels)
         loss.backward()

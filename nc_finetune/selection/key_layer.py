@@ -102,17 +102,22 @@ def choose_key_layer(
     require_one_label(data, "trials of blocks")
     start = time.perf_counter()
 
+    before: BlockTrial | None = None
+
     def begin(block: str) -> BlockTrial:
+        nonlocal before
         method = make_method(block)
         rate = learning_rate or method.default_learning_rate or head_learning_rate
-        return BlockTrial(
+        before = BlockTrial(
             backbone,
             samples,
             method,
             learning_rate=rate,
             head_learning_rate=head_learning_rate,
             seed=seed,
+            before=before,
         )
+        return before
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

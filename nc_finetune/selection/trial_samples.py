@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -85,14 +86,21 @@ def _load(data: ImageData, split: str, number: int, seed: int) -> Samples:
 
 
 @torch.no_grad()
-def through_prefix(model: ImageClassifier, samples: Samples, split: SplitBackbone, batch_size: int) -> Samples | None:
+def through_prefix(
+    model: ImageClassifier,
+    samples: Samples,
+    split: SplitBackbone,
+    batch_size: int,
+    earlier: SplitBackbone | None = None,
+) -> Samples | None:
     """Run samples through the frozen prefix of a model.
 
     Args:
         model: Tells the device.
-        samples: Images.
+        samples: Images, or what an earlier prefix of the same backbone gave.
         split: The backbone, cut before what is tuned.
         batch_size: Images at a time.
+        earlier: The earlier cut, from which to go on.
 
     Returns:
         What the prefix gave, on the CPU; ``None`` where it would take more than 1 GiB.
@@ -100,7 +108,8 @@ def through_prefix(model: ImageClassifier, samples: Samples, split: SplitBackbon
     device = next(model.parameters()).device
     parts: list[PrefixOutput] = []
     for batch in samples.batches(batch_size):
-        found = {name: value.cpu() for name, value in split.prefix(_images(batch).to(device)).items()}
+        with _images_of(batch.to(device), earlier) as images:
+            found = {name: value.cpu() for name, value in split.prefix(images).items()}
         parts.append(found)
         size = sum(value.numel() * value.element_size() for value in found.values())
         if size / len(batch) * len(samples) > _MOST_BYTES:
@@ -113,12 +122,24 @@ def try_split(model: ImageClassifier, samples: Samples) -> SplitBackbone | None:
     device = next(model.parameters()).device
     model.eval()
     try:
-        return model.split_prefix(_images(samples.rows(slice(0, 2))).to(device))
+        with _images_of(samples.rows(slice(0, 2)).to(device), None) as images:
+            return model.split_prefix(images)
     except SplitError:
         return None
 
 
-def _images(samples: Samples) -> Tensor:
-    if isinstance(samples.inputs, dict):
+def can_go_on(earlier: SplitBackbone | None, split: SplitBackbone) -> bool:
+    """Tell whether what was kept at one cut can be brought on to another."""
+    if earlier is None or split.skip_layers:  # their outputs may come from before the earlier cut
+        return False
+    names = split.backbone.layer_names
+    return names.index(earlier.cut) < names.index(split.cut)
+
+
+def _images_of(samples: Samples, earlier: SplitBackbone | None) -> AbstractContextManager[Tensor]:
+    """Return images for the backbone, or blanks with which it goes on from an earlier cut."""
+    if isinstance(samples.inputs, Tensor):
+        return nullcontext(samples.inputs)
+    if earlier is None:
         raise TypeError("these samples are outputs of a prefix; images are wanted")
-    return samples.inputs
+    return earlier.resume(samples.inputs)

@@ -129,3 +129,22 @@ def test_a_trial_behind_a_kept_prefix_measures_the_same(
     first, second = kept.advance(4), plain.advance(4)
     assert first.accuracy == second.accuracy
     assert first.nc1 == pytest.approx(second.nc1, rel=1e-3)
+
+
+def test_a_prefix_goes_on_from_that_of_an_earlier_block(backbone: Backbone, data: ImageData) -> None:
+    samples = TrialSamples.load(data)
+    early, late = (LayerFinetuning(block) for block in ("layer2.0", "layer3.0"))
+    before = BlockTrial(backbone, samples, early, learning_rate=1e-2)
+    before.advance(2)
+    on, whole = (BlockTrial(backbone, samples, late, learning_rate=1e-2, before=start) for start in (before, None))
+    assert isinstance(on.val.inputs, dict)
+    assert isinstance(whole.val.inputs, dict)
+    torch.testing.assert_close(on.val.inputs["layer3.0"], whole.val.inputs["layer3.0"])
+
+
+def test_a_prefix_does_not_go_back(backbone: Backbone, data: ImageData) -> None:
+    samples = TrialSamples.load(data)
+    before = BlockTrial(backbone, samples, LayerFinetuning("layer3.0"), learning_rate=1e-2)
+    trial = BlockTrial(backbone, samples, LayerFinetuning("layer2.0"), learning_rate=1e-2, before=before)
+    assert isinstance(trial.val.inputs, dict)
+    assert trial.val.inputs["layer2.0"].isfinite().all()
