@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Protocol
-
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,57 +46,36 @@ class Rung:
     scores: Mapping[str, float]
 
 
-def score(measured: Mapping[str, Measurement], earlier: Sequence[Measurement] = ()) -> dict[str, float]:
-    r"""Estimate the accuracy of each candidate from what was measured, with NC1 as a second witness.
+def score(measured: Mapping[str, Measurement]) -> dict[str, float]:
+    r"""Judge the candidates of a round by accuracy and NC1, which count alike.
 
-    A measured accuracy p of n images has the variance ``p (1 - p) / n``. NC1 after a short trial tracks accuracy, so
-    a line through ``log NC1`` of all measurements predicts it, with some variance of its own. The score is the mean of
-    both, weighted by the inverse variances: with few validation images NC1 counts more, with many the accuracy alone.
+    Accuracy on few validation images is mostly noise; NC1 after a short trial tracks what comes out in the end, and has
+    another noise. So both are standardised over the candidates, ``z(v) = (v - mean) / sd``, and the score is
+    ``z(accuracy) - z(log NC1)``. No weight between the two is needed, and none of the two alone decides.
 
     Args:
         measured: By candidate.
-        earlier: Measurements of earlier rounds, which help to find the line.
 
     Returns:
-        Scores by candidate; the accuracy itself where fewer than four measurements have a finite NC1.
-
-    Source:
-        Efron & Morris 1975, Data analysis using Stein's estimator and its generalizations, 10.2307/2285814.
+        Scores by candidate, higher is better. Where NC1 is undefined it counts as the worst that was measured.
 
     Example:
-        >>> same = {name: Measurement(0.9, nc1, 100) for name, nc1 in zip("abcd", (4.0, 2.0, 1.0, 0.5), strict=True)}
-        >>> {name: round(value, 2) for name, value in score(same).items()}
-        {'a': 0.9, 'b': 0.9, 'c': 0.9, 'd': 0.9}
+        >>> found = {"a": Measurement(0.8, 4.0, 100), "b": Measurement(0.9, 2.0, 100)}
+        >>> {name: round(value, 6) for name, value in score(found).items()}
+        {'a': -2.0, 'b': 2.0}
     """
-    known = [found for found in (*measured.values(), *earlier) if _has_nc1(found)]
-    scores = {name: found.accuracy for name, found in measured.items()}
-    if len(known) < 4:
-        return scores
-    accuracies = torch.tensor([found.accuracy for found in known], dtype=torch.float64)
-    design = _design(known)
-    line = torch.linalg.lstsq(design, accuracies).solution
-    noise = torch.tensor([_variance(found) for found in known], dtype=torch.float64).mean()
-    around = ((accuracies - design @ line).square().sum() / (len(known) - 2) - noise).clamp(min=1e-8).item()
-    for name, found in measured.items():
-        if _has_nc1(found):
-            weight = around / (around + _variance(found))
-            scores[name] = weight * found.accuracy + (1 - weight) * (_design([found]) @ line).item()
-    return scores
+    known = [found.nc1 for found in measured.values() if math.isfinite(found.nc1) and found.nc1 > 0]
+    logs = [math.log(found.nc1 if found.nc1 in known else max(known, default=1.0)) for found in measured.values()]
+    accuracies = _standardised([found.accuracy for found in measured.values()])
+    return {
+        name: accuracy - spread
+        for name, accuracy, spread in zip(measured, accuracies, _standardised(logs), strict=True)
+    }
 
 
-def _has_nc1(found: Measurement) -> bool:
-    return math.isfinite(found.nc1) and found.nc1 > 0
-
-
-def _design(measured: Sequence[Measurement]) -> Tensor:
-    """Return a row ``(1, log NC1)`` for each measurement."""
-    return torch.tensor([[1.0, math.log(found.nc1)] for found in measured], dtype=torch.float64)
-
-
-def _variance(found: Measurement) -> float:
-    """Of a share, with Agresti's two successes and two failures, so that it is never zero."""
-    share = (found.accuracy * found.images + 2) / (found.images + 4)
-    return share * (1 - share) / found.images
+def _standardised(values: Sequence[float]) -> list[float]:
+    deviation = pstdev(values)
+    return [(value - fmean(values)) / deviation if deviation else 0.0 for value in values]
 
 
 def successive_halving(
@@ -131,7 +108,6 @@ def successive_halving(
     rounds = max(1, math.floor(math.log2(len(candidates))))
     trials: dict[str, Trial] = {}
     left, done, rungs = list(candidates), 0, []
-    earlier: list[Measurement] = []
     for _ in range(rounds):
         more = max(1, steps // (rounds * len(left)))
         done += more
@@ -140,8 +116,7 @@ def successive_halving(
             if name not in trials:
                 trials[name] = start(name)
             measured[name] = trials[name].advance(more)
-        rungs.append(Rung(done, measured, score(measured, earlier)))
-        earlier += measured.values()
+        rungs.append(Rung(done, measured, score(measured)))
         left = sorted(left, key=rungs[-1].scores.__getitem__, reverse=True)[: max(1, len(left) // 2)]
         trials = {name: trials[name] for name in left}
     return rungs
@@ -167,5 +142,5 @@ def spread_out(names: Sequence[str], number: int) -> list[str]:
 
 
 def best_of(rung: Rung) -> str:
-    """Return the candidate with the highest score of a round."""
-    return max(rung.scores, key=rung.scores.__getitem__)
+    """Return the candidate with the highest score of a round; of equal ones, the more accurate."""
+    return max(rung.scores, key=lambda name: (rung.scores[name], rung.measured[name].accuracy))
