@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import sys
@@ -13,141 +12,16 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.command_line import TRAINER_COMMANDS, command_parser, folder_parser
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nc_finetune.benchmark import Grid
     from nc_finetune.benchmark.runner import Executor
 
-TRAINER_COMMANDS = {
-    "fit": "fine-tune a model by a recipe",
-    "validate": "measure accuracy on the validation split",
-    "test": "measure accuracy on the test split",
-    "predict": "write class probabilities to a CSV file: of a recipe's test split, or MODEL FOLDER",
-}
 TRUST = "--trust"
 MODEL_FILES = (".safetensors", ".ckpt")
-EXPORT_FORMATS = ("state-dict", "program", "onnx")
-EPILOG = """\
-examples:
-  nc-finetune benchmark quickstart                        four methods on real digits, with a report
-  nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
-  nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
-  nc-finetune profile tf_efficientnet_lite0 photos --weights package     which block to tune
-  nc-finetune rank photos --backbones resnet50 vit_base_patch32_224      which backbone to take
-  nc-finetune recipes                                     what there is; --copy NAME takes one home
-  nc-finetune data check photos                           counts, classes, broken and doubled images
-  nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
-  nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
-  nc-finetune fit --help                                  every key of a recipe
-
-names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
-  methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning FullFinetuning ProbeFirst
-            BiasTuning NormTuning AdapterTuning
-  heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead ZeroShotHead
-  losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
-            ClassBalanced
-"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nc-finetune",
-        description="Fine-tune a pre-trained image backbone by changing as little of it as possible.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, purpose in TRAINER_COMMANDS.items():
-        commands.add_parser(name, help=purpose, add_help=False)
-    benchmark = commands.add_parser("benchmark", help="run a grid of methods and write a report")
-    benchmark.add_argument("grid", help="name of a recipe, or path of a YAML file")
-    benchmark.add_argument("--out", type=Path, help="folder of results and report (default: runs/<name of the grid>)")
-    benchmark.add_argument("--dry-run", action="store_true", help="show the plan and about how long it takes")
-    benchmark.add_argument("--retry-failed", action="store_true", help="run what failed or diverged again")
-    _add_trust(benchmark)
-    benchmark.add_argument("--executor", choices=("serial", "ray"), default="serial", help="where cells run")
-    benchmark.add_argument("--ray-address", metavar="HOST:PORT", help="an existing cluster (default: start one here)")
-    benchmark.add_argument("--cpus", type=float, default=1, help="of a cell, with --executor ray")
-    benchmark.add_argument("--gpus", type=float, default=0, help="of a cell, with --executor ray; shares are allowed")
-    report = commands.add_parser("report", help="write one report of the finished runs of one or several benchmarks")
-    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="what --out of a benchmark was")
-    report.add_argument("--out", type=Path, help="where the report goes (default: the first DIR)")
-    _add_profile(commands.add_parser("profile", help="measure every block of a backbone, and recommend one to tune"))
-    _add_rank(commands.add_parser("rank", help="score many pre-trained backbones on some data by forward passes"))
-    recipes = commands.add_parser("recipes", help="list the recipes, or copy one")
-    recipes.add_argument("--copy", metavar="NAME", help="the recipe to copy")
-    recipes.add_argument("--to", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
-    _add_data_check(commands.add_parser("data", help="look at a source of images before training on it"))
-    _add_export(commands.add_parser("export", help="turn a delta or a checkpoint into a model for other programs"))
-    return parser
-
-
-def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust", action="store_true", help="let the file name classes of other packages")
-
-
-def _add_profile(profile: argparse.ArgumentParser) -> None:
-    profile.add_argument("backbone", help="name of a timm or open_clip network")
-    _add_data(profile)
-    profile.add_argument("--weights", default="default", help="as for a recipe; default: default")
-    profile.add_argument("--method", default="SkipConnectionFinetuning", help="what the block is for")
-    profile.add_argument("--epochs", type=int, default=15, help="of the fine-tuning that the block is for")
-    profile.add_argument("--learning-rate", type=float, help="of the block (default: the method's)")
-    profile.add_argument("--no-trials", dest="trials", action="store_false", help="measure alone, recommend nothing")
-    profile.add_argument("--out", type=Path, default=Path("profile"), help="folder of profile.csv and profile.png")
-
-
-def _add_rank(rank: argparse.ArgumentParser) -> None:
-    _add_data(rank)
-    rank.add_argument("--backbones", nargs="+", required=True, metavar="NAME[=WEIGHTS]", help="what to score")
-    rank.add_argument("--by", default="probe_accuracy", help="measure to sort by: nc1, vci, cdnv, h_score, logme, ...")
-    rank.add_argument("--max-images", type=int, default=5000, metavar="N", help="of each split")
-    rank.add_argument("--results", type=Path, nargs="*", default=[], metavar="DIR", help="benchmarks to compare with")
-    rank.add_argument("--out", type=Path, default=Path("rank.csv"), help="default: rank.csv")
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="folder of images, id of the hub, or sklearn:digits")
-    parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS")
-    parser.add_argument("--samples-per-class", type=int, metavar="N", help="training images (default: all)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
-    parser.add_argument("--seed", type=int, default=0, help="which images")
-
-
-def _add_data_check(data: argparse.ArgumentParser) -> None:
-    check = data.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
-        "check", help="decode every image; count classes, sizes and modes; find broken, doubled and rare ones"
-    )
-    check.add_argument("source", help="a folder, a table of labels, a short name or a hub id")
-    check.add_argument("--image-column", metavar="NAME", help="default: found")
-    check.add_argument("--label-column", metavar="NAME", help="default: found")
-    check.add_argument("--min-per-class", type=int, default=5, metavar="N", help="default: 5")
-    check.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
-    check.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON, too")
-
-
-def _add_export(export: argparse.ArgumentParser) -> None:
-    _add_model(export)
-    export.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="timm's own weights, .pt2, or ONNX")
-    export.add_argument("--out", required=True, type=Path, help="file to write")
-    export.add_argument("--uint8", action="store_true", help="images come as uint8 in 0...255, not as floats in 0...1")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="a delta (.safetensors) or a checkpoint (.ckpt)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: what the model was fine-tuned on")
-    _add_trust(parser)
-
-
-def _folder_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nc-finetune predict", description="Class probabilities of a folder.")
-    _add_model(parser)
-    parser.add_argument("folder", type=Path, help="images, in any depth")
-    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch")
-    parser.add_argument("--on-bad-image", choices=("raise", "skip"), default="raise", help="default: raise")
-    return parser
 
 
 def _names_a_model(words: Sequence[str]) -> bool:
@@ -324,7 +198,7 @@ def _profile(
     from rich.console import Console
 
     from nc_finetune.backbones import create_backbone
-    from nc_finetune.benchmark.grid import MethodSpec
+    from nc_finetune.benchmark.specs import MethodSpec
     from nc_finetune.data import ImageData
     from nc_finetune.files import write_atomically, write_text_atomically
     from nc_finetune.selection import best_device, presentation, profile_backbone
@@ -394,7 +268,7 @@ def _recipes(copy: str | None, to: Path) -> int:
 def _predict_folder(words: Sequence[str]) -> int:
     from nc_finetune.predict import predict_folder
 
-    known = vars(_folder_parser().parse_args(words))
+    known = vars(folder_parser().parse_args(words))
     skipped = predict_folder(**known)
     if skipped:
         print(f"Skipped {len(skipped)} images: {', '.join(skipped)}", file=sys.stderr)  # noqa: T201
@@ -470,7 +344,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if words and words[0] in TRAINER_COMMANDS:
             _trainer_command(words[0], words[1:])
             return 0
-        known = vars(_parser().parse_args(words))
+        known = vars(command_parser().parse_args(words))
         return _COMMANDS[known.pop("command")](**known)
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError, UnpicklingError) as error:
         return _report_error(error)

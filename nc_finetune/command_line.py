@@ -1,9 +1,10 @@
-"""What ``nc-finetune`` understands: its commands, their options and examples. Nothing here imports what does the work."""
+"""What ``nc-finetune`` understands: commands, options and examples. Nothing here imports what does the work."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TypeAlias
 
 TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -30,8 +31,9 @@ names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({
             BiasTuning NormTuning AdapterTuning
   heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead ZeroShotHead
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
+            ClassBalanced
 """
-_Commands = argparse._SubParsersAction  # what add_subparsers returns has no public name
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # it has no public name
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -91,15 +93,14 @@ def folder_parser() -> argparse.ArgumentParser:
 
 def _add_command(commands: _Commands, name: str, purpose: str, more: str, *examples: str) -> argparse.ArgumentParser:
     """Add a command with its purpose, a paragraph about it, and examples."""
-    lines = "\n".join(f"  nc-finetune {name} {example}" for example in examples)
-    parser: argparse.ArgumentParser = commands.add_parser(
+    lines = "\n".join(f"  {commands._prog_prefix} {name} {example}" for example in examples)
+    return commands.add_parser(
         name,
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.\n\n{more}",
         epilog=f"examples:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return parser
 
 
 def _add_benchmark(commands: _Commands) -> None:
@@ -107,9 +108,9 @@ def _add_benchmark(commands: _Commands) -> None:
         commands,
         "benchmark",
         "run a grid of methods and write a report",
-        "A grid is a YAML file of backbones, data sets, methods, heads, training sizes, seeds and learning rates. Each\n"
-        "combination is a cell: trained at every rate, chosen on the validation split, tested once. Killed at any\n"
-        "moment, the same command goes on with what is missing. Exit status 1 if a cell failed.",
+        "A grid is a YAML file of backbones, data sets, methods, heads, training sizes, seeds and learning rates.\n"
+        "Each combination is a cell: trained at every rate, chosen on the validation split, tested once. Killed at\n"
+        "any moment, the same command goes on with what is missing. Exit status 1 if a cell failed.",
         "quickstart",
         "mine.yaml --out runs/mine --dry-run",
         "mine.yaml --out runs/mine --executor ray --cpus 2 --gpus 0.5",

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 ALLOWED = (
     "nc_finetune",
     "nc_finetune.benchmark.grid",
+    "nc_finetune.benchmark.specs",
     "torch.nn",
     "torch.optim",
     "torchvision.transforms",

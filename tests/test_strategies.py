@@ -34,9 +34,12 @@ class CPUStrategy(FSDPStrategy):
     """FSDP past the refusals of the CPU: Lightning's is of its own class alone, torch wants to be told the device."""
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        sharded = FullyShardedDataParallel(
-            model, sharding_strategy=self.sharding_strategy, device_id=torch.device("cpu"), **self.kwargs
-        )
+        options = dict(self.kwargs)
+        if options.pop("sync_module_states"):  # torch does so on accelerators only
+            for value in model.state_dict().values():
+                torch.distributed.broadcast(value, 0)
+        where = {"sharding_strategy": self.sharding_strategy, "device_id": torch.device("cpu")}
+        sharded = FullyShardedDataParallel(model, **where, **options)
         _move_torchmetrics_to_device(sharded, self.root_device)
         return sharded
 
@@ -47,13 +50,14 @@ def recipe_options() -> dict[str, Any]:
 
 
 def make_model() -> ImageClassifier:
-    return ImageClassifier(TimmBackbone("test_resnet", None), 3, method=SkipConnectionFinetuning("layer3.0"))
+    return ImageClassifier(TimmBackbone("test_resnet", None), 3, method=SkipConnectionFinetuning("layer2.0"))
 
 
 def fit(strategy: Any, file: Path) -> int:
     """Fit, write a checkpoint, and return how many numbers of parameters this process holds in between."""
     L.seed_everything(torch.distributed.get_rank() if torch.distributed.is_initialized() else 0, verbose=False)
     model = make_model()
+    L.seed_everything(0, verbose=False)  # of the order of the images, which processes share
     trainer = L.Trainer(max_epochs=2, strategy=strategy, devices=2, accelerator="cpu", **QUIET)
     trainer.fit(model, DataLoader(make_samples(12), batch_size=2))
     trainer.save_checkpoint(file)
@@ -93,8 +97,10 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 def test_fsdp_trains_what_ddp_trains(folder: Path) -> None:
     sharded, copied = weights(folder / "fsdp.ckpt"), weights(folder / "ddp.ckpt")
     assert sharded.keys() == copied.keys()
-    for name, value in copied.items():
-        torch.testing.assert_close(sharded[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    L.seed_everything(0, verbose=False)
+    for name, start in make_model().state_dict().items():
+        way, apart = (copied[name] - start).float().norm(), (sharded[name] - copied[name]).float().norm()
+        assert apart <= 0.02 * way, (name, way, apart)  # Adam makes much of what rounds differently
 
 
 def test_frozen_parameters_keep_every_bit_under_fsdp(folder: Path) -> None:

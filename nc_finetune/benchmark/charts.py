@@ -17,6 +17,7 @@ from nc_finetune.benchmark.figures import (
     method_channels,
 )
 from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.score import axis_title
 from nc_finetune.benchmark.summary import Row, by_group, group_of
 from nc_finetune.benchmark.tables import COSTS, cost_text, significant
 from nc_finetune.benchmark.variants import Variant, variant_of
@@ -25,6 +26,11 @@ _WIDTH = 520
 _FACET_WIDTH = 240
 _IN_BYTES = ("peak memory", "delta size")
 Values = list[dict[str, Any]]
+
+
+def score_title(rows: Sequence[Row]) -> str:
+    """Name the axis of what rows are ranked by."""
+    return axis_title(row.group.measure for row in rows)
 
 
 def size_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
@@ -65,7 +71,7 @@ def accuracy_against_size(
     if not any(len(found) > 1 for found in sizes.values()):
         return None
     caption = "Test accuracy against training images, mean over seeds ± standard deviation (log scale)."
-    return Figure(caption, _size_description(values), _size_spec(values, styles))
+    return Figure(caption, _size_description(values), _size_spec(values, styles, score_title(rows)))
 
 
 def _size_description(values: Values) -> str:
@@ -81,7 +87,7 @@ def _size_description(values: Values) -> str:
     return f"Line chart of test accuracy against training images. {'; '.join(parts)}."
 
 
-def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
+def _size_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
     alt = altair()
     colour, shape = method_channels(alt, [value["method"] for value in values], styles)
     axis = alt.Axis(format="~s", labelOverlap=True, grid=False)
@@ -90,7 +96,7 @@ def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
         x=alt.X("images", type="quantitative", title="training images", scale=scale, axis=axis),
         color=colour,
     )
-    accuracy = alt.Y("accuracy", type="quantitative", title="test accuracy %", scale=alt.Scale(zero=False))
+    accuracy = alt.Y("accuracy", type="quantitative", title=title, scale=alt.Scale(zero=False))
     tooltip = [
         alt.Tooltip("method", type="nominal"),
         alt.Tooltip("images", type="quantitative", title="training images"),
@@ -99,7 +105,7 @@ def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
         alt.Tooltip("series", type="nominal", title="on"),
     ]
     spread = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
-        y=alt.Y("low", type="quantitative", title="test accuracy %"), y2=alt.Y2("high")
+        y=alt.Y("low", type="quantitative", title=title), y2=alt.Y2("high")
     )
     layers = alt.layer(
         base.mark_line().encode(y=accuracy),
@@ -164,16 +170,16 @@ def accuracy_against_cost(
         f" On the Pareto front: {', '.join(front)}."
     )
     caption = f"Test accuracy against {kinds[0]} (log scale); the line joins what nothing beats in both."
-    return Figure(caption, description, cost_spec(shown, styles, kinds[0]))
+    return Figure(caption, description, cost_spec(shown, styles, kinds[0], score_title(rows)))
 
 
-def cost_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
+def cost_spec(values: Values, styles: Mapping[str, Style], cost: str, title: str) -> dict[str, Any]:
     """Draw a point per row and the front as a line in steps."""
     alt = altair()
     colour, shape = method_channels(alt, [value["method"] for value in values], styles)
-    axis = alt.Axis(format="~s" if title in _IN_BYTES else "~g", labelOverlap=True, grid=False)
-    x = alt.X("cost", type="quantitative", title=title, scale=alt.Scale(type="log", nice=False, padding=12), axis=axis)
-    y = alt.Y("accuracy", type="quantitative", title="test accuracy %", scale=accuracy_scale(alt, values))
+    axis = alt.Axis(format="~s" if cost in _IN_BYTES else "~g", labelOverlap=True, grid=False)
+    x = alt.X("cost", type="quantitative", title=cost, scale=alt.Scale(type="log", nice=False, padding=12), axis=axis)
+    y = alt.Y("accuracy", type="quantitative", title=title, scale=accuracy_scale(alt, values))
     tooltip = [
         alt.Tooltip("method", type="nominal"),
         alt.Tooltip("accuracy", type="quantitative", format=".2f", title="accuracy %"),

@@ -14,7 +14,8 @@ from nc_finetune.data.sources import BUILT_IN
 from nc_finetune.errors import unknown_name
 
 if TYPE_CHECKING:
-    from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
+    from nc_finetune.benchmark.grid import Grid
+    from nc_finetune.benchmark.specs import BackboneSpec, DatasetSpec, MethodSpec
 
 _LISTS = ("backbones", "datasets", "methods", "heads", "losses", "samples_per_class", "seeds")
 

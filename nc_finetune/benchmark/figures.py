@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.score import score
+from nc_finetune.benchmark.score import axis_title, measure_name, score
 from nc_finetune.benchmark.summary import finite, group_of
 from nc_finetune.benchmark.tables import significant
 from nc_finetune.benchmark.variants import METHOD_LABELS, Variant, variant_of
@@ -292,7 +292,7 @@ def _accuracy_domain(values: Sequence[float]) -> list[float]:
     return [max(low - margin, 0.0), min(high + margin, 100.0)]
 
 
-def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
+def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style], title: str) -> dict[str, Any]:
     """Draw one point per run."""
     alt = altair()
     colour, shape = method_channels(alt, [point["method"] for point in points], styles)
@@ -304,7 +304,7 @@ def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict
         alt.Tooltip("group", type="nominal", title="runs on"),
     ]
     chart = alt.Chart(alt.Data(values=[])).mark_point(filled=True, size=80, opacity=0.85)
-    accuracy = alt.Y("accuracy", type="quantitative", title="test accuracy %", scale=accuracy_scale(alt, points))
+    accuracy = alt.Y("accuracy", type="quantitative", title=title, scale=accuracy_scale(alt, points))
     encoded = chart.encode(
         x=alt.X("nc1", **_nc1_axis(alt, points)), y=accuracy, color=colour, shape=shape, tooltip=tooltip
     )
@@ -331,7 +331,7 @@ def accuracy_against_nc1(
     if not points:
         return None
     caption = "Test accuracy against NC1 of what the classifier sees, one point a run (NC1 on a log scale)."
-    return Figure(caption, _run_description(points), _run_spec(points, styles))
+    return Figure(caption, _run_description(points), _run_spec(points, styles, axis_title(map(measure_name, runs))))
 
 
 def vegalite_version() -> str:

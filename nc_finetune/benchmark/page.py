@@ -14,6 +14,7 @@ from nc_finetune.benchmark.charts import (
     cost_values,
     curve_values,
     learning_curves,
+    score_title,
     size_values,
 )
 from nc_finetune.benchmark.content import Report
@@ -67,7 +68,7 @@ def _charts(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant
     if costs := cost_values(rows, labels):
         about = "The line joins what nothing beats in accuracy and this cost (log scale)."
         kinds = [kind for kind in COSTS if any(value["kind"] == kind for value in costs)]
-        spec = cost_spec(costs, styles, kinds[0])
+        spec = cost_spec(costs, styles, kinds[0], score_title(rows))
         charts["cost"] = _chart(
             "Accuracy against cost", about, spec, costs, y="accuracy", x="cost", one="group", kinds=kinds
         )

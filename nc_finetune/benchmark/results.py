@@ -279,14 +279,18 @@ def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
             raise ValueError(f"there are no results in {folder / 'results'}; {hint}")
         problems += unreadable
         known = {_what_was_run(run): run.run_id for run in found.values() if run.status == "ok"}
+        repeated: list[str] = []
         for run in runs:
             twin = known.get(_what_was_run(run), run.run_id)
             if twin != run.run_id:
-                problems.append(
-                    f"{folder / 'results' / run.run_id}.json repeats {twin} of a folder that was named before"
-                )
+                repeated.append(f"{run.run_id} ({twin})")
             elif run.run_id not in found or (found[run.run_id].status != "ok" and run.status == "ok"):
                 found[run.run_id] = run
+        if repeated:
+            problems.append(
+                f"{len(repeated)} of {len(runs)} runs in {folder} differ in nothing that is recorded from runs of a "
+                f"folder that was named before: {', '.join(repeated)}"
+            )
     return list(found.values()), problems
 
 

@@ -25,11 +25,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.benchmark.folder import lock_folder, look_into, remove_leftovers, set_aside
-from nc_finetune.benchmark.grid import Cell, DatasetSpec, Grid, HeadSpec, LossSpec, split_size
+from nc_finetune.benchmark.grid import Cell, Grid
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import MultilabelRunCollapse, RunCollapse
+from nc_finetune.benchmark.specs import DatasetSpec, HeadSpec, LossSpec, split_size
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import fmean
 
 from nc_finetune.benchmark.results import Result
@@ -18,9 +19,9 @@ def measure_name(run: Result) -> str:
         run: Any run.
 
     Returns:
-        In words, e.g. ``"accuracy"``.
+        ``"accuracy"``, or ``"average precision"`` where images have several labels.
     """
-    return ACCURACY
+    return run.measure
 
 
 def score(run: Result) -> float | None:
@@ -30,9 +31,25 @@ def score(run: Result) -> float | None:
         run: Any run.
 
     Returns:
-        The test accuracy; ``None`` where it was not measured.
+        The measure on the test split; ``None`` where it was not taken.
     """
-    return run.accuracy
+    return run.score
+
+
+def axis_title(measures: Iterable[str]) -> str:
+    """Name the axis of measures.
+
+    Args:
+        measures: From :func:`measure_name`, of everything that is drawn.
+
+    Returns:
+        The title.
+
+    Example:
+        >>> axis_title(["accuracy", "accuracy"])
+        'test accuracy %'
+    """
+    return f"test {' or '.join(dict.fromkeys(measures)) or ACCURACY} %"
 
 
 def _recalls(matrix: list[list[int]]) -> list[float]:
@@ -47,7 +64,7 @@ def balanced_accuracy(run: Result) -> float | None:
         run: Any run.
 
     Returns:
-        In per cent; ``None`` where no confusion was recorded.
+        In per cent; of records that are older than it, from the confusion; ``None`` where neither is known.
 
     Example:
         >>> run = Result(
@@ -56,6 +73,8 @@ def balanced_accuracy(run: Result) -> float | None:
         >>> balanced_accuracy(run), has_uneven_classes(run)
         (70.0, True)
     """
+    if run.balanced_accuracy is not None:
+        return run.balanced_accuracy
     recalls = _recalls(run.confusion_matrix())
     return fmean(recalls) if recalls else None
 

@@ -12,8 +12,9 @@ from typing import Any
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import balanced_accuracy
 
-# Long, and drawn in the page: they stay in the JSON files; the measures of the collapse have columns of their own.
-_LEFT_OUT = ("learning_curve", "class_names", "confusion", "collapse", "provenance", "schema_version")
+# Long, and drawn in the page: they stay in the JSON files. Or in columns of their own.
+_LEFT_OUT = ("learning_curve", "class_names", "confusion", "provenance", "schema_version")
+_OWN_COLUMNS = ("collapse", "balanced_accuracy")
 _HASHES = ("git_commit", "data_fingerprint", "weights_hash")
 # What a spreadsheet would take for a formula, and run.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -44,7 +45,7 @@ def render_csv(results: Sequence[Result]) -> str:
         >>> print(render_csv([Result(run_id="r", backbone="b", weights=None, dataset="d", method="m")])[:24])
         run_id,backbone,weights,
     """
-    names = [field.name for field in dataclasses.fields(Result) if field.name not in _LEFT_OUT]
+    names = [field.name for field in dataclasses.fields(Result) if field.name not in (*_LEFT_OUT, *_OWN_COLUMNS)]
     measures = [name for name in dict.fromkeys(name for run in results for name in run.collapse) if name not in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -100,4 +100,5 @@ def test_a_run_that_differs_in_its_name_alone_is_left_out_and_named(tmp_path: Pa
     second = write_folder(tmp_path / "b", make_result(run_id="new", accuracy=2.0), make_result(run_id="x", seed=1))
     runs, problems = merge_results([first, second])
     assert {run.run_id for run in runs} == {"old", "x"}
-    assert "new.json repeats old" in problems[0]
+    assert "1 of 2 runs in" in problems[0]
+    assert problems[0].endswith("of a folder that was named before: new (old)")
