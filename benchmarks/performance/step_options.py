@@ -1,8 +1,8 @@
 """What each option of a training step is worth: layout, precision, optimizer and compiler, each against the default.
 
-    python benchmarks/performance/step_options.py tf_efficientnet_lite0 --key-layer blocks.4.2 --pixels 64
-    python benchmarks/performance/step_options.py vit_base_patch32_224 --key-layer blocks.6 --batch 16 --repeats 5
-    python benchmarks/performance/step_options.py resnet50 --key-layer layer3.0 --batch 256 --device cuda
+    python -m benchmarks.performance.step_options tf_efficientnet_lite0 --key-layer blocks.4.2 --pixels 64
+    python -m benchmarks.performance.step_options vit_base_patch32_224 --key-layer blocks.6 --batch 16 --repeats 5
+    python -m benchmarks.performance.step_options resnet50 --key-layer layer3.0 --batch 256 --device cuda
 
 Every option trains the same batch from the same weights, for full fine-tuning, SCL-FT, and SCL-FT from the cache. In
 each repeat every one takes a step, one after the other; the gain is the median over the repeats of the default's time

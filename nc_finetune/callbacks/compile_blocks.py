@@ -19,8 +19,8 @@ class CompileBlocks(L.Callback):
     measured, and :class:`~nc_finetune.callbacks.PrefixCache` cuts before them as ever. Blocks of one kind share their
     code. Passes for measurements run uncompiled. Losses are those of the uncompiled network but for rounding.
 
-    The first steps compile, which takes minutes for a large network: worth it for long fits alone. What it gains
-    depends on the network; measure with ``benchmarks/performance/step_options.py`` before.
+    The first steps compile, which takes minutes. What it gains depends on network and device, hence an option: on a
+    CPU steps of EfficientNet-Lite0 became slower. Measure with ``benchmarks/performance/step_options.py`` before.
 
     Args:
         mode: Of ``torch.compile``, e.g. ``"max-autotune-no-cudagraphs"``; ``None`` is its default.

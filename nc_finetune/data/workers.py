@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 
 from nc_finetune.data.labelled_images import Drawn, LabelledImages
@@ -46,11 +47,13 @@ def choose_workers(images: LabelledImages, processes: int = 1) -> int:
 
 def _seconds_to_read(images: LabelledImages) -> float:
     step = max(len(images) // _TRIED, 1)
-    tried = range(0, len(images), step)[:_TRIED]
-    start = time.perf_counter()
-    try:
-        for item in tried:
+    seconds: list[float] = []
+    for item in range(0, len(images), step)[:_TRIED]:
+        start = time.perf_counter()
+        try:
             images[Drawn(item, seed=0)]  # with a seed, it leaves the random numbers alone
-    except ValueError:  # it does not decode, and is told of when its turn comes
-        return 0.0
-    return (time.perf_counter() - start) * len(images) / max(len(tried), 1)
+        except ValueError:  # it does not decode, and is told of when its turn comes
+            return 0.0
+        seconds.append(time.perf_counter() - start)
+    # The middle one: the first may load a library, and on a busy machine any may have to wait.
+    return statistics.median(seconds or [0.0]) * len(images)
