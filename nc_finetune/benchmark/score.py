@@ -18,9 +18,9 @@ def measure_name(run: Result) -> str:
         run: Any run.
 
     Returns:
-        In words, e.g. ``"accuracy"``.
+        In words: ``"accuracy"``, or ``"average precision"`` of images with several labels.
     """
-    return ACCURACY
+    return run.measure
 
 
 def score(run: Result) -> float | None:
@@ -30,9 +30,9 @@ def score(run: Result) -> float | None:
         run: Any run.
 
     Returns:
-        The test accuracy; ``None`` where it was not measured.
+        The measure on the test split; ``None`` where it was not measured.
     """
-    return run.accuracy
+    return run.score
 
 
 def _recalls(matrix: list[list[int]]) -> list[float]:
@@ -47,7 +47,7 @@ def balanced_accuracy(run: Result) -> float | None:
         run: Any run.
 
     Returns:
-        In per cent; ``None`` where no confusion was recorded.
+        In per cent; ``None`` where it is not known, or images have several labels.
 
     Example:
         >>> run = Result(
@@ -56,7 +56,9 @@ def balanced_accuracy(run: Result) -> float | None:
         >>> balanced_accuracy(run), has_uneven_classes(run)
         (70.0, True)
     """
-    recalls = _recalls(run.confusion_matrix())
+    if run.balanced_accuracy is not None:
+        return run.balanced_accuracy
+    recalls = _recalls(run.confusion_matrix())  # of records that are older than the field
     return fmean(recalls) if recalls else None
 
 
