@@ -245,7 +245,7 @@ def _options(config: ModelConfig) -> dict[str, Any] | None:
     if config.backbone is None:
         return None
     arguments = config.backbone["init_args"]
-    left_out = ("weights", "preprocessing")
+    left_out = ("weights", "preprocessing", "channels_last")
     return {"class": config.backbone["class_path"], **{k: v for k, v in arguments.items() if k not in left_out}}
 
 

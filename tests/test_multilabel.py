@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import ImageClassifier, ImageData, save_delta
 from nc_finetune.backbones import TimmBackbone
+from nc_finetune.cli import main
 from nc_finetune.heads import SimplexETFHead
 from nc_finetune.losses import PickAllLabelsLoss
 from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
@@ -107,3 +108,17 @@ def test_a_folder_is_predicted_with_several_labels_an_image(
     assert all(
         sum(float(row[name]) for name in data.class_names) == pytest.approx(1, abs=1e-4) for row in rows.values()
     )
+
+
+@pytest.mark.parametrize(("command", "what"), [("profile", "profiles of blocks"), ("rank", "scores of backbones")])
+def test_choices_by_single_labels_are_refused(
+    command: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tagged_folder(tmp_path / "tagged")
+    words = {
+        "profile": ["test_resnet", "tagged", "--weights", "null"],
+        "rank": ["tagged", "--backbones", "test_resnet=null"],
+    }
+    assert main([command, *words[command], "--image-size", "32"]) == 2
+    assert f"{what} compare images with one label each, those of 'tagged' have several" in capsys.readouterr().err

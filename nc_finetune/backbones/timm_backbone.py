@@ -200,6 +200,7 @@ class TimmBackbone(Backbone):
             **block_layout(model),
         )
         self.model_options = model_options
+        self.channels_last = channels_last
         if channels_last is not None:
             self.set_channels_last(channels_last)
 

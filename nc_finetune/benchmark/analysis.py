@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.score import score
+from nc_finetune.benchmark.score import ACCURACY, score
 from nc_finetune.benchmark.summary import Row, best_rows, by_group, finite, group_of, setting_names
 from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.benchmark.variants import Variant
@@ -121,7 +121,8 @@ def correlation_table(runs: Sequence[Result]) -> Table:
             seen.add(key)
             value, interval = correlation_text(found)
             lines.append((Cell(name), Cell(str(found.number)), Cell(value), Cell(interval)))
-    return Table(("over", "runs", "Spearman, accuracy and NC1", "95 % interval"), tuple(lines))
+    measure = runs[0].measure if runs else ACCURACY
+    return Table(("over", "runs", f"Spearman, {measure} and NC1", "95 % interval"), tuple(lines))
 
 
 def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:

@@ -14,10 +14,10 @@ from nc_finetune.benchmark.figures import (
     few_ticks,
     finish,
     log_ticks,
+    measure_in,
     method_channels,
 )
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.score import axis_title
 from nc_finetune.benchmark.summary import Row, by_group, group_of
 from nc_finetune.benchmark.tables import COSTS, cost_text, significant
 from nc_finetune.benchmark.variants import Variant, variant_of
@@ -28,18 +28,13 @@ _IN_BYTES = ("peak memory", "delta size")
 Values = list[dict[str, Any]]
 
 
-def score_title(rows: Sequence[Row]) -> str:
-    """Name the axis of what rows are ranked by."""
-    return axis_title(row.group.measure for row in rows)
-
-
 def size_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
     """Collect accuracy by training size, with one standard deviation to both sides."""
     return [
         {
             "method": labels[row.variant],
             "images": row.train_size,
-            "accuracy": row.accuracy,
+            row.group.measure: row.accuracy,
             "low": max(row.accuracy - (row.accuracy_sd or 0.0), 0.0),
             "high": min(row.accuracy + (row.accuracy_sd or 0.0), 100.0),
             "seeds": row.seeds,
@@ -70,25 +65,26 @@ def accuracy_against_size(
         sizes.setdefault((value["series"], value["method"]), set()).add(value["images"])
     if not any(len(found) > 1 for found in sizes.values()):
         return None
-    caption = "Test accuracy against training images, mean over seeds ± standard deviation (log scale)."
-    return Figure(caption, _size_description(values), _size_spec(values, styles, score_title(rows)))
+    caption = f"Test {measure_in(values)} against training images, mean over seeds ± standard deviation (log scale)."
+    return Figure(caption, _size_description(values), _size_spec(values, styles))
 
 
 def _size_description(values: Values) -> str:
+    measure = measure_in(values)
     lines: dict[tuple[str, str], Values] = {}
     for value in sorted(values, key=lambda value: value["images"]):
         lines.setdefault((value["series"], value["method"]), []).append(value)
     parts = [
-        f"{series}, {method}: {line[0]['accuracy']:.1f} % at {line[0]['images']:.0f} images to"
-        f" {line[-1]['accuracy']:.1f} % at {line[-1]['images']:.0f}"
+        f"{series}, {method}: {line[0][measure]:.1f} % at {line[0]['images']:.0f} images to"
+        f" {line[-1][measure]:.1f} % at {line[-1]['images']:.0f}"
         for (series, method), line in lines.items()
         if len(line) > 1
     ]
-    return f"Line chart of test accuracy against training images. {'; '.join(parts)}."
+    return f"Line chart of test {measure} against training images. {'; '.join(parts)}."
 
 
-def _size_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
-    alt = altair()
+def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
+    alt, measure = altair(), measure_in(values)
     colour, shape = method_channels(alt, [value["method"] for value in values], styles)
     axis = alt.Axis(format="~s", labelOverlap=True, grid=False)
     scale = alt.Scale(type="log", nice=False, padding=12)
@@ -96,16 +92,16 @@ def _size_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[
         x=alt.X("images", type="quantitative", title="training images", scale=scale, axis=axis),
         color=colour,
     )
-    accuracy = alt.Y("accuracy", type="quantitative", title=title, scale=alt.Scale(zero=False))
+    accuracy = alt.Y(measure, type="quantitative", title=f"test {measure} %", scale=alt.Scale(zero=False))
     tooltip = [
         alt.Tooltip("method", type="nominal"),
         alt.Tooltip("images", type="quantitative", title="training images"),
-        alt.Tooltip("accuracy", type="quantitative", format=".2f", title="accuracy %"),
+        alt.Tooltip(measure, type="quantitative", format=".2f", title=f"{measure} %"),
         alt.Tooltip("seeds", type="quantitative"),
         alt.Tooltip("series", type="nominal", title="on"),
     ]
     spread = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
-        y=alt.Y("low", type="quantitative", title=title), y2=alt.Y2("high")
+        y=alt.Y("low", type="quantitative", title=f"test {measure} %"), y2=alt.Y2("high")
     )
     layers = alt.layer(
         base.mark_line().encode(y=accuracy),
@@ -137,7 +133,7 @@ def cost_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
                             "kind": column,
                             "cost": cost,
                             "text": cost_text(column, cost),
-                            "accuracy": row.accuracy,
+                            group.measure: row.accuracy,
                             "front": "yes" if row in front else "no",
                             "group": group.label,
                         }
@@ -164,25 +160,26 @@ def accuracy_against_cost(
         return None
     shown = [value for value in values if value["kind"] == kinds[0]]
     front = [value["method"] for value in sorted(shown, key=lambda value: value["cost"]) if value["front"] == "yes"]
-    places = [f"{value['method']} {value['accuracy']:.1f} % at {value['text']}" for value in shown]
+    measure = measure_in(shown)
+    places = [f"{value['method']} {value[measure]:.1f} % at {value['text']}" for value in shown]
     description = (
-        f"Scatter plot of test accuracy against {kinds[0]}. {'; '.join(places)}."
+        f"Scatter plot of test {measure} against {kinds[0]}. {'; '.join(places)}."
         f" On the Pareto front: {', '.join(front)}."
     )
-    caption = f"Test accuracy against {kinds[0]} (log scale); the line joins what nothing beats in both."
-    return Figure(caption, description, cost_spec(shown, styles, kinds[0], score_title(rows)))
+    caption = f"Test {measure} against {kinds[0]} (log scale); the line joins what nothing beats in both."
+    return Figure(caption, description, cost_spec(shown, styles, kinds[0]))
 
 
-def cost_spec(values: Values, styles: Mapping[str, Style], cost: str, title: str) -> dict[str, Any]:
+def cost_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
     """Draw a point per row and the front as a line in steps."""
-    alt = altair()
+    alt, measure = altair(), measure_in(values)
     colour, shape = method_channels(alt, [value["method"] for value in values], styles)
-    axis = alt.Axis(format="~s" if cost in _IN_BYTES else "~g", labelOverlap=True, grid=False)
-    x = alt.X("cost", type="quantitative", title=cost, scale=alt.Scale(type="log", nice=False, padding=12), axis=axis)
-    y = alt.Y("accuracy", type="quantitative", title=title, scale=accuracy_scale(alt, values))
+    axis = alt.Axis(format="~s" if title in _IN_BYTES else "~g", labelOverlap=True, grid=False)
+    x = alt.X("cost", type="quantitative", title=title, scale=alt.Scale(type="log", nice=False, padding=12), axis=axis)
+    y = alt.Y(measure, type="quantitative", title=f"test {measure} %", scale=accuracy_scale(alt, values))
     tooltip = [
         alt.Tooltip("method", type="nominal"),
-        alt.Tooltip("accuracy", type="quantitative", format=".2f", title="accuracy %"),
+        alt.Tooltip(measure, type="quantitative", format=".2f", title=f"{measure} %"),
         alt.Tooltip("text", type="nominal", title="cost"),
         alt.Tooltip("front", type="nominal", title="on the Pareto front"),
         alt.Tooltip("group", type="nominal", title="on"),

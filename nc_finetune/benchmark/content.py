@@ -13,7 +13,7 @@ from nc_finetune.benchmark.charts import accuracy_against_cost, accuracy_against
 from nc_finetune.benchmark.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.outcome import outcome
-from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.results import Measure, Result
 from nc_finetune.benchmark.selectors import selector_table
 from nc_finetune.benchmark.standings import choice_table, standings, standings_table
 from nc_finetune.benchmark.summary import Group, Row, by_group, finished_runs, group_of, summarize
@@ -22,26 +22,33 @@ from nc_finetune.benchmark.variants import Variant
 
 _TITLE = "Benchmark report"
 _FORMULAS = {"none": "tr(Σ_W Σ_B†)", "classes": "tr(Σ_W Σ_B†) / K"}
+_MEASURES: dict[Measure, str] = {
+    "accuracy": "Accuracy is on the test split.",
+    "average precision": (
+        "Images have several labels each, and average precision is on the test split: how well the images of a class "
+        "are ranked before the others, the mean over classes. NC1 and NC2 are of the images with one label alone."
+    ),
+}
 # More would make report.md long and slow: then the first is an example, and report.html draws each on demand.
 _MOST_GROUP_PICTURES = 6
 
 _STANDINGS_NOTE = (
     "Over all settings (data set, backbone, training size) that are in this report. Rank 1 is the highest mean "
-    "accuracy of a setting. Not below probe: settings in which it is at least as accurate as the linear probe. Epochs "
-    "vs full FT: how many times as fast, geometric mean. A mean accuracy stands only where a method was run in every "
-    "setting. Bold: recommended, the most accurate of what tunes at most 10 % of the parameters; as it is chosen by "
+    "of a setting. Not below probe: settings in which it is at least as good as the linear probe. Epochs "
+    "vs full FT: how many times as fast, geometric mean. A mean stands only where a method was run in every "
+    "setting. Bold: recommended, the best of what tunes at most 10 % of the parameters; as it is chosen by "
     "the numbers of this table, they flatter it a little."
 )
 _CHOICE_NOTE = (
     "\N{CHECK MARK}: within 1 point of the best of all, or not below what it is compared with. Of a method with "
-    "several variants, the most accurate one in the setting counts."
+    "several variants, the best one in the setting counts."
 )
 _CORRELATION_NOTE = (
-    "Rank correlation of test accuracy and NC1 of what the classifier sees; -1 where less NC1 always goes with more "
-    "accuracy. The interval takes runs for independent, which runs on one data set are not quite. NC1 depends on the "
-    "number of samples, so that scopes with one training size say most."
+    "Rank correlation of the test result and NC1 of what the classifier sees; -1 where less NC1 always goes with a "
+    "better result. The interval takes runs for independent, which runs on one data set are not quite. NC1 depends on "
+    "the number of samples, so that scopes with one training size say most."
 )
-_PARETO_NOTE = "Bold: nothing in the same setting is as accurate at a lower cost of this kind, or more so at no higher."
+_PARETO_NOTE = "Bold: nothing in the same setting is as good at a lower cost of this kind, or better at no higher."
 _SELECTOR_NOTE = (
     "Regret: points of test accuracy below the best block of the same data set, backbone, training size, method and "
     "seed. Brute force tunes every block and takes the best on the validation split. Argmin NC1 takes the smallest "
@@ -109,9 +116,10 @@ def _notes(finished: Sequence[Result]) -> str:
     if not finished:
         return "No run finished, so there is nothing to tabulate."
     convention = finished[0].nc1_normalize
+    measure = _MEASURES[finished[0].measure]
     return (
-        "Accuracy is on the test split. Values are means over seeds, ± is their sample standard deviation (none for a "
-        "single seed), the highest mean accuracy is in bold. tuned %: parameters trained, the head's included. NC1 is "
+        f"{measure} Values are means over seeds, ± is their sample standard deviation (none for a "
+        "single seed), the highest mean is in bold. tuned %: parameters trained, the head's included. NC1 is "
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "s/epoch: mean time of one training pass. Peak memory: largest of the seeds. Delta size: what a file of the "
@@ -185,9 +193,10 @@ def _answers(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Iterator[Sec
 
 def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
     """Say what follows from the numbers."""
+    name = rows[0].group.measure.capitalize() if rows else ""
     found = (
-        Section("Accuracy against NC1", correlation_table(finished), note=_CORRELATION_NOTE),
-        Section("Accuracy against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
+        Section(f"{name} against NC1", correlation_table(finished), note=_CORRELATION_NOTE),
+        Section(f"{name} against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
         Section("Choice of the key layer", selector_table(finished), note=_SELECTOR_NOTE),
         Section("Worst classes", worst_table(rows, finished, labels), note=_WORST_NOTE),
     )
@@ -247,12 +256,15 @@ def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Rep
         The content, without markup.
 
     Raises:
-        ValueError: If there are no results, if NC1 was measured by different conventions, or a row holds a seed twice.
+        ValueError: If there are no results, runs are judged by different measures, NC1 was measured by different
+            conventions, or a row holds a seed twice.
         ImportError: If altair is not installed.
     """
     if not results:
         raise ValueError("a report needs at least one result, none was given: run the benchmark first")
     finished, rows = finished_runs(results), summarize(results)
+    if len({run.measure for run in finished}) > 1:
+        raise ValueError("accuracy and average precision do not go into one report: give the runs of one of them")
     labels = variant_labels(finished)
     return Report(
         title=_TITLE,

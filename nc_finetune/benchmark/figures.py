@@ -6,12 +6,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
-from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.score import axis_title, measure_name, score
+from nc_finetune.benchmark.results import Measure, Result
+from nc_finetune.benchmark.score import score
 from nc_finetune.benchmark.summary import finite, group_of
 from nc_finetune.benchmark.tables import significant
 from nc_finetune.benchmark.variants import METHOD_LABELS, Variant, variant_of
@@ -255,7 +255,7 @@ def _run_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[d
     return [
         {
             "method": labels[variant_of(run)],
-            "accuracy": score(run),
+            run.measure: score(run),
             "nc1": run.nc1,
             "seed": run.seed,
             "group": group_of(run).label,
@@ -270,8 +270,9 @@ def _run_description(points: Sequence[Mapping[str, Any]]) -> str:
     clouds: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         clouds.setdefault(point["method"], []).append(point)
-    places = [f"{label}: {_span(cloud, 'accuracy')} % at NC1 {_span(cloud, 'nc1')}" for label, cloud in clouds.items()]
-    return f"Scatter plot of test accuracy against NC1, {len(points)} runs. {'; '.join(places)}."
+    measure = measure_in(points)
+    places = [f"{label}: {_span(cloud, measure)} % at NC1 {_span(cloud, 'nc1')}" for label, cloud in clouds.items()]
+    return f"Scatter plot of test {measure} against NC1, {len(points)} runs. {'; '.join(places)}."
 
 
 def _span(points: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -280,9 +281,16 @@ def _span(points: Sequence[Mapping[str, Any]], name: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def measure_in(points: Sequence[Mapping[str, Any]]) -> Measure:
+    """Name the measure that points, all with the same one, hold under its name."""
+    found: Measure = next(measure for measure in get_args(Measure) if measure in points[0])
+    return found
+
+
 def accuracy_scale(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
-    """Frame the accuracies of points closely."""
-    return alt.Scale(domain=_accuracy_domain([point["accuracy"] for point in points]), zero=False, nice=True)
+    """Frame the accuracies, or the average precisions, of points closely."""
+    measure = measure_in(points)
+    return alt.Scale(domain=_accuracy_domain([point[measure] for point in points]), zero=False, nice=True)
 
 
 def _accuracy_domain(values: Sequence[float]) -> list[float]:
@@ -292,19 +300,21 @@ def _accuracy_domain(values: Sequence[float]) -> list[float]:
     return [max(low - margin, 0.0), min(high + margin, 100.0)]
 
 
-def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style], title: str) -> dict[str, Any]:
+def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
     """Draw one point per run."""
     alt = altair()
     colour, shape = method_channels(alt, [point["method"] for point in points], styles)
     tooltip = [
         alt.Tooltip("method", type="nominal"),
-        alt.Tooltip("accuracy", type="quantitative", format=".2f", title="accuracy %"),
+        alt.Tooltip(measure_in(points), type="quantitative", format=".2f", title=f"{measure_in(points)} %"),
         alt.Tooltip("nc1", type="quantitative", format=".3~g", title="NC1"),
         alt.Tooltip("seed", type="quantitative"),
         alt.Tooltip("group", type="nominal", title="runs on"),
     ]
     chart = alt.Chart(alt.Data(values=[])).mark_point(filled=True, size=80, opacity=0.85)
-    accuracy = alt.Y("accuracy", type="quantitative", title=title, scale=accuracy_scale(alt, points))
+    accuracy = alt.Y(
+        measure_in(points), type="quantitative", title=f"test {measure_in(points)} %", scale=accuracy_scale(alt, points)
+    )
     encoded = chart.encode(
         x=alt.X("nc1", **_nc1_axis(alt, points)), y=accuracy, color=colour, shape=shape, tooltip=tooltip
     )
@@ -330,8 +340,10 @@ def accuracy_against_nc1(
     points = _run_points(runs, labels)
     if not points:
         return None
-    caption = "Test accuracy against NC1 of what the classifier sees, one point a run (NC1 on a log scale)."
-    return Figure(caption, _run_description(points), _run_spec(points, styles, axis_title(map(measure_name, runs))))
+    caption = (
+        f"Test {measure_in(points)} against NC1 of what the classifier sees, one point a run (NC1 on a log scale)."
+    )
+    return Figure(caption, _run_description(points), _run_spec(points, styles))
 
 
 def vegalite_version() -> str:

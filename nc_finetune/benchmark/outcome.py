@@ -104,10 +104,11 @@ def _correlation_words(finished: Sequence[Result]) -> str:
     value, interval = correlation_text(found)
     settings = len(set(map(group_of, finished)))
     across = " (across settings, whose NC1 differ for other reasons, too)" if settings > 1 else ""
+    measure = finished[0].measure
     if found.low * found.high <= 0:
-        verdict = "accuracy and NC1 show no clear relation"
+        verdict = f"{measure} and NC1 show no clear relation"
     else:
-        verdict = f"accuracy {'falls' if found.value < 0 else 'rises'} as NC1 grows"
+        verdict = f"{measure} {'falls' if found.value < 0 else 'rises'} as NC1 grows"
     return f"Over {found.number} runs{across}, {verdict}: Spearman {value}, 95 % interval {interval}."
 
 
@@ -122,9 +123,10 @@ def _on_average(settings: int) -> str:
 def _choice_words(choice: Standing) -> str:
     number = len(choice.rows)
     where, mean = (f"over {number} settings ", " on average") if number > 1 else ("", "")
+    measure = next(iter(choice.rows)).measure
     return (
-        f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the most accurate "
-        f"{where}({choice.accuracy:.2f} %{mean}) of all that tune at most {LIGHT:g} %."
+        f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the highest "
+        f"{measure} {where}({choice.accuracy:.2f} %{mean}) of all that tune at most {LIGHT:g} %."
     )
 
 
@@ -132,7 +134,7 @@ def _best_words(choice: Standing) -> str:
     """Say how far the recommendation is from the best of all."""
     number, behind = len(choice.behind), choice.behind
     if not any(behind.values()):
-        return "Nothing is more accurate" + (" in any setting." if number > 1 else ".")
+        return "Nothing is better" + (" in any setting." if number > 1 else ".")
     mean, (group, largest) = statistics.fmean(behind.values()), max(behind.items(), key=lambda item: item[1])
     if number == 1:
         return f"It is {largest:.2f} points below the best of all."
@@ -188,7 +190,7 @@ def _doubts(name: str, found: Difference) -> Iterator[str]:
     """Say where another method is level, ahead, or faster."""
     if found.mean < 0:
         clear = "" if found.is_clear else ", which is within the spread over seeds"
-        yield f"{name} is {-found.mean:.2f} points more accurate{_on_average(len(found.points))}{clear}"
+        yield f"{name} is {-found.mean:.2f} points better{_on_average(len(found.points))}{clear}"
     elif not found.is_clear:
         yield f"its lead over {name} is within the spread over seeds"
     group, points = _worst(found.points)
@@ -206,7 +208,7 @@ def _rivals(choice: Standing, found: Sequence[Standing]) -> Iterator[str]:
     for other in same:
         gain = other.accuracy - choice.accuracy
         if gain > 0 and other.rows and next(iter(other.rows.values())).variant.method not in REFERENCES:
-            yield f"{other.label}, which tunes {other.tuned_percent:.2f} %, is {gain:.2f} points more accurate"
+            yield f"{other.label}, which tunes {other.tuned_percent:.2f} %, is {gain:.2f} points better"
     lighter = [other for other in same if other.tuned_percent < 0.5 * choice.tuned_percent and _is_near(other, choice)]
     if lighter:
         least = min(lighter, key=lambda other: other.tuned_percent)

@@ -14,7 +14,6 @@ from nc_finetune.benchmark.charts import (
     cost_values,
     curve_values,
     learning_curves,
-    score_title,
     size_values,
 )
 from nc_finetune.benchmark.content import Report
@@ -28,6 +27,7 @@ from nc_finetune.benchmark.figures import (
 )
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.score import ACCURACY
 from nc_finetune.benchmark.summary import Row, by_group, finished_runs, setting_names, summarize
 from nc_finetune.benchmark.tables import COSTS, long_table
 from nc_finetune.benchmark.variants import Variant
@@ -59,18 +59,19 @@ def _from_figure(title: str, figure: Figure, **more: Any) -> dict[str, Any]:
 def _charts(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant, str]) -> dict[str, dict[str, Any]]:
     """Collect the pictures that there is something to draw for."""
     styles = palette(labels)
+    measure = rows[0].group.measure if rows else ACCURACY
     charts: dict[str, dict[str, Any]] = {}
     if (nc1 := accuracy_against_nc1(runs, labels, styles)) is not None:
-        charts["nc1"] = _from_figure("Accuracy against NC1", nc1, y="accuracy", x="nc1")
+        charts["nc1"] = _from_figure(f"{measure.capitalize()} against NC1", nc1, y=measure, x="nc1")
     if (layers := layerwise_nc1(runs, labels, styles)) is not None:
         charts["layers"] = _from_figure("NC1 layer by layer", layers, y="nc1", one="group")
     charts |= _size_chart(rows, labels, styles)
     if costs := cost_values(rows, labels):
-        about = "The line joins what nothing beats in accuracy and this cost (log scale)."
+        about = f"The line joins what nothing beats in {measure} and this cost (log scale)."
         kinds = [kind for kind in COSTS if any(value["kind"] == kind for value in costs)]
-        spec = cost_spec(costs, styles, kinds[0], score_title(rows))
+        spec = cost_spec(costs, styles, kinds[0])
         charts["cost"] = _chart(
-            "Accuracy against cost", about, spec, costs, y="accuracy", x="cost", one="group", kinds=kinds
+            f"{measure.capitalize()} against cost", about, spec, costs, y=measure, x="cost", one="group", kinds=kinds
         )
     if (curves := learning_curves(runs, labels, styles)) is not None:
         charts["curves"] = _chart(
@@ -91,10 +92,9 @@ def _size_chart(
         names = {value["group"] for value in values if value["series"] == series}
         figure = accuracy_against_size([row for row in rows if row.group.label in names], labels, styles)
         if figure is not None:
-            about = figure.caption
-            chart = _chart(
-                "Accuracy against training size", about, figure.spec, values, y="accuracy", x="images", one="series"
-            )
+            measure, about = rows[0].group.measure, figure.caption
+            title = f"{measure.capitalize()} against training size"
+            chart = _chart(title, about, figure.spec, values, y=measure, x="images", one="series")
             return {"sizes": chart}
     return {}
 

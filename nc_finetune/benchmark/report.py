@@ -19,6 +19,7 @@ from nc_finetune.benchmark.markdown import render_markdown
 from nc_finetune.benchmark.outcome import status_words
 from nc_finetune.benchmark.page import render_page
 from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.score import ACCURACY
 from nc_finetune.benchmark.spreadsheet import render_csv
 from nc_finetune.benchmark.summary import by_group, finished_runs, summarize
 from nc_finetune.benchmark.tables import Table, group_table
@@ -26,6 +27,7 @@ from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically, write_text_atomically
 
 _EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+_SEVERAL_LABELS = "average_precision"
 _TERMINAL_COLUMNS = 6  # time, memory and seeds would not fit into 80 characters
 
 
@@ -59,6 +61,9 @@ class ReportFiles(NamedTuple):
 def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str] = ()) -> ReportFiles:
     """Write ``report.md`` with its pictures, ``figures/*.png``, ``report.html`` and ``results.csv``.
 
+    Accuracy and average precision never stand beside each other: where there are runs of both, those on images with
+    several labels have a report of their own, in the folder ``average_precision``.
+
     Args:
         results: Runs of a benchmark; those that failed or diverged are listed with their error.
         folder: Where the report goes; it is made.
@@ -72,6 +77,16 @@ def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str
         ImportError: If a package of the extra ``report`` is not installed.
     """
     check_report_extra()
+    several = [run for run in results if run.status == "ok" and run.measure != ACCURACY]
+    if several and len(several) < sum(run.status == "ok" for run in results):
+        _write_files(several, folder / _SEVERAL_LABELS, ())
+        problems = [*problems, f"{len(several)} runs on images with several labels; see {_SEVERAL_LABELS}/report.html"]
+        results = [run for run in results if run not in several]
+    return _write_files(results, folder, problems)
+
+
+def _write_files(results: Sequence[Result], folder: Path, problems: Sequence[str]) -> ReportFiles:
+    """Write the report of runs with one measure."""
     report = build_report(results, problems)
     for section in report.sections:
         for picture in section.pictures:

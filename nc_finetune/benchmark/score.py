@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from statistics import fmean
 
 from nc_finetune.benchmark.results import Result
@@ -19,7 +18,7 @@ def measure_name(run: Result) -> str:
         run: Any run.
 
     Returns:
-        ``"accuracy"``, or ``"average precision"`` where images have several labels.
+        In words: ``"accuracy"``, or ``"average precision"`` of images with several labels.
     """
     return run.measure
 
@@ -31,25 +30,9 @@ def score(run: Result) -> float | None:
         run: Any run.
 
     Returns:
-        The measure on the test split; ``None`` where it was not taken.
+        The measure on the test split; ``None`` where it was not measured.
     """
     return run.score
-
-
-def axis_title(measures: Iterable[str]) -> str:
-    """Name the axis of measures.
-
-    Args:
-        measures: From :func:`measure_name`, of everything that is drawn.
-
-    Returns:
-        The title.
-
-    Example:
-        >>> axis_title(["accuracy", "accuracy"])
-        'test accuracy %'
-    """
-    return f"test {' or '.join(dict.fromkeys(measures)) or ACCURACY} %"
 
 
 def _recalls(matrix: list[list[int]]) -> list[float]:
@@ -64,7 +47,7 @@ def balanced_accuracy(run: Result) -> float | None:
         run: Any run.
 
     Returns:
-        In per cent; of records that are older than it, from the confusion; ``None`` where neither is known.
+        In per cent; ``None`` where it is not known, or images have several labels.
 
     Example:
         >>> run = Result(
@@ -75,7 +58,7 @@ def balanced_accuracy(run: Result) -> float | None:
     """
     if run.balanced_accuracy is not None:
         return run.balanced_accuracy
-    recalls = _recalls(run.confusion_matrix())
+    recalls = _recalls(run.confusion_matrix())  # of records that are older than the field
     return fmean(recalls) if recalls else None
 
 

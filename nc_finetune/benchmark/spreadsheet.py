@@ -11,22 +11,18 @@ from typing import Any
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import balanced_accuracy
+from nc_finetune.csv_text import plain_cell
 
 # Long, and drawn in the page: they stay in the JSON files. Or in columns of their own.
 _LEFT_OUT = ("learning_curve", "class_names", "confusion", "provenance", "schema_version")
 _OWN_COLUMNS = ("collapse", "balanced_accuracy")
 _HASHES = ("git_commit", "data_fingerprint", "weights_hash")
-# What a spreadsheet would take for a formula, and run.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _plain(value: Any) -> Any:
     """Make a value stand for itself in a spreadsheet."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
-    if not isinstance(text, str):
-        return text
-    # The csv module leaves a carriage return without quotes, where a reader takes it for the end of the line.
-    return ("'" if text.startswith(_FORMULA) else "") + text.replace("\r", " ")
+    return plain_cell(text)
 
 
 def render_csv(results: Sequence[Result]) -> str:
@@ -49,9 +45,9 @@ def render_csv(results: Sequence[Result]) -> str:
     measures = [name for name in dict.fromkeys(name for run in results for name in run.collapse) if name not in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, "balanced_accuracy", *measures, *_HASHES])
+    writer.writerow([*names, *measures, *_HASHES])
     for run in results:
-        known = (getattr(run, name) for name in names)
+        known = (balanced_accuracy(run) if name == "balanced_accuracy" else getattr(run, name) for name in names)
         collapse, hashes = (run.collapse.get(name) for name in measures), (run.provenance.get(name) for name in _HASHES)
-        writer.writerow(map(_plain, (*known, balanced_accuracy(run), *collapse, *hashes)))
+        writer.writerow(map(_plain, (*known, *collapse, *hashes)))
     return text.getvalue()

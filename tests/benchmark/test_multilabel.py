@@ -1,7 +1,10 @@
 """Several labels an image, from a folder with a table to the report."""
 
+import csv
 import itertools
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
+from nc_finetune.benchmark.content import build_report
 from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, LossSpec, MethodSpec, Settings
+from nc_finetune.benchmark.report import write_report
 from nc_finetune.benchmark.results import Result, read_results
 from nc_finetune.benchmark.runner import run_cell
 from nc_finetune.cli import main
@@ -113,7 +118,52 @@ def test_the_key_layer_is_not_chosen_by_trials(folder: str) -> None:
     assert "trials of blocks compare images with one label each, those of" in str(result.error)
 
 
-def test_a_benchmark_from_a_folder_to_its_report(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def mixed(finished: Result, seeds: int = 3) -> list[Result]:
+    """Return runs on the tags and on digits, two methods each."""
+    runs = []
+    for seed, method in itertools.product(range(seeds), ("scl_ft", "full_ft")):
+        names: dict[str, Any] = {"run_id": f"t{method}{seed}", "method": method, "seed": seed}
+        runs.append(replace(finished, **names, average_precision=71.5 + seed))
+        digits = {"run_id": f"d{method}{seed}", "dataset": "digits", "accuracy": 93.25 + seed}
+        runs.append(replace(finished, **{**names, **digits}, average_precision=None))
+    return runs
+
+
+def charts_of(page: Path) -> dict[str, Any]:
+    data = page.read_text().partition('<script type="application/json" id="data">')[2].partition("</script>")[0]
+    found: dict[str, Any] = json.loads(data)["charts"]
+    return found
+
+
+def test_reports_never_mix_the_measures(finished: Result, tmp_path: Path) -> None:
+    files = write_report(mixed(finished), tmp_path)
+    other = tmp_path / "average_precision"
+    for folder, measure, absent, value in (
+        (tmp_path, "accuracy", "average precision", "94.25"),
+        (other, "average precision", "accuracy", "72.50"),
+    ):
+        text = (folder / "report.md").read_text()
+        assert f"| {measure} % |" in text
+        assert f"the highest mean {measure} is that of" in text
+        assert f"**{value}" in text
+        assert f"{absent} %" not in text
+        charts = charts_of(folder / "report.html")
+        assert charts["nc1"]["title"] == f"{measure.capitalize()} against NC1"
+        scored = [chart for name, chart in charts.items() if name in ("nc1", "cost", "sizes")]
+        assert all(measure in point and absent not in point for chart in scored for point in chart["values"])
+    assert "6 runs on images with several labels; see average_precision/report.html" in files.markdown.read_text()
+    rows = list(csv.DictReader((other / "results.csv").open()))
+    assert {(row["dataset"], row["accuracy"]) for row in rows} == {("tags", "")}
+
+
+def test_one_report_of_both_measures_is_refused(finished: Result) -> None:
+    with pytest.raises(ValueError, match="accuracy and average precision do not go into one report"):
+        build_report(mixed(finished))
+
+
+def test_a_benchmark_from_a_folder_to_its_report(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid = {
         "backbones": [{"name": "test_resnet", "weights": None, "key_layer": "layer2.0"}],
         "datasets": [{"source": "${TAGGED}", "name": "tags", "image_size": 32, "val_size": 20, "test_size": 20}],
@@ -126,6 +176,9 @@ def test_a_benchmark_from_a_folder_to_its_report(folder: str, tmp_path: Path, mo
     monkeypatch.setenv("TAGGED", folder)
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     assert main(["benchmark", str(tmp_path / "grid.yaml"), "--out", str(tmp_path)]) == 0
+    assert "average precision" in capsys.readouterr().out
     results = read_results(tmp_path / "results")
     assert [result.measure for result in results] == ["average precision"] * 2
-    assert (tmp_path / "report.md").is_file()
+    text = (tmp_path / "report.md").read_text()
+    assert "average precision %" in text
+    assert "accuracy %" not in text

@@ -36,8 +36,8 @@ WINNER = [
 
 def test_the_recommendation_comes_with_its_share_and_its_accuracy() -> None:
     assert words(WINNER).startswith(
-        "Recommended: SCL-FT, with 5.40 % of the parameters tuned: the most accurate (91.00 %) of all that tune at "
-        "most 10 %. Nothing is more accurate."
+        "Recommended: SCL-FT, with 5.40 % of the parameters tuned: the highest accuracy (91.00 %) of all that tune at "
+        "most 10 %. Nothing is better."
     )
 
 
@@ -65,7 +65,7 @@ def test_a_lead_within_the_spread_is_called_that() -> None:
 
 def test_a_more_accurate_reference_is_named() -> None:
     runs = [*seeds("scl_ft", 90.0, 91.0, 92.0), *seeds("full_ft", 91.0, 92.0, 93.1)]
-    assert "full FT is 1.03 points more accurate" in objections(runs)
+    assert "full FT is 1.03 points better" in objections(runs)
     assert "It is 1.03 points below the best of all." in words(runs)
 
 
@@ -82,7 +82,7 @@ def test_a_setting_below_the_probe_is_named() -> None:
 
 def test_what_tunes_more_and_is_more_accurate_is_named() -> None:
     runs = [make_run("scl_ft", 90.0), make_run("layer_ft", 90.5), make_run("linear_probe", 80.0)]
-    assert "layer FT, which tunes 12.00 %, is 0.50 points more accurate" in objections(runs)
+    assert "layer FT, which tunes 12.00 %, is 0.50 points better" in objections(runs)
 
 
 def test_what_tunes_far_less_and_is_as_good_is_named() -> None:

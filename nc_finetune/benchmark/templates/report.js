@@ -146,8 +146,8 @@
       channel.scale.domain = domain;
       channel.axis.values = ticks;
     }
-    if (channel.field === "accuracy" && channel.scale?.domain) {
-      channel.scale.domain = accuracyDomain(values.map((value) => value.accuracy));
+    if (["accuracy", "average precision"].includes(channel.field) && channel.scale?.domain) {
+      channel.scale.domain = accuracyDomain(values.map((value) => value[channel.field]));
     }
     if (channel.field === "cost") {
       channel.title = kind.value;
