@@ -1,0 +1,92 @@
+"""What shared caches are worth to a grid: probes, layer FT, SCL-FT and full FT on digits, with and without them.
+
+    python benchmarks/performance/grid_caches.py [--seeds 0 1 2] [--epochs 15]
+
+Seconds of this process for all cells of a method, every one whole: weights, data, fit, NC1 of every layer, test. Of each
+seed the grid runs with caches and then without. Full FT has no frozen part: caches save it nothing but decoding.
+EfficientNet-Lite0 with ImageNet weights, 64 px, 20 images a class (extra offline).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nc_finetune.benchmark.grid import Cell, Grid, Settings
+from nc_finetune.benchmark.results import Result
+from nc_finetune.benchmark.runner import run_cell
+from nc_finetune.benchmark.specs import BackboneSpec, DatasetSpec, MethodSpec
+
+BLOCK = "blocks.4.2"
+METHODS = (
+    MethodSpec(method="LinearProbe", learning_rates=[3e-3]),
+    MethodSpec(method="SkipProbe", learning_rates=[3e-3], options={"skip_layers": [BLOCK]}),
+    MethodSpec(method="LayerFinetuning", learning_rates=[3e-3]),
+    MethodSpec(method="SkipConnectionFinetuning", learning_rates=[3e-3]),
+    MethodSpec(method="FullFinetuning", learning_rates=[3e-4]),
+)
+Times = dict[bool, dict[str, float]]
+
+
+def cells_of(seed: int, epochs: int) -> list[Cell]:
+    """Return the cells of a seed."""
+    return Grid(
+        backbones=[BackboneSpec(name="tf_efficientnet_lite0", weights="package", key_layer=BLOCK)],
+        datasets=[DatasetSpec(source="sklearn:digits", name="digits", image_size=64)],
+        methods=list(METHODS),
+        samples_per_class=[20],
+        seeds=[seed],
+        settings=Settings(epochs=epochs),
+    ).cells()
+
+
+def run_all(cells: list[Cell], cache: bool, seconds: dict[str, float]) -> list[Result]:
+    """Run cells and add up the processor time of each method."""
+    results = []
+    for cell in cells:
+        start = time.process_time()
+        results.append(run_cell(replace(cell, cache=cache)))
+        seconds[results[-1].method] += time.process_time() - start
+        if results[-1].status != "ok":
+            raise RuntimeError(f"{results[-1].run_id}: {results[-1].error}")
+    return results
+
+
+def difference(pairs: list[tuple[Result, Result]], method: str) -> str:
+    """Say how far apart results with and without caches are."""
+    of_method = [(cached, plain) for cached, plain in pairs if cached.method == method]
+    points = max(abs((cached.accuracy or 0) - (plain.accuracy or 0)) for cached, plain in of_method)
+    nc1 = max(abs((cached.nc1 or 0) / (plain.nc1 or 1) - 1) for cached, plain in of_method)
+    return f"{points:.2f} points, {nc1:.1e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=15)
+    options = parser.parse_args()
+    times: Times = {cache: defaultdict(float) for cache in (True, False)}
+    pairs: list[tuple[Result, Result]] = []
+    for seed in options.seeds:
+        cells = cells_of(seed, options.epochs)
+        cached, plain = (run_all(cells, cache, times[cache]) for cache in (True, False))
+        pairs += zip(cached, plain, strict=True)
+    table = Table("method", "cached s", "plain s", "times as fast", "accuracy, NC1 apart by at most", title="One grid")
+    methods = list(times[True])
+    frozen = [method for method in methods if method != "full_ft"]
+    for name, members in [*((method, [method]) for method in methods), ("the first four", frozen), ("all", methods)]:
+        ours, theirs = (sum(times[cache][method] for method in members) for cache in (True, False))
+        apart = difference(pairs, name) if name in methods else ""
+        table.add_row(name, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}", apart)
+    Console(width=120).print(table)
+    Console().print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {len(options.seeds)} seed(s)")
+
+
+if __name__ == "__main__":
+    main()
