@@ -2,8 +2,8 @@
 
     python benchmarks/performance/grid_caches.py [--seeds 0 1 2] [--epochs 15]
 
-Seconds of this process for all cells of a method, every one whole: weights, data, fit, NC1 of every layer, test. Of each
-seed the grid runs with caches and then without. Full FT has no frozen part: caches save it nothing but decoding.
+Seconds of this process for all cells of a method, every one whole: weights, data, fit, NC1 of every layer, test. Of
+each seed the grid runs with caches and then without. Full FT has no frozen part: caches save it nothing but decoding.
 EfficientNet-Lite0 with ImageNet weights, 64 px, 20 images a class (extra offline).
 """
 
