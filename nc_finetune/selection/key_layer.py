@@ -71,11 +71,12 @@ def choose_key_layer(
     learning_rate: float | None = None,
     head_learning_rate: float = 1e-3,
     blocks: Sequence[str] | None = None,
+    max_tuned_percent: float = 10.0,
     seed: int = 0,
 ) -> KeyLayerChoice:
     """Choose the block to tune by short trials on the training split, judged on the validation split.
 
-    Up to six evenly spaced blocks are tuned for a few steps each, the better half for some more, and so on; a trial
+    Up to six evenly spaced blocks of at most 10 % of the parameters are tuned for a few steps each, the better half for some more, and so on; a trial
     is judged by :func:`~nc_finetune.selection.halving.score`, accuracy and NC1 counting alike. The smallest
     pre-trained NC1 alone may point at the worst block. All trials together take as many training steps as one
     fine-tuning; the test split is not touched, and the backbone is left as it was.
@@ -88,6 +89,8 @@ def choose_key_layer(
         learning_rate: Rate of the block; ``None`` is the method's default.
         head_learning_rate: Rate of the head.
         blocks: Those to choose from; ``None`` takes up to six of those that the method can tune.
+        max_tuned_percent: Of these, leave out such as would tune more than this share of the parameters, the head's
+            included; where all do, none is left out.
         seed: Of batches, and of the images where there are very many.
 
     Returns:
@@ -122,18 +125,21 @@ def choose_key_layer(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         samples = TrialSamples.load(data, seed)
-        candidates = spread_out(_tunable(backbone, data, make_method), _CANDIDATES) if blocks is None else blocks
-        if not candidates:
+        if blocks is None:
+            blocks = spread_out(_tunable(backbone, data, make_method, max_tuned_percent), _CANDIDATES)
+        if not blocks:
             raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
         batches = -(-len(data.train_set) // data.batch_size)
-        rungs = successive_halving(candidates, begin, epochs * batches)
+        rungs = successive_halving(blocks, begin, epochs * batches)
     return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
 
 
-def _tunable(backbone: Backbone, data: ImageData, make_method: Callable[[str], FinetuningMethod]) -> list[str]:
-    """Leave out blocks without parameters, and those too wide for a skip to the classifier."""
+def _tunable(
+    backbone: Backbone, data: ImageData, make_method: Callable[[str], FinetuningMethod], max_percent: float
+) -> list[str]:
+    """Leave out blocks without parameters, those too wide for a skip to the classifier, and those too large."""
     batch = [next(iter(subset_batches(data, "train", 2)))]
-    found = []
+    found: dict[str, float] = {}
     for block in backbone.block_names:
         method = make_method(block)
         try:
@@ -141,5 +147,12 @@ def _tunable(backbone: Backbone, data: ImageData, make_method: Callable[[str], F
             method_features(method, backbone, batch)
         except ValueError:
             continue
-        found.append(block)
-    return found
+        found[block] = _tuned_percent(backbone, method, data.num_classes)
+    return [block for block, percent in found.items() if percent <= max_percent] or list(found)
+
+
+def _tuned_percent(backbone: Backbone, method: FinetuningMethod, num_classes: int) -> float:
+    head = (backbone.num_features + 1) * num_classes
+    tuned = {value for part in method.tuned_modules(backbone) for value in part.parameters()}
+    total = sum(value.numel() for value in backbone.parameters())
+    return 100 * (sum(value.numel() for value in tuned) + head) / (total + head)

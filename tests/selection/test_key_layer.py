@@ -9,6 +9,7 @@ from nc_finetune.data import ImageData
 from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SkipConnectionFinetuning
 from nc_finetune.selection import ChooseKeyLayer, block_trial, choose_key_layer
 from nc_finetune.selection.block_trial import BlockTrial
+from nc_finetune.selection.key_layer import _tunable, _tuned_percent
 from nc_finetune.selection.trial_samples import TrialSamples
 
 
@@ -60,9 +61,7 @@ def test_blocks_too_wide_for_a_skip_are_left_out(data: ImageData) -> None:
     narrow = backbone.num_features
     backbone.num_features = 40
     try:
-        from nc_finetune.selection.key_layer import _tunable
-
-        assert set(_tunable(backbone, data, SkipConnectionFinetuning)) < set(backbone.block_names)
+        assert set(_tunable(backbone, data, SkipConnectionFinetuning, 100.0)) < set(backbone.block_names)
     finally:
         backbone.num_features = narrow
 
@@ -148,3 +147,15 @@ def test_a_prefix_does_not_go_back(backbone: Backbone, data: ImageData) -> None:
     trial = BlockTrial(backbone, samples, LayerFinetuning("layer2.0"), learning_rate=1e-2, before=before)
     assert isinstance(trial.val.inputs, dict)
     assert trial.val.inputs["layer2.0"].isfinite().all()
+
+
+def test_blocks_that_are_too_large_are_left_out_unless_all_are(data: ImageData) -> None:
+    backbone = ImageClassifier("tf_efficientnet_lite0", 10, weights=None).backbone
+    everything = _tunable(backbone, data, LayerFinetuning, 100.0)
+    few = _tunable(backbone, data, LayerFinetuning, 10.0)
+    assert set(everything) - set(few) == {"blocks.5.1", "blocks.5.2", "blocks.5.3", "blocks.6.0"}
+    for block in ("blocks.5.0", "blocks.5.1"):
+        model = ImageClassifier(backbone, 10, method=LayerFinetuning(block))
+        share = 100 * model.tuned_parameters / model.total_parameters
+        assert _tuned_percent(backbone, LayerFinetuning(block), 10) == pytest.approx(share)
+    assert _tunable(backbone, data, LayerFinetuning, 0.0) == everything
