@@ -13,9 +13,12 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from nc_finetune.callbacks import LayerwiseNC1
+from nc_finetune.callbacks import LayerwiseNC1, PrefixCache
 from nc_finetune.cli import main
+from nc_finetune.heads import CosineHead
+from nc_finetune.methods import AUTO
 from nc_finetune.recipes import find_recipe, list_recipes
+from nc_finetune.selection import ChooseKeyLayer
 
 # By id on the hub: columns of labels with their numbers of classes, the column of images, the splits.
 HUB = {
@@ -150,8 +153,17 @@ def test_every_part_belongs_to_a_cell() -> None:
     assert parts == {
         *(f"backbones/{name}" for name in (*COLUMNS, "clip_vit_b32_projected")),
         *(f"datasets/{name}" for name in CLASSES),
-        *(f"methods/{name}" for name in (*METHODS, "zero_shot")),
+        *(f"methods/{name}" for name in (*METHODS, "scl_ft_auto", "zero_shot")),
     }
+
+
+def test_the_part_that_chooses_its_block_brings_what_chooses(built: list[LightningCLI]) -> None:
+    parts = ("backbones/resnet50", "datasets/dtd", "methods/scl_ft_auto")
+    assert main(["fit", *parts, "--model.weights", "null", "--data.image_size", "64"]) == 0
+    callbacks = [type(callback) for callback in built[0].trainer.callbacks]
+    assert built[0].model.method.key_layer == AUTO
+    assert isinstance(built[0].model.head, CosineHead)
+    assert callbacks.index(ChooseKeyLayer) < callbacks.index(PrefixCache)
 
 
 def test_a_later_recipe_wins_and_an_option_wins_over_all(built: list[LightningCLI]) -> None:
