@@ -77,9 +77,9 @@ def choose_key_layer(
     """Choose the block to tune by short trials on the training split, judged on the validation split.
 
     Up to six evenly spaced blocks of at most 10 % of the parameters are tuned for a few steps each, the better half for
-    some more, and so on; a trial is judged by :func:`~nc_finetune.selection.halving.score`, accuracy and NC1 counting
-    alike. The smallest pre-trained NC1 alone may point at the worst block. All trials together take as many training
-    steps as one fine-tuning; the test split is not touched, and the backbone is left as it was.
+    some more, and so on; a trial is judged by :func:`~nc_finetune.selection.halving.score`, accuracy with NC1 as a
+    second witness. The smallest pre-trained NC1 alone may point at the worst block. All trials together take as many
+    training steps as one fine-tuning; the test split is not touched, and the backbone is left as it was.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.
