@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from broken_images import encoded, photo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_up_images import idx, write_images
 
@@ -87,6 +87,8 @@ def plausible_fields(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @quick
+@example({"nc1": 1.6e308})
+@example({"nc1": 5e-324})
 @given(plausible_fields())
 def test_what_is_read_can_be_reported(fields: dict[str, Any]) -> None:
     record = {"run_id": "a", "backbone": "b", "weights": None, "dataset": "d", "method": "m", "schema_version": 1}

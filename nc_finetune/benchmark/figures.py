@@ -26,6 +26,7 @@ _FIRST_METHODS = ("linear_probe", "layer_ft", "scl_ft", "full_ft")
 _STYLED_METHODS = (*_FIRST_METHODS, *(name for name in METHOD_LABELS if name not in _FIRST_METHODS))
 _MIN_WIDTH, _WIDTH_PER_LAYER, _HEIGHT = 520, 24, 320
 _PNG_SCALE = 2.0
+_SMALLEST = 1e-300  # on an axis; a tick beyond its inverse could not be written
 _MARGIN = 1.1  # keeps points off the frame
 _MAX_TICKS = 9
 _LEGEND_SYMBOL, _LEGEND_LETTER = 32, 7  # pixels, generous for letters of 12 pixels
@@ -114,7 +115,8 @@ def log_ticks(values: Sequence[float]) -> list[float]:
         >>> log_ticks([0.3, 4.0])
         [0.2, 0.5, 1.0, 2.0, 5.0]
     """
-    low, high = min(values) / _MARGIN, max(values) * _MARGIN
+    drawn = [min(max(value, _SMALLEST), 1 / _SMALLEST) for value in values]
+    low, high = min(drawn) / _MARGIN, max(drawn) * _MARGIN
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
     first = max(index for index, tick in enumerate(ticks) if tick <= low)
