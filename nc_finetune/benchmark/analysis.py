@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.score import ACCURACY, score
+from nc_finetune.benchmark.score import ACCURACY
 from nc_finetune.benchmark.summary import Row, best_rows, by_group, finite, group_of, setting_names
 from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.benchmark.variants import Variant
@@ -94,7 +94,7 @@ def correlation_text(found: RankCorrelation | None) -> tuple[str, str]:
 
 def nc1_correlation(runs: Iterable[Result]) -> RankCorrelation | None:
     """Correlate accuracy with NC1 over runs that have both."""
-    pairs = [pair for run in runs if len(pair := finite([run.nc1, score(run)])) == 2]
+    pairs = [pair for run in runs if len(pair := finite([run.nc1, run.score])) == 2]
     return rank_correlation([nc1 for nc1, _ in pairs], [accuracy for _, accuracy in pairs])
 
 

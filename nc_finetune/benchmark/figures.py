@@ -11,7 +11,6 @@ from typing import Any, get_args
 from PIL import Image
 
 from nc_finetune.benchmark.results import Measure, Result
-from nc_finetune.benchmark.score import score
 from nc_finetune.benchmark.summary import finite, group_of
 from nc_finetune.benchmark.tables import significant
 from nc_finetune.benchmark.variants import METHOD_LABELS, Variant, variant_of
@@ -257,13 +256,13 @@ def _run_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[d
     return [
         {
             "method": labels[variant_of(run)],
-            run.measure: score(run),
+            run.measure: run.score,
             "nc1": run.nc1,
             "seed": run.seed,
             "group": group_of(run).label,
         }
         for run in runs
-        if finite([score(run)]) and _drawable([run.nc1])
+        if finite([run.score]) and _drawable([run.nc1])
     ]
 
 

@@ -24,19 +24,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
+from nc_finetune.benchmark.choice import choose_once
 from nc_finetune.benchmark.folder import lock_folder, look_into, remove_leftovers, set_aside
 from nc_finetune.benchmark.grid import Cell, Grid
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import MultilabelRunCollapse, RunCollapse
-from nc_finetune.benchmark.specs import DatasetSpec, HeadSpec, LossSpec, split_size
+from nc_finetune.benchmark.specs import DatasetSpec, split_size
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.faults import explain
 from nc_finetune.methods import AUTO
-from nc_finetune.selection import KeyLayerChoice, best_device, choose_key_layer, simple_rules
 
 
 @dataclass
@@ -214,36 +214,6 @@ def _options(cell: Cell) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-@lru_cache(maxsize=1)
-def _choices(data: ImageData) -> dict[str, KeyLayerChoice]:
-    """Return what was chosen on a sample, by the run it was chosen for but for its head and loss."""
-    return {}
-
-
-def _choose(cell: Cell, data: ImageData) -> KeyLayerChoice:
-    """Choose the key layer once for all heads and losses."""
-    known, name = _choices(data), replace(cell, head=HeadSpec(), loss=LossSpec()).run_id
-    if name not in known:
-        known[name] = _choose_by_trials(cell, data)
-    return known[name]
-
-
-def _choose_by_trials(cell: Cell, data: ImageData) -> KeyLayerChoice:
-    """Choose the key layer by short trials, and note what simpler rules would have chosen."""
-    backbone = cell.build_backbone().to(best_device())
-    rates = sorted(cell.method.learning_rates)
-    choice = choose_key_layer(
-        backbone,
-        data,
-        lambda layer: cell.with_key_layer(layer).build_method(),
-        epochs=cell.settings.epochs,
-        learning_rate=rates[(len(rates) - 1) // 2],
-        head_learning_rate=cell.settings.head_learning_rate,
-        seed=cell.seed,
-    )
-    return replace(choice, other_rules=simple_rules(backbone, data, cell.seed))
-
-
 def _run(cell: Cell, advance: Callable[[], None]) -> Result:
     settings = cell.settings
     _reset_peak_memory()
@@ -257,7 +227,7 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
         provenance={**environment(), "data_fingerprint": data.fingerprint},
     )
     if cell.key_layer == AUTO and cell.method.takes_key_layer:
-        choice = _choose(cell, data)
+        choice = choose_once(cell, data)
         cell = cell.with_key_layer(choice.block)
         result = replace(result, key_layer=choice.block, selection=choice.to_json())
     fit, scores = _fit_all(cell, data, advance)

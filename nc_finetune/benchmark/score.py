@@ -1,4 +1,4 @@
-"""Which measure a run is ranked by: the one place that knows what "the accuracy" of a run is."""
+"""Accuracy where classes are uneven."""
 
 from __future__ import annotations
 
@@ -9,30 +9,6 @@ from nc_finetune.benchmark.results import Result
 ACCURACY = "accuracy"
 # The largest test class may have this many times the images of the smallest before recalls are averaged, too.
 _EVEN = 1.5
-
-
-def measure_name(run: Result) -> str:
-    """Name what :func:`score` is: runs of different measures never share a table or a picture's axis.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        In words: ``"accuracy"``, or ``"average precision"`` of images with several labels.
-    """
-    return run.measure
-
-
-def score(run: Result) -> float | None:
-    """Return what a report ranks a run by, in per cent; higher is better.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        The measure on the test split; ``None`` where it was not measured.
-    """
-    return run.score
 
 
 def _recalls(matrix: list[list[int]]) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.score import ACCURACY, balanced_accuracy, has_uneven_classes, measure_name, score
+from nc_finetune.benchmark.score import ACCURACY, balanced_accuracy, has_uneven_classes
 from nc_finetune.benchmark.variants import Variant, variant_of, variant_order
 
 _NC2 = "nc2_etf_distance"
@@ -120,7 +120,7 @@ def group_of(run: Result) -> Group:
         weights=run.weights,
         samples_per_class=run.samples_per_class,
         train_share=run.train_share,
-        measure=measure_name(run),
+        measure=run.measure,
     )
 
 
@@ -179,7 +179,7 @@ def _refuse_repeated_seeds(runs: Sequence[Result]) -> None:
 def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
     """Average the runs of one cell."""
     _refuse_repeated_seeds(runs)
-    scores = {run.seed: score(run) for run in runs}
+    scores = {run.seed: run.score for run in runs}
     accuracies = {seed: value for seed, value in scores.items() if value is not None and math.isfinite(value)}
     accuracy, nc1 = list(accuracies.values()), finite(run.nc1 for run in runs)
     nc2 = finite(run.collapse.get(_NC2) for run in runs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_HALF_THE_NC1 = 0.05  # in shares of accuracy; with 0.02 to 0.07 the last rounds of benchmarks/key_layer end the same
+_HALF_THE_NC1 = 0.05  # in shares of accuracy; of nine choices of benchmarks/key_layer one differs from 0.01 to 0.07
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from nc_finetune import ImageClassifier, ImageData, save_delta
-from nc_finetune.benchmark import runner
+from nc_finetune.benchmark import choice, runner
 from nc_finetune.benchmark.grid import BackboneSpec, Cell, DatasetSpec, Grid, HeadSpec, LossSpec, MethodSpec, Settings
 from nc_finetune.benchmark.recording import delta_size
 from nc_finetune.benchmark.results import Result, read_results, write_result
@@ -258,8 +258,8 @@ def test_an_automatic_key_layer_is_chosen_on_validation_and_recorded(monkeypatch
 
 def test_heads_share_one_choice_of_the_key_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[str] = []
-    choose = runner.choose_key_layer
-    monkeypatch.setattr(runner, "choose_key_layer", lambda *args, **named: chosen.append("") or choose(*args, **named))
+    choose = choice.choose_key_layer
+    monkeypatch.setattr(choice, "choose_key_layer", lambda *args, **named: chosen.append("") or choose(*args, **named))
     backbone = BackboneSpec(name="test_resnet", weights=None, key_layer="auto")
     cell = make_cell(method="LayerFinetuning", rates=(1e-3,), backbones=[backbone], seeds=[7])  # a sample of its own
     plain, cosine = run_cell(cell), run_cell(replace(cell, head=HeadSpec(head="CosineHead")))
