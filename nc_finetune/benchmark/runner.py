@@ -115,7 +115,7 @@ def _prefix_cache(cell: Cell, model: ImageClassifier, data: ImageData) -> list[L
     has_prefix = model.method.trains and model.method.first_tuned_layer(model.backbone) is not None
     if not (cell.cache and has_prefix):
         return []
-    return [PrefixCache(_folder_of(data))]
+    return [PrefixCache(_folder_of(data), splits=("train", "val", "test"))]
 
 
 def _snake(cls: type) -> str:

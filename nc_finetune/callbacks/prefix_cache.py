@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 
 from nc_finetune.backbones import SplitBackbone, SplitError
 from nc_finetune.cache import CachedRows
-from nc_finetune.callbacks.collapse_callback import CollapseCallback
+from nc_finetune.callbacks.collapse_callback import CollapseCallback, Split
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept, refuse_sharded
 from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
 from nc_finetune.data import ImageData, LabelledImages
 from nc_finetune.data.labelled_images import Transform
+from nc_finetune.errors import unknown_name
 
 _LOOKED_AT = 4
 GIGABYTE = 1e9
@@ -33,7 +34,8 @@ class PrefixCache(L.Callback):
 
     ``Trainer(callbacks=[PrefixCache()])`` around an :class:`~nc_finetune.ImageClassifier`: losses are those of a run
     without it, to the last bit where the kernels give the same for any grouping of a batch. Validation data are kept,
-    too, unless another callback measures layers on them. A probe keeps the penultimate feature.
+    too, unless another callback measures layers on them, and so are test data where runs share a folder and ``splits``
+    names them. A probe keeps the penultimate feature.
 
     Nothing is kept, and training goes on as it would without, with one warning that says why, where there is no frozen
     prefix (full fine-tuning), the network cannot be cut, the data have no length or come in dictionaries, what must be
@@ -50,7 +52,8 @@ class PrefixCache(L.Callback):
             the room in the folder, that is free.
         views: Augmented views of each training image to keep where the training data have a random transform; epoch
             after epoch takes the next.
-        splits: What is kept: ``"train"``, ``"val"`` or both.
+        splits: What is kept: any of ``"train"``, ``"val"`` and ``"test"``; a run that is tested once gains nothing by
+            the last one unless an earlier run has left it in the folder.
 
     Raises:
         ValueError: For an argument out of range; at the start of the fit if the training data draw random numbers and
@@ -73,15 +76,16 @@ class PrefixCache(L.Callback):
         dtype: Literal["bfloat16"] | None = None,
         budget_gb: float | None = None,
         views: int | None = None,
-        splits: Sequence[Literal["train", "val"]] = ("train", "val"),
+        splits: Sequence[Split] = ("train", "val"),
     ) -> None:
         for name, value in (("budget_gb", budget_gb), ("views", views)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if dtype not in (None, "bfloat16"):
             raise ValueError(f"dtype must be 'bfloat16', or None to keep outputs as they are, got {dtype!r}")
-        if unknown := set(splits) - {"train", "val"}:
-            raise ValueError(f"splits must be 'train' and 'val', got {', '.join(sorted(unknown))}")
+        for split in splits:
+            if split not in get_args(Split):
+                raise unknown_name("split", split, get_args(Split))
         self.folder = folder
         self.dtype = dtype
         self.budget_gb = budget_gb
@@ -103,11 +107,10 @@ class PrefixCache(L.Callback):
         """Cut the network and keep the training split."""
         self.stored_bytes, self.fill_seconds = {}, {}
         try:
-            loader = _check_usable(trainer, pl_module)
+            loader = _check_usable(trainer, pl_module, trainer.fit_loop)
             with random_state_kept():
                 self._refuse_random(trainer, loader)
-            with evaluating(trainer, pl_module):
-                pl_module.split = pl_module.split_prefix(_first_images(trainer, loader))
+            self._cut(trainer, pl_module, loader)
         except SplitError as error:
             self._go_without(trainer, str(error))
         else:
@@ -125,12 +128,21 @@ class PrefixCache(L.Callback):
         split: SplitBackbone | None = pl_module.split
         if trainer.state.fn != "fit" or trainer.sanity_checking or split is None or "val" in self.fill_seconds:
             return
-        loader = _only_loader(loop)
-        if "val" not in self.splits or loader is None or _measures_validation(trainer):
+        if self._can_keep(trainer, loop, "val"):
+            self._keep(trainer, pl_module, loop, "val")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Cut the network and keep the test split, where that was asked for and there is a frozen prefix."""
+        self.stored_bytes.pop("test", None)
+        self.fill_seconds.pop("test", None)
+        if not self._can_keep(trainer, trainer.test_loop, "test"):
             return
-        with random_state_kept():
-            if not PrefixFill.is_random(loader, _LOOKED_AT):
-                self._keep(trainer, pl_module, loop, "val")
+        try:
+            self._cut(trainer, pl_module, _check_usable(trainer, pl_module, trainer.test_loop))
+        except SplitError as error:
+            self._go_without(trainer, str(error))
+        else:
+            self._keep(trainer, pl_module, trainer.test_loop, "test")
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Give the loaders back and let go of what was kept."""
@@ -151,6 +163,18 @@ class PrefixCache(L.Callback):
                 " transform; keep several views of each image with views=8, or leave PrefixCache out"
             )
 
+    def _cut(self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any]) -> None:
+        with evaluating(trainer, pl_module):
+            pl_module.split = pl_module.split_prefix(_first_images(trainer, loader))
+
+    def _can_keep(self, trainer: L.Trainer, loop: Any, split: str) -> bool:
+        """Tell whether an evaluation may read outputs of the prefix: nobody else looks at its images or layers."""
+        loader = _only_loader(loop)
+        if split not in self.splits or loader is None or _is_measured(trainer, split):
+            return False
+        with random_state_kept():
+            return not PrefixFill.is_random(loader, _LOOKED_AT)
+
     def _keep(self, trainer: L.Trainer, pl_module: Any, loop: Any, split: str) -> CachedRows | None:
         """Fill or find the cache of a split, and let its loop read from there."""
         loader = loop._combined_loader.flattened[0]
@@ -164,7 +188,7 @@ class PrefixCache(L.Callback):
             budget=None if self.budget_gb is None else int(self.budget_gb * GIGABYTE),
             views=self.views if split == "train" else None,
             batch_transform=_batch_transform(trainer) if split == "train" else None,
-            identity=_identity(trainer, loader) if split == "val" or self.views is None else None,
+            identity=_identity(trainer, loader) if split != "train" or self.views is None else None,
         )
         self.fill_seconds[split] = 0.0
         try:
@@ -205,16 +229,16 @@ def _only_loader(loop: Any) -> DataLoader[Any] | None:
     return loader if usable else None
 
 
-def _check_usable(trainer: Any, pl_module: Any) -> DataLoader[Any]:
-    """Return the training loader.
+def _check_usable(trainer: Any, pl_module: Any, loop: Any) -> DataLoader[Any]:
+    """Return the loader of a loop.
 
     Raises:
         SplitError: If what it gives cannot be kept.
     """
-    loader = _only_loader(trainer.fit_loop)
+    loader = _only_loader(loop)
     if loader is None:
         raise SplitError("the training data must come in batches of one DataLoader, over a dataset that has a length")
-    if trainer.reload_dataloaders_every_n_epochs:
+    if loop is trainer.fit_loop and trainer.reload_dataloaders_every_n_epochs:
         raise SplitError("training data that are loaded anew every few epochs cannot be kept")
     datamodule = getattr(trainer, "datamodule", None)
     # What ImageData does to a batch is known: its batch_transform.
@@ -243,9 +267,9 @@ def _first_images(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:
     if batch is None:
         raise SplitError("the first images do not decode")
     images, transform = trainer.strategy.batch_to_device(batch)[0], _batch_transform(trainer)
-    return images if transform is None else transform(images)
+    return images if transform is None or trainer.testing else transform(images)
 
 
-def _measures_validation(trainer: L.Trainer) -> bool:
+def _is_measured(trainer: L.Trainer, split: str) -> bool:
     callbacks: Iterator[Any] = iter(trainer.callbacks)  # type: ignore[attr-defined]
-    return any(isinstance(callback, CollapseCallback) and "val" in callback.splits for callback in callbacks)
+    return any(isinstance(callback, CollapseCallback) and split in callback.splits for callback in callbacks)

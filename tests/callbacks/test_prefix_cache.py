@@ -386,7 +386,7 @@ def test_the_key_knows_images_and_weights(
         ({"budget_gb": 0}, "budget_gb must be above 0, got 0"),
         ({"views": -1}, "views must be above 0"),
         ({"dtype": "int8"}, "'bfloat16', or None"),
-        ({"splits": ["test"]}, "splits must be 'train' and 'val', got test"),
+        ({"splits": ["tests"]}, "unknown split 'tests'; did you mean 'test'?"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
