@@ -183,8 +183,14 @@ class ImageClassifier(L.LightningModule):
         cut = self.method.first_tuned_layer(self.backbone)
         if cut is None:
             raise SplitError(f"{self.method.label} leaves no frozen prefix of {self.backbone.name!r}")
-        skips = self.method.skip_sources(self.backbone)
-        split = SplitBackbone(self.backbone, cut, skips, image_shape=images.shape[1:], pooling=self.method.pooling)
+        split = SplitBackbone(
+            self.backbone,
+            cut,
+            self.method.skip_sources(self.backbone),
+            input_layers=self.method.input_sources(self.backbone),
+            image_shape=images.shape[1:],
+            pooling=self.method.pooling,
+        )
         split.check(images, partial(self.method.features, self.backbone))
         return split
 
@@ -328,7 +334,7 @@ class ImageClassifier(L.LightningModule):
         return self.split is not None and isinstance(batch, (tuple, list)) and isinstance(batch[0], dict)
 
     def _modes(self) -> list[bool]:
-        return [part.training for part in self.backbone.modules()]
+        return [part.training for whole in (self.backbone, self.method) for part in whole.modules()]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(

@@ -27,8 +27,8 @@ examples:
   nc-finetune fit --help                                  every key of a recipe
 
 names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
-  methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning FullFinetuning ProbeFirst
-            BiasTuning NormTuning AdapterTuning
+  methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning SideFinetuning FullFinetuning
+            ProbeFirst BiasTuning NormTuning AdapterTuning
   heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead ZeroShotHead
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
             ClassBalanced

@@ -153,12 +153,13 @@ def test_every_part_belongs_to_a_cell() -> None:
     assert parts == {
         *(f"backbones/{name}" for name in (*COLUMNS, "clip_vit_b32_projected")),
         *(f"datasets/{name}" for name in CLASSES),
-        *(f"methods/{name}" for name in (*METHODS, "scl_ft_auto", "zero_shot")),
+        *(f"methods/{name}" for name in (*METHODS, "scl_ft_auto", "side_ft", "zero_shot")),
     }
 
 
-def test_the_part_that_chooses_its_block_brings_what_chooses(built: list[LightningCLI]) -> None:
-    parts = ("backbones/resnet50", "datasets/dtd", "methods/scl_ft_auto")
+@pytest.mark.parametrize("part", ["scl_ft_auto", "side_ft"])
+def test_a_part_that_chooses_its_block_brings_what_chooses(part: str, built: list[LightningCLI]) -> None:
+    parts = ("backbones/resnet50", "datasets/dtd", f"methods/{part}")
     assert main(["fit", *parts, "--model.weights", "null", "--data.image_size", "64"]) == 0
     callbacks = [type(callback) for callback in built[0].trainer.callbacks]
     assert built[0].model.method.key_layer == AUTO

@@ -47,6 +47,7 @@ from nc_finetune.methods import (
     FullFinetuning,
     LayerFinetuning,
     LinearProbe,
+    SideFinetuning,
     SkipConnectionFinetuning,
 )
 
@@ -172,6 +173,8 @@ def make_candidates(options: argparse.Namespace) -> dict[str, Callable[[], Candi
         "layer FT, cached": make(lambda: LayerFinetuning(layer), cached=True),
         "SCL-FT": make(skip),
         "SCL-FT, cached": make(skip, cached=True),
+        "side FT": make(lambda: SideFinetuning(layer)),
+        "side FT, cached": make(lambda: SideFinetuning(layer), cached=True),
         LORA: make(lambda: AdapterTuning(rank=8, **everywhere)),
         "BackboneFinetuning, frozen": make(LinearProbe, frozen=True),
         "linear probe, cached": make(LinearProbe, cached=True),

@@ -1,4 +1,4 @@
-"""What shared caches are worth to a grid: probes, layer FT, SCL-FT and full FT on digits, with and without them.
+"""What shared caches are worth to a grid on digits: a probe, layer FT, SCL-FT and side FT, and full FT beside them.
 
     python benchmarks/performance/grid_caches.py [--seeds 0 1 2] [--epochs 15] [--batch-size 40]
 
@@ -31,9 +31,9 @@ from nc_finetune.benchmark.specs import BackboneSpec, DatasetSpec, MethodSpec
 BLOCK = "blocks.4.2"
 METHODS = (
     MethodSpec(method="LinearProbe", learning_rates=[3e-3]),
-    MethodSpec(method="SkipProbe", learning_rates=[3e-3], options={"skip_layers": [BLOCK]}),
     MethodSpec(method="LayerFinetuning", learning_rates=[3e-3]),
     MethodSpec(method="SkipConnectionFinetuning", learning_rates=[3e-3]),
+    MethodSpec(method="SideFinetuning", learning_rates=[3e-3]),
     MethodSpec(method="FullFinetuning", learning_rates=[3e-4]),
 )
 Times = dict[bool, dict[str, float]]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def _check_tensor(layer: str, output: Any) -> Tensor:
@@ -80,4 +82,36 @@ def watch_input(
         take(name, _check_tensor(name, only) if check else only)
 
     with module.register_forward_pre_hook(hook, with_kwargs=True):
+        yield
+
+
+@contextmanager
+def run_beside(module: nn.Module, beside: Mapping[str, nn.Module], take: Callable[[str, Any], None]) -> Iterator[None]:
+    """Run modules beside layers, on what these are about to see, at every forward pass inside the ``with`` block.
+
+    Args:
+        module: The network.
+        beside: Modules by the name of the layer beside which they run; they see copies of its inputs, since either may
+            write into them.
+        take: Called with the name and the output, which it must not change.
+
+    Raises:
+        TypeError: At the forward pass, if a module gives something else than one tensor.
+
+    Example:
+        >>> import torch
+        >>> net, other = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), nn.Linear(3, 1)
+        >>> with run_beside(net, {"1": other}, lambda name, output: print(name, tuple(output.shape))):
+        ...     _ = net(torch.zeros(2, 4))
+        1 (2, 1)
+    """
+
+    def hook(layer: str, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        copies = pytree.tree_map_only(Tensor, torch.clone, inputs)
+        take(layer, _check_tensor(layer, beside[layer](*copies, **named)))
+
+    with ExitStack() as hooks:
+        for layer in beside:
+            watched = module.get_submodule(layer)
+            hooks.enter_context(watched.register_forward_pre_hook(partial(hook, layer), with_kwargs=True))
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,24 @@ from torch import Tensor, nn
 from nc_finetune.backbones.base import PENULTIMATE, Backbone
 from nc_finetune.backbones.call_record import CallRecord, give_blanks, record_calls, replaced_forward
 from nc_finetune.backbones.feature_hooks import watch_outputs
+from nc_finetune.backbones.layer_inputs import LayerInput, SeenInput, SplitError, samples_axis, watch_seen
 from nc_finetune.backbones.pooling import Pooling
 
-# What the cut layer sees, under its name, and pooled outputs of earlier layers; samples in the first dimension.
+# What the cut layer sees, under its name, pooled outputs of earlier layers, under theirs, and what further layers see;
+# samples in the first dimension.
 PrefixOutput = dict[str, Tensor]
-
-
-class SplitError(ValueError):
-    """The network cannot be cut there."""
 
 
 class _Reached(Exception):  # noqa: N818 - a signal, no error
     """The forward pass has come to the cut."""
+
+
+class _Look(NamedTuple):
+    """What was seen when some images were run up to the cut."""
+
+    calls: CallRecord
+    cut: Tensor
+    inputs: dict[str, SeenInput]
 
 
 class SplitBackbone:
@@ -39,12 +45,13 @@ class SplitBackbone:
         backbone: The network; what comes before the cut must stay in eval mode.
         cut: Name of the first layer of the second part; ``"penultimate"`` leaves nothing to it.
         skip_layers: Layers whose pooled outputs are wanted; those before the cut become part of the prefix's output.
+        input_layers: Layers before the cut beside which other modules run; what these layers see is kept, too.
         image_shape: ``(3, H, W)`` of the images.
         pooling: From a skip layer's output to a vector; see :func:`~nc_finetune.backbones.pool_features`.
 
     Raises:
-        SplitError: If the cut layer is not called, its first input is not one tensor, or samples are not a dimension
-            of it.
+        SplitError: If the cut layer or an input layer is not called, its first input is not one tensor, or samples are
+            not a dimension of it.
 
     Example:
         >>> from nc_finetune.backbones import TimmBackbone
@@ -64,6 +71,7 @@ class SplitBackbone:
         cut: str,
         skip_layers: Sequence[str] = (),
         *,
+        input_layers: Sequence[str] = (),
         image_shape: Sequence[int],
         pooling: Pooling = "default",
     ) -> None:
@@ -73,14 +81,18 @@ class SplitBackbone:
         self.pooling: Pooling = pooling
         self._layer = None if cut == PENULTIMATE else backbone.get_layer(cut)
         # Two numbers of samples tell which sizes follow them.
-        (few, seen), (more, other) = (self._record(number, skip_layers) for number in (2, 3))
+        few, more = (self._look(number, skip_layers, input_layers) for number in (2, 3))
         try:
-            self._blanks = few.growing(more)
+            self._blanks = few.calls.growing(more.calls)
         except ValueError as error:
             raise SplitError(f"{backbone.name!r} cannot be cut: {error}") from error
-        self.skip_layers = tuple(layer for layer in skip_layers if backbone.get_layer(layer) in few.called)
-        self._dtype = seen.dtype
-        self._axis = _samples_axis(seen.shape, other.shape, cut)
+        self.skip_layers = tuple(layer for layer in skip_layers if backbone.get_layer(layer) in few.calls.called)
+        self._dtype = few.cut.dtype
+        self._axis = samples_axis(few.cut.shape, more.cut.shape, cut)
+        self.input_layers = tuple(input_layers)
+        self._inputs = {
+            layer: LayerInput.of(layer, few.inputs.get(layer), more.inputs.get(layer)) for layer in input_layers
+        }
 
     @torch.no_grad()
     def prefix(self, images: Tensor) -> PrefixOutput:
@@ -90,16 +102,18 @@ class SplitBackbone:
             images: As the backbone takes them, shape ``(N, 3, H, W)``.
 
         Returns:
-            What the cut layer sees and the pooled outputs of the earlier skip layers, samples in the first dimension.
+            What the cut layer sees, the pooled outputs of the earlier skip layers, and what the input layers see;
+            samples in the first dimension.
         """
         found: PrefixOutput = {}
 
         def keep(layer: str, output: Tensor) -> None:
             found[layer] = self.backbone.pool(output, self.pooling)
 
-        with watch_outputs(self.backbone.model, self.skip_layers, keep):
+        network = self.backbone.model
+        with watch_outputs(network, self.skip_layers, keep), watch_seen(network, self.input_layers) as seen:
             found[self.cut] = self._run_to_cut(images).movedim(self._axis, 0)
-        return found
+        return found | {_input_of(layer): kind.pack(seen[layer]) for layer, kind in self._inputs.items()}
 
     @contextmanager
     def resume(self, outputs: PrefixOutput) -> Iterator[Tensor]:
@@ -119,6 +133,8 @@ class SplitBackbone:
                 # A vector is its own pooled value.
                 give = partial(_give, outputs[layer].to(self._dtype))
                 patches.enter_context(replaced_forward(self.backbone.get_layer(layer), give))
+            for layer, kind in self._inputs.items():
+                patches.enter_context(kind.given(self.backbone.get_layer(layer), outputs[_input_of(layer)]))
             yield torch.full((), torch.nan, device=kept.device).expand(len(kept), *self.image_shape)
 
     @torch.no_grad()
@@ -146,10 +162,16 @@ class SplitBackbone:
             raise SplitError(f"what follows {self.cut!r} in {self.backbone.name!r} needs more than its input")
         return torch.equal(whole, parts)
 
-    def _record(self, number: int, skip_layers: Sequence[str]) -> tuple[CallRecord, Tensor]:
+    def _look(self, number: int, skip_layers: Sequence[str], input_layers: Sequence[str]) -> _Look:
+        network = self.backbone.model
         images = torch.zeros(number, *self.image_shape, device=self.backbone.get_buffer("_mean").device)
-        with torch.no_grad(), record_calls(self.backbone.model, number, skip_layers) as record:
-            return record, self._run_to_cut(images)
+        seen_through = (*skip_layers, *input_layers)
+        with (
+            torch.no_grad(),
+            watch_seen(network, input_layers) as inputs,
+            record_calls(network, number, seen_through) as calls,
+        ):
+            return _Look(calls, self._run_to_cut(images), inputs)
 
     def _run_to_cut(self, images: Tensor) -> Tensor:
         if self._layer is None:
@@ -191,6 +213,9 @@ class SplitBackbone:
     def _give_penultimate(self, kept: Tensor, images: Tensor) -> Tensor:
         for layer in self.skip_layers:
             self.backbone.get_layer(layer)(images)
+        for seen in map(self.backbone.get_layer, self.input_layers):
+            with replaced_forward(seen, partial(_give, kept)):
+                seen(images)  # for the sake of those who look at what it sees
         return kept
 
 
@@ -198,11 +223,8 @@ def _give(value: Tensor, *_inputs: Any, **_named: Any) -> Tensor:
     return value
 
 
-def _samples_axis(few: Sequence[int], more: Sequence[int], cut: str) -> int:
-    grown = [axis for axis, (a, b) in enumerate(zip(few, more, strict=True)) if (a, b) == (2, 3)]
-    if len(grown) != 1 or sum(a != b for a, b in zip(few, more, strict=True)) != 1:
-        raise SplitError(f"no dimension of what {cut!r} sees, {tuple(few)} for two images, is that of the samples")
-    return grown[0]
+def _input_of(layer: str) -> str:
+    return f"input of {layer}"
 
 
 def _agree(whole: Tensor, parts: Tensor) -> bool:

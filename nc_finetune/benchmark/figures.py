@@ -20,8 +20,8 @@ from nc_finetune.errors import missing_extra
 _COLOURS = ("#CC79A7", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 # One fewer than the colours: a pair comes back only after 56 methods.
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
-# The four methods of the mission have the colours that stand out; the rest follow in the order of the tables.
-_FIRST_METHODS = ("linear_probe", "layer_ft", "scl_ft", "full_ft")
+# The four methods of the mission have the colours that stand out; after side FT the rest follow in the tables' order.
+_FIRST_METHODS = ("linear_probe", "layer_ft", "scl_ft", "full_ft", "side_ft")
 _STYLED_METHODS = (*_FIRST_METHODS, *(name for name in METHOD_LABELS if name not in _FIRST_METHODS))
 _MIN_WIDTH, _WIDTH_PER_LAYER, _HEIGHT = 520, 24, 320
 _PNG_SCALE = 2.0

@@ -47,9 +47,9 @@ class BackboneSpec:
     Attributes:
         name: As for :func:`~nc_finetune.backbones.create_backbone`.
         weights: Likewise.
-        key_layer: The block that layer FT and SCL-FT tune; ``None`` is the middle one, ``"auto"`` the one that short
-            trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent blocks.
-            A list makes a cell of each; ``"all"``, alone or in a list, is every block.
+        key_layer: The block that layer FT, SCL-FT and side FT tune; ``None`` is the middle one, ``"auto"`` the one that
+            short trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent
+            blocks. A list makes a cell of each; ``"all"``, alone or in a list, is every block.
         model_options: Further arguments of the library's own constructor.
         options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """

@@ -217,6 +217,7 @@ class PrefixFill:
             str(self.trainer.precision),
             self.split.cut,
             self.split.skip_layers,
+            self.split.input_layers,
             self.split.pooling,
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()

@@ -59,7 +59,10 @@ class ProbePath(L.Callback):
         if pl_module.method.first_tuned_layer(pl_module.backbone) != PENULTIMATE:
             raise ValueError(f"ProbePath fits the head alone, and {pl_module.method.label} tunes more; leave it out")
         if any(True for _ in pl_module.method.parameters()):
-            raise ValueError("ProbePath fits the head alone, and the skips learn their scale; choose a fixed one")
+            raise ValueError(
+                f"ProbePath fits the head alone, and {pl_module.method.label} learns something beside it: a block, or"
+                " the scale of its skips; choose a fixed one"
+            )
         if type(pl_module.head) is not nn.Linear or pl_module.head.bias is None:
             kind = type(pl_module.head).__name__
             raise TypeError(f"ProbePath fits one linear layer with a bias, and the head is a {kind}; leave it out")

@@ -9,6 +9,7 @@ from nc_finetune.methods.linear_probe import LinearProbe as LinearProbe
 from nc_finetune.methods.linear_probe import SkipProbe as SkipProbe
 from nc_finetune.methods.optimizer_groups import parameter_groups as parameter_groups
 from nc_finetune.methods.probe_first import ProbeFirst as ProbeFirst
+from nc_finetune.methods.side import SideFinetuning as SideFinetuning
 from nc_finetune.methods.skip_connection import SkipConnectionFinetuning as SkipConnectionFinetuning
 from nc_finetune.methods.skips import SkipConnections as SkipConnections
 from nc_finetune.methods.vectors import BiasTuning as BiasTuning
@@ -21,6 +22,7 @@ METHOD_NAMES = (
     "SkipProbe",
     "LayerFinetuning",
     "SkipConnectionFinetuning",
+    "SideFinetuning",
     "FullFinetuning",
     "ProbeFirst",
     "BiasTuning",

@@ -62,15 +62,19 @@ class FinetuningMethod(nn.Module, ABC):
 
     @abstractmethod
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """Return the parts of the backbone that are trained."""
+        """Return the parts of the backbone, or of the method itself, that are trained."""
 
     def tuned_parameters(self, backbone: Backbone) -> Iterable[nn.Parameter]:
-        """Return the parameters of the backbone that are trained: those of the tuned modules."""
+        """Return the parameters that are trained beside the head: those of the tuned modules."""
         return (parameter for module in self.tuned_modules(backbone) for parameter in module.parameters())
 
     def key_layers(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the names of the key blocks; none, where the method does not tune by blocks."""
         return ()
+
+    def key_modules(self, backbone: Backbone) -> list[nn.Module]:
+        """Return what is trained at the rate of the key layer: the key blocks."""
+        return [backbone.get_layer(name) for name in self.key_layers(backbone)]
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
         """Return the layer before which everything is frozen.
@@ -89,6 +93,10 @@ class FinetuningMethod(nn.Module, ABC):
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks whose pooled outputs :meth:`features` looks at."""
+        return ()
+
+    def input_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the blocks whose inputs :meth:`features` looks at."""
         return ()
 
     def set_key_layer(self, layer: str) -> None:

@@ -15,6 +15,7 @@ from nc_finetune.methods.skips import (
     SkipScale,
     check_skip_options,
     features_with_skips,
+    joining_layer,
 )
 
 
@@ -82,10 +83,7 @@ class SkipProbe(LinearProbe):
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
         """Return the final norm where the skips join before it."""
-        if self.join != "before_norm":
-            return super().first_tuned_layer(backbone)
-        names: dict[nn.Module, str] = {part: name for name, part in backbone.model.named_modules()}
-        return names[backbone.final_norm]
+        return joining_layer(backbone, self.join)
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks, by default the middle one."""

@@ -46,21 +46,23 @@ def parameter_groups(
         >>> [(group["name"], group["lr"]) for group in parameter_groups(net, method, [head], **rates)]
         [('head', 0.001), ('block', 0.003)]
     """
-    tuned = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    # A method may learn, too, e.g. the scale of a skip.
-    head = [parameter for part in (*others, method) for parameter in part.parameters() if parameter.requires_grad]
-    if not (tuned or head):
+    key = {id(parameter) for module in method.key_modules(backbone) for parameter in module.parameters()}
+    tuned, beside_it = _trained(backbone), _trained(*others, method)  # a method may learn, too, as the scale of a skip
+    block = [parameter for parameter in (*tuned, *beside_it) if id(parameter) in key]
+    rest = [parameter for parameter in tuned if id(parameter) not in key]
+    head = [parameter for parameter in beside_it if id(parameter) not in key]
+    if not (tuned or beside_it):
         raise ValueError(
             f"there is nothing to train: the head has no parameters, and {method.label} tunes nothing else;"
             " choose another method"
         )
-    blocks = [backbone.get_layer(name) for name in method.key_layers(backbone)]
-    key = {id(parameter) for block in blocks for parameter in block.parameters()}
-    block = [parameter for parameter in tuned if id(parameter) in key]
-    rest = [parameter for parameter in tuned if id(parameter) not in key]
     default = method.default_learning_rate or head_learning_rate
     main = default if learning_rate is None else learning_rate
     beside = method.rest_learning_rate if rest_learning_rate is None else rest_learning_rate
-    of_head = head_learning_rate if tuned or learning_rate is None else learning_rate
+    of_head = head_learning_rate if block or rest or learning_rate is None else learning_rate
     parts = (("head", head, of_head), ("block", block, main), ("backbone", rest, beside if block else main))
     return [{"params": part, "lr": rate, "name": name} for name, part, rate in parts if part]
+
+
+def _trained(*parts: nn.Module) -> list[nn.Parameter]:
+    return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]

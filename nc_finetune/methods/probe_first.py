@@ -85,11 +85,20 @@ class ProbeFirst(FinetuningMethod):
         """Return the blocks that the method looks at."""
         return self.method.skip_sources(backbone)
 
+    def input_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the blocks whose inputs the method looks at."""
+        return self.method.input_sources(backbone)
+
+    def key_modules(self, backbone: Backbone) -> list[nn.Module]:
+        """Return what the method trains at the rate of its key layer."""
+        return self.method.key_modules(backbone)
+
     def set_modes(self, backbone: Backbone) -> None:
         """Keep everything in eval mode while probing."""
         self.method.set_modes(backbone)
         if self.probing:
-            backbone.eval()
+            for module in self.method.tuned_modules(backbone):
+                module.eval()
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the features of the method; without a graph while probing."""

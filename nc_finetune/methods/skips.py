@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nc_finetune.backbones import Backbone, watch_outputs
+from nc_finetune.backbones import PENULTIMATE, Backbone, run_beside, watch_outputs
 from nc_finetune.errors import unknown_name
 
 SkipScale = float | Literal["matched", "learned"]
@@ -29,6 +30,18 @@ def check_skip_options(join: str, pooling: str) -> None:
     ):
         if given not in valid:
             raise unknown_name(kind, given, valid)
+
+
+def joining_layer(backbone: Backbone, join: str) -> str:
+    """Return the first layer that sees anything of a skip: ``"penultimate"``, or the final norm before that.
+
+    Raises:
+        ValueError: If the skip joins before a final norm, and there is none.
+    """
+    if join != "before_norm":
+        return PENULTIMATE
+    names: dict[nn.Module, str] = {part: name for name, part in backbone.model.named_modules()}
+    return names[backbone.final_norm]
 
 
 class SkipConnections(nn.Module):
@@ -95,6 +108,7 @@ def features_with_skips(
     *,
     join: SkipJoin = "feature",
     pooling: SkipPooling = "default",
+    beside: Mapping[str, nn.Module] | None = None,
 ) -> Tensor:
     """Return the penultimate feature with the outputs of blocks added, in one forward pass.
 
@@ -108,6 +122,7 @@ def features_with_skips(
         pooling: From a block's output to a vector; maps are averaged over space whatever it is. ``"default"`` takes of
             tokens the class token if there is one, otherwise their mean; ``"average"`` takes the mean of the patch
             tokens; ``"class_token"`` refuses a network without one.
+        beside: Modules by block; what they make of the block's input is added in place of the block's own output.
 
     Returns:
         Shape ``(N, num_features)``.
@@ -137,7 +152,10 @@ def features_with_skips(
     def add(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return _add_to_tokens(backbone, skips, inputs[0], outputs()), *inputs[1:]
 
-    with watch_outputs(backbone.model, layers, take):
+    beside = beside or {}
+    with ExitStack() as hooks:
+        hooks.enter_context(watch_outputs(backbone.model, [layer for layer in layers if layer not in beside], take))
+        hooks.enter_context(run_beside(backbone.model, beside, take))
         if join == "before_norm":
             with backbone.final_norm.register_forward_pre_hook(add):
                 features: Tensor = backbone(images)

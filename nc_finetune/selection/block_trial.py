@@ -15,7 +15,7 @@ from nc_finetune.classifier import ImageClassifier
 from nc_finetune.delta_file import tuned_state
 from nc_finetune.functional import class_statistics, nc1, nearest_class_center
 from nc_finetune.heads import CosineHead
-from nc_finetune.methods import FinetuningMethod
+from nc_finetune.methods import FinetuningMethod, parameter_groups
 from nc_finetune.selection.halving import Measurement
 from nc_finetune.selection.trial_samples import Samples, TrialSamples, can_go_on, through_prefix, try_split
 
@@ -59,10 +59,15 @@ class BlockTrial:
         self.model.to(self.device)
         self.train, self.val = self._behind_prefix(before)
         self._generator = torch.Generator().manual_seed(seed)
-        tuned = [value for value in backbone.parameters() if value.requires_grad]
-        beside = [value for part in (self.model.head, method) for value in part.parameters() if value.requires_grad]
-        groups = [{"params": tuned, "lr": learning_rate}, {"params": beside, "lr": head_learning_rate}]
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        groups = parameter_groups(
+            backbone,
+            method,
+            [self.model.head],
+            learning_rate=learning_rate,
+            head_learning_rate=head_learning_rate,
+            rest_learning_rate=None,
+        )
+        self.optimizer = torch.optim.AdamW(groups)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._kept: dict[str, Tensor] = {}
         self._batches = self._train_batches()

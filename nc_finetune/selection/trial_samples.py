@@ -130,7 +130,7 @@ def try_split(model: ImageClassifier, samples: Samples) -> SplitBackbone | None:
 
 def can_go_on(earlier: SplitBackbone | None, split: SplitBackbone) -> bool:
     """Tell whether what was kept at one cut can be brought on to another."""
-    if earlier is None or split.skip_layers:  # their outputs may come from before the earlier cut
+    if earlier is None or split.skip_layers or split.input_layers:  # what is wanted may lie before the earlier cut
         return False
     names = split.backbone.layer_names
     return names.index(earlier.cut) < names.index(split.cut)

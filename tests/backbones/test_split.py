@@ -1,6 +1,7 @@
 """Cutting networks in two, whatever they are."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -41,18 +42,42 @@ def blocks_of(net: Toy) -> tuple[nn.Module, ...]:
     return net.model["stem"], *net.model["blocks"]
 
 
-def make_split(net: Backbone, cut: str, *skips: str, size: int = 32) -> tuple[SplitBackbone, Tensor]:
-    return SplitBackbone(net, cut, skips, image_shape=(3, size, size)), torch.rand(4, 3, size, size)
+def make_split(net: Backbone, cut: str, *skips: str, size: int = 32, **options: Any) -> tuple[SplitBackbone, Tensor]:
+    return SplitBackbone(net, cut, skips, image_shape=(3, size, size), **options), torch.rand(4, 3, size, size)
+
+
+def make_net(name: str) -> tuple[Backbone, int]:
+    """Build a network at random; return it with a size of images that it takes."""
+    torch.manual_seed(0)
+    options = {"img_size": 32} if name == "test_vit" else None
+    size = {"open_clip:tiny-RN": 64, "test_coatnet": 160, "test_vit_relpos": 160}.get(name, 32)
+    return create_backbone(name, None, **({"model_options": options} if options else {})).eval(), size
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_a_block_sees_is_kept_beside_the_cut(name: str) -> None:
+    net, size = make_net(name)
+    seen: list[Tensor] = []
+
+    def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].clone())
+
+    for layer in (net.block_names[0], net.middle_block, net.block_names[-1]):
+        split, images = make_split(net, PENULTIMATE, size=size, input_layers=[layer])
+        with torch.no_grad(), net.get_layer(layer).register_forward_pre_hook(note):
+            whole = net(images)
+            kept = split.prefix(images)
+            with split.resume(kept) as blanks:
+                assert torch.equal(net(blanks), whole)
+        before, within, after = seen[-3:]
+        assert torch.equal(before, within)
+        assert torch.equal(before, after)
+        assert len(kept[f"input of {layer}"]) == len(images)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_both_parts_make_the_whole_to_the_last_bit(name: str) -> None:
-    torch.manual_seed(0)
-    options = {"img_size": 32} if name.startswith("test_") and "vit" in name else None
-    size = {"open_clip:tiny-RN": 64, "test_coatnet": 160, "test_vit_relpos": 160}.get(name, 32)
-    if name == "test_vit_relpos":
-        options = None
-    net = create_backbone(name, None, **({"model_options": options} if options else {})).eval()
+    net, size = make_net(name)
     for cut in (net.block_names[0], net.middle_block, net.block_names[-1], PENULTIMATE):
         split, images = make_split(net, cut, size=size)
         assert split.check(images, net), cut

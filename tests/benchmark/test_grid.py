@@ -243,7 +243,7 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> No
         make_grid(**changes)
 
 
-GRIDS = {"slides_table": 180, "low_data": 99, "low_data_sizes": 90, "low_data_backbones": 90, "key_layer": 153}
+GRIDS = {"slides_table": 180, "low_data": 126, "low_data_sizes": 90, "low_data_backbones": 90, "key_layer": 153}
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -26,3 +26,4 @@ def test_a_block_is_cheaper_than_the_whole_and_cheaper_still_from_the_cache() ->
     for measured in ("flops", "memory"):
         costs = [rows[name][measured] for name in ("layer FT, cached", "layer FT", REFERENCE)]
         assert 0 < costs[0] < costs[1] < costs[2]
+        assert 0 < rows["side FT, cached"][measured] < rows["SCL-FT, cached"][measured]

@@ -71,7 +71,7 @@ def test_each_image_goes_through_the_network_once(digits: ImageData, make_traine
     ("options", "kind", "message"),
     [
         ({"method": LayerFinetuning("layer3.0")}, ValueError, "layer FT tunes more"),
-        ({"method": SkipProbe(["layer1.0"], "learned")}, ValueError, "learn their scale"),
+        ({"method": SkipProbe(["layer1.0"], "learned")}, ValueError, "learns something beside it"),
         ({"head": lambda width, classes: nn.Sequential(nn.Linear(width, classes))}, TypeError, "head is a Sequential"),
         ({"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}, TypeError, "plain cross-entropy"),
     ],
