@@ -28,9 +28,10 @@ class SideFinetuning(LayerFinetuning):
     the network goes on from its own block as it was, so that nothing in it changes: the copy sees what the block sees,
     and its output goes to the classifier alone. A step then costs what one block costs, no more, once
     :class:`~nc_finetune.callbacks.PrefixCache` keeps the block's input and the penultimate feature; no gradient passes
-    through any other block. One frozen network serves any number of tasks in one forward pass, at one block each.
+    through any other block. Inference costs one block more than that of the network.
 
-    The copy belongs to the method, not to the backbone; it is made when the model is built.
+    The copy belongs to the method, not to the backbone; it is made when the model is built. Models of several tasks may
+    share one backbone object.
 
     Args:
         key_layer: Name of the block; a single one. See :class:`~nc_finetune.methods.LayerFinetuning`.

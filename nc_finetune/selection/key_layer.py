@@ -18,6 +18,9 @@ from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_
 from nc_finetune.selection.trial_samples import TrialSamples
 
 _CANDIDATES = 6
+# A step of a block beside a frozen network costs a third to a quarter of one through all that follows the block, and
+# where the rest of the feature stands still, so few steps as elsewhere tell blocks apart less well.
+_STEPS_BESIDE = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def choose_key_layer(
     Up to six evenly spaced blocks of at most 10 % of the parameters are tuned for a few steps each, the better half for
     some more, and so on; a trial is judged by :func:`~nc_finetune.selection.halving.score`, accuracy with NC1 as a
     second witness. The smallest pre-trained NC1 alone may point at the worst block. All trials together take as many
-    training steps as one fine-tuning; the test split is not touched, and the backbone is left as it was.
+    training steps as one fine-tuning, or three times as many where blocks are tuned beside the network, whose steps
+    cost less; the test split is not touched, and the backbone is left as it was.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.
@@ -130,7 +134,8 @@ def choose_key_layer(
         if not blocks:
             raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
         batches = -(-len(data.train_set) // data.batch_size)
-        rungs = successive_halving(blocks, begin, epochs * batches)
+        beside = bool(make_method(blocks[0]).input_sources(backbone))
+        rungs = successive_halving(blocks, begin, epochs * batches * (_STEPS_BESIDE if beside else 1))
     return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
 
 

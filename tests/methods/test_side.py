@@ -85,6 +85,16 @@ def test_a_fit_leaves_the_network_as_it_was(make_trainer: Any, make_loader: Call
     assert not any(map(torch.equal, block, model.method.parameters()))
 
 
+def test_models_of_two_tasks_share_one_backbone(make_trainer: Any, make_loader: Any) -> None:
+    net = make_net()
+    first, second = (ImageClassifier(net, 3, method=SideFinetuning(layer)) for layer in ("layer2.0", "layer1.0"))
+    make_trainer().fit(first, make_loader())
+    with torch.no_grad():
+        before = first.eval()(IMAGES)
+        make_trainer().fit(second, make_loader(seed=1))
+        assert torch.equal(first.eval()(IMAGES), before)
+
+
 def test_the_copy_is_in_train_mode_but_its_batchnorm() -> None:
     model = make_model()
     model.eval()
@@ -192,7 +202,10 @@ def test_trials_choose_its_block() -> None:
     data = ImageData("sklearn:digits", image_size=32, samples_per_class=3)
     net = make_net()
     before = [value.clone() for value in net.parameters()]
-    choice = choose_key_layer(net, data, SideFinetuning, epochs=2, blocks=["layer1.0", "layer2.0"])
+    blocks = ["layer1.0", "layer2.0"]
+    choice = choose_key_layer(net, data, SideFinetuning, epochs=2, blocks=blocks)
+    dearer = choose_key_layer(net, data, SkipConnectionFinetuning, epochs=2, blocks=blocks)
+    assert choice.rungs[0].steps == 3 * dearer.rungs[0].steps  # each costs less
     measured = choice.rungs[0].measured
     assert choice.block in measured
     assert len({found.nc1 for found in measured.values()}) == 2  # each trial has its own copy
