@@ -84,7 +84,9 @@ class LayerInput:
         Raises:
             SplitError: If it was not called, its first input is no tensor, or others depend on the samples.
         """
-        if few is None or more is None or not (isinstance(few.first, Tensor) and isinstance(more.first, Tensor)):
+        if few is None or more is None:
+            raise SplitError(f"the forward pass does not call {layer!r}")
+        if not (isinstance(few.first, Tensor) and isinstance(more.first, Tensor)):
             raise SplitError(f"what {layer!r} sees is not one tensor")
         if not _same((few.others, few.named), (more.others, more.named)):
             raise SplitError(f"what {layer!r} sees beside its first input depends on the samples")
