@@ -29,9 +29,9 @@ from nc_finetune.delta_file import record_base
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
-from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, parameter_groups
+from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, named_blocks, parameter_groups
 from nc_finetune.metrics import MAIN_METRICS, check_targets, classification_metrics
-from nc_finetune.model_config import describe_model
+from nc_finetune.model_config import describe_model, described_key_layer
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
 # Where a checkpoint says how its model is built.
@@ -215,7 +215,7 @@ class ImageClassifier(L.LightningModule):
         warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
         # So is the eval mode of what is frozen.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        if stage == "fit" and self.method.key_layer == AUTO:
+        if stage == "fit" and self.method.key_layer == AUTO and self.trainer.ckpt_path is None:
             raise ValueError(
                 "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer; add it"
                 " to the trainer, or name a block"
@@ -297,6 +297,24 @@ class ImageClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how the model is built, so that it can be exported and used without its recipe."""
         checkpoint[CHECKPOINT_KEY] = describe_model(self).to_json()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tune the block that the checkpoint names, where trials choose it; blocks may have the same shapes.
+
+        Raises:
+            ValueError: If the model names another one itself.
+        """
+        found = described_key_layer(checkpoint.get(CHECKPOINT_KEY))
+        if found is None:
+            return
+        if self.method.key_layer != AUTO and not self.method.key_layer_chosen:
+            own = self.method.key_layers(self.backbone)
+            if named_blocks(self.backbone, found) != own:
+                raise ValueError(f"the checkpoint tunes key_layer={found!r}, the model {', '.join(own)}; name the same")
+            return
+        self.method.set_key_layer(found)
+        self.method.freeze(self.backbone)
+        self.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""

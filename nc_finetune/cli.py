@@ -84,6 +84,11 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
             if "weights_only" in config and config["weights_only"] is None:
                 config["weights_only"] = True
 
+        def before_fit(self) -> None:
+            """Name the checkpoint before the fit begins: a key layer is not chosen anew then."""
+            given = self.config_init[command]
+            self.trainer.ckpt_path, given["ckpt_path"] = given["ckpt_path"], None
+
         def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
             # Lightning refuses callbacks that write checkpoints where none are wanted.
             wanted = config.get("enable_checkpointing") is not False

@@ -104,6 +104,18 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
     )
 
 
+def described_key_layer(content: Any) -> str | list[str] | None:
+    """Return the key layer in what :meth:`ModelConfig.to_json` gave; ``None`` where none is named."""
+    method = content.get("method") if isinstance(content, Mapping) else None
+    while isinstance(method, Mapping):
+        arguments = method.get("init_args", {})
+        if "key_layer" in arguments:
+            found: str | list[str] | None = arguments["key_layer"]
+            return found
+        method = arguments.get("method")  # of a method in two phases
+    return None
+
+
 def _datamodule(model: Any) -> Any:
     try:
         return getattr(model.trainer, "datamodule", None)

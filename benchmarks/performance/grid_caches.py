@@ -1,13 +1,13 @@
 """What shared caches are worth to a grid on digits: a probe, layer FT, SCL-FT and side FT, and full FT beside them.
 
-    python benchmarks/performance/grid_caches.py [--samples-per-class 20] [--seeds 0 1 2] [--epochs 15]
+    python benchmarks/performance/grid_caches.py [--samples-per-class 100] [--seeds 0 1 2] [--epochs 15]
 
 Processor seconds for all cells of a method, every one whole: weights, data, fit, validation, NC1 of every layer, test.
 Of each seed the grid runs with caches and then without; a cell that is not counted warms the process up. Full FT has no
 frozen part: caches save it nothing but decoding; it is left out with --without-full. EfficientNet-Lite0 with ImageNet
 weights, 64 px (extra offline).
 
-Results are the same to every digit where all batches are of one size, as here: 200 images in batches of 40. In batches
+Results are the same to every digit where all batches are of one size, as here: 1,000 images in batches of 40. In batches
 of 32 the last holds 8, for which some kernels round otherwise; which images are in it differs from epoch to epoch, but
 a cache computes each image once.
 """
@@ -74,7 +74,7 @@ def difference(pairs: list[tuple[Result, Result]], method: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples-per-class", type=int, default=20)
+    parser.add_argument("--samples-per-class", type=int, default=100)
     parser.add_argument("--without-full", action="store_true", help="leave full FT out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15)

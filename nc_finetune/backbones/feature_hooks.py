@@ -107,8 +107,8 @@ def run_beside(module: nn.Module, beside: Mapping[str, nn.Module], take: Callabl
     """
 
     def hook(layer: str, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        copies = pytree.tree_map_only(Tensor, torch.clone, inputs)
-        take(layer, _check_tensor(layer, beside[layer](*copies, **named)))
+        inputs, named = pytree.tree_map_only(Tensor, torch.clone, (inputs, named))
+        take(layer, _check_tensor(layer, beside[layer](*inputs, **named)))
 
     with ExitStack() as hooks:
         for layer in beside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,8 @@ def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
     listed = [spec.key_layer] if isinstance(spec.key_layer, str) else spec.key_layer or []
     for layer in dict.fromkeys(listed):
         problems += _key_layer(layer, built[0])
+        tuning = [method for method in methods if method.takes_key_layer and "+" in layer]
+        problems += [found for method in tuning for found in _attempt(partial(method.build, layer))]
     for method in methods:
         problems += _layers_of_method(method, built[0])
     return problems

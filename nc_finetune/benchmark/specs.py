@@ -49,7 +49,7 @@ class BackboneSpec:
         weights: Likewise.
         key_layer: The block that layer FT, SCL-FT and side FT tune; ``None`` is the middle one, ``"auto"`` the one that
             short trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent
-            blocks. A list makes a cell of each; ``"all"``, alone or in a list, is every block.
+            blocks (not of side FT). A list makes a cell of each; ``"all"``, alone or in a list, is every block.
         model_options: Further arguments of the library's own constructor.
         options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """

@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import torch
 
-from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.backbones.call_record import replaced_forward
 
 
@@ -18,6 +17,8 @@ class CompileBlocks(L.Callback):
     Each block is compiled on its own, behind its hooks: keys of checkpoints and deltas stay as they are, layers can be
     measured, and :class:`~nc_finetune.callbacks.PrefixCache` cuts before them as ever. Blocks of one kind share their
     code. Passes for measurements run uncompiled. Losses are those of the uncompiled network but for rounding.
+
+    What is trained beside the network, as the copy of side FT, is compiled, too.
 
     The first steps compile, which takes minutes. What it gains depends on network and device, hence an option: on a
     CPU steps of EfficientNet-Lite0 became slower. Measure with ``benchmarks/performance/step_options.py`` before.
@@ -32,7 +33,7 @@ class CompileBlocks(L.Callback):
         TypeError: At the start of the fit, if the module has no backbone and method.
 
     Attributes:
-        compiled: Names of the blocks.
+        compiled: Names of the blocks; of one beside the network, that of the block that it is a copy of.
 
     Source:
         Ansel et al. 2024, PyTorch 2, 10.1145/3620665.3640366.
@@ -55,13 +56,16 @@ class CompileBlocks(L.Callback):
             raise TypeError(f"CompileBlocks needs an ImageClassifier, got {type(pl_module).__name__}")
         backbone = pl_module.backbone
         first, names = pl_module.method.first_tuned_layer(backbone), backbone.block_names
-        start = 0 if first is None else len(names) if first == PENULTIMATE else names.index(first)
-        self.compiled = names[start:]
+        behind = first is not None and first not in names  # the penultimate feature, or a norm before it
+        start = 0 if first is None else len(names) if behind else names.index(first)
+        method = pl_module.method
+        beside = dict(zip(method.input_sources(backbone), method.key_modules(backbone), strict=False))
+        blocks = {name: backbone.get_layer(name) for name in names[start:]} | beside
+        self.compiled = tuple(blocks)
         # Blocks of one kind share a function, and each kind counts: in train and eval mode, with and without a graph.
         limit = 8 * max(len(self.compiled), 1)
         self._contexts.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
-        for name in self.compiled:
-            block = backbone.get_layer(name)
+        for block in blocks.values():
             # Its forward alone, not the module: hooks stay outside, and come and go without compiling again.
             compiled = torch.compile(block.forward, mode=self.mode, backend=self.backend, dynamic=self.dynamic)
             self._contexts.enter_context(replaced_forward(block, compiled))

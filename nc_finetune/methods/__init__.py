@@ -5,6 +5,7 @@ from nc_finetune.methods.base import AUTO as AUTO
 from nc_finetune.methods.base import FinetuningMethod as FinetuningMethod
 from nc_finetune.methods.full import FullFinetuning as FullFinetuning
 from nc_finetune.methods.layer import LayerFinetuning as LayerFinetuning
+from nc_finetune.methods.layer import named_blocks as named_blocks
 from nc_finetune.methods.linear_probe import LinearProbe as LinearProbe
 from nc_finetune.methods.linear_probe import SkipProbe as SkipProbe
 from nc_finetune.methods.optimizer_groups import parameter_groups as parameter_groups

@@ -38,6 +38,7 @@ class FinetuningMethod(nn.Module, ABC):
         rest_learning_rate: Default of what is tuned outside of a key layer.
         pooling: From the output of a skip's block to a vector.
         key_layer: Name of the tuned block, or names of the span of them, as given.
+        key_layer_chosen: Whether it replaced ``"auto"``.
         trains: Whether there is anything to train; a method that does not brings its own head.
     """
 
@@ -46,6 +47,7 @@ class FinetuningMethod(nn.Module, ABC):
     default_learning_rate: ClassVar[float | None] = None
     rest_learning_rate: ClassVar[float] = 3e-4
     key_layer: str | list[str] | None = None
+    key_layer_chosen: bool = False
     pooling: Pooling = "default"
     trains: ClassVar[bool] = True
 
@@ -99,8 +101,9 @@ class FinetuningMethod(nn.Module, ABC):
         """Return the blocks whose inputs :meth:`features` looks at."""
         return ()
 
-    def set_key_layer(self, layer: str) -> None:
+    def set_key_layer(self, layer: str | list[str]) -> None:
         """Tune another block from now on; call :meth:`freeze` afterwards."""
+        self.key_layer_chosen |= self.key_layer == AUTO
         self.key_layer = layer
 
     def start_epoch(self, epoch: int) -> None:

@@ -56,10 +56,10 @@ class ProbeFirst(FinetuningMethod):
         """The rate of the method that follows."""
         return self.method.default_learning_rate
 
-    def set_key_layer(self, layer: str) -> None:
+    def set_key_layer(self, layer: str | list[str]) -> None:
         """Tune another block once the probe is over."""
         self.method.set_key_layer(layer)
-        self.key_layer = layer
+        super().set_key_layer(layer)
 
     def start_epoch(self, epoch: int) -> None:
         """Leave the probe behind once its epochs are over."""

@@ -30,8 +30,8 @@ class SideFinetuning(LayerFinetuning):
     :class:`~nc_finetune.callbacks.PrefixCache` keeps the block's input and the penultimate feature; no gradient passes
     through any other block. Inference costs one block more than that of the network.
 
-    The copy belongs to the method, not to the backbone; it is made when the model is built. Models of several tasks may
-    share one backbone object.
+    The copy belongs to the method, not to the backbone; it is made when the model is built, so that weights have to be
+    there by then, and each model needs a method object of its own. Models of several tasks may share one backbone.
 
     Args:
         key_layer: Name of the block; a single one. See :class:`~nc_finetune.methods.LayerFinetuning`.
@@ -80,8 +80,9 @@ class SideFinetuning(LayerFinetuning):
         self.scale = scale
         self.skips = SkipConnections(1, scale)
         self.block: nn.Module | None = None
+        self._origin: tuple[nn.Module, ...] = ()  # in a tuple: no part of the method
 
-    def set_key_layer(self, layer: str) -> None:
+    def set_key_layer(self, layer: str | list[str]) -> None:
         """Copy another block; call :meth:`freeze` afterwards."""
         super().set_key_layer(layer)
         self.block = None
@@ -95,10 +96,16 @@ class SideFinetuning(LayerFinetuning):
         return self.key_layers(backbone)
 
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """Return the copy; made here, from the block as it is, when it is first asked for."""
+        """Return the copy; made here, from the block as it is, when it is first asked for.
+
+        Raises:
+            ValueError: Also if the copy is of another network's block.
+        """
+        (block,) = super().tuned_modules(backbone)
         if self.block is None:
-            (block,) = super().tuned_modules(backbone)
-            self.block = copy.deepcopy(block)
+            self.block, self._origin = copy.deepcopy(block), (block,)
+        if self._origin[0] is not block:
+            raise ValueError("this method holds a copy of another network's block; make a new one for each model")
         return [self.block]
 
     def key_modules(self, backbone: Backbone) -> list[nn.Module]:

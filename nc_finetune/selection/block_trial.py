@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class BlockTrial:
             self.model = ImageClassifier(backbone, samples.num_classes, method=method, head=CosineHead)
         self.device = next(backbone.parameters()).device
         self.model.to(self.device)
+        method.start_epoch(sys.maxsize)  # past any phase in which the block is still frozen
         self.train, self.val = self._behind_prefix(before)
         self._generator = torch.Generator().manual_seed(seed)
         groups = parameter_groups(

@@ -16,9 +16,11 @@ from nc_finetune.selection.key_layer import KeyLayerChoice, choose_key_layer
 class ChooseKeyLayer(L.Callback):
     """Replace ``key_layer="auto"`` of a method by the block that short trials choose; see :func:`choose_key_layer`.
 
-    The trials take about as long as one fit, on the validation split of an :class:`~nc_finetune.ImageData`. With
-    another key layer the callback does nothing, nor when a fit is resumed from a checkpoint, which names its block.
-    Every rank runs the same trials, and takes the choice of the first.
+    The trials take about as long as one fit, for side FT two, on the validation split of an
+    :class:`~nc_finetune.ImageData`. With another key layer the callback does nothing. A checkpoint names its block, and
+    that is the one: nothing is chosen where ``trainer.ckpt_path`` is set before the fit, as the command line does;
+    after ``trainer.fit(ckpt_path=...)`` the trials run in vain. Every rank runs the same trials, and takes the choice
+    of the first. Callbacks that copy the module in their ``setup``, to average weights, must stand behind this one.
 
     Attributes:
         choice: What was chosen, and why; ``None`` before.
@@ -38,6 +40,8 @@ class ChooseKeyLayer(L.Callback):
         """Choose, before the optimizer is built."""
         method = getattr(pl_module, "method", None)
         if stage != "fit" or not isinstance(method, FinetuningMethod) or method.key_layer != AUTO:
+            return
+        if trainer.ckpt_path is not None:
             return
         data = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, ImageClassifier) or not isinstance(data, ImageData):

@@ -243,7 +243,7 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> No
         make_grid(**changes)
 
 
-GRIDS = {"slides_table": 180, "low_data": 126, "low_data_sizes": 90, "low_data_backbones": 90, "key_layer": 153}
+GRIDS = {"slides_table": 180, "low_data": 126, "low_data_sizes": 108, "low_data_backbones": 108, "key_layer": 153}
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -312,3 +312,14 @@ def test_losses_and_sampling_are_read_from_yaml(tmp_path: Path) -> None:
     assert (first.loss, second.loss) == (LossSpec(loss="FocalLoss", options={"gamma": 3.0}), LossSpec())
     assert first.dataset.balance_classes
     assert first.dataset.build(None, 0, 8, 0).balance_classes
+
+
+def test_a_span_that_a_method_cannot_take_is_refused_beforehand() -> None:
+    backbone = BackboneSpec(name="test_resnet", weights=None, key_layer="layer1.0+layer2.0")
+    data = DatasetSpec(source="sklearn:digits", image_size=32)
+    with pytest.raises(ValueError, match="side FT copies one block"):
+        Grid(
+            backbones=[backbone], datasets=[data], methods=[MethodSpec(method="SideFinetuning", learning_rates=[1e-3])]
+        )
+    methods = [MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])]
+    assert Grid(backbones=[backbone], datasets=[data], methods=methods).cells()

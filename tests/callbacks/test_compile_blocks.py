@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from nc_finetune import DeltaCheckpoint, ImageClassifier, LayerwiseNC1, TimmBackbone
 from nc_finetune.callbacks import CompileBlocks, PrefixCache
-from nc_finetune.methods import FullFinetuning, LinearProbe, SkipConnectionFinetuning
+from nc_finetune.methods import FullFinetuning, LinearProbe, SideFinetuning, SkipConnectionFinetuning
 
 LoaderFactory = Callable[..., DataLoader[Any]]
 TrainerFactory = Callable[..., L.Trainer]
@@ -112,3 +112,14 @@ def test_what_is_tuned_decides(fit: Callable[..., list[float]], method: Any, num
 def test_other_modules_are_refused(make_trainer: TrainerFactory, make_loader: LoaderFactory) -> None:
     with pytest.raises(TypeError, match="needs an ImageClassifier, got PlainModule"):
         make_trainer(CompileBlocks()).fit(PlainModule(), make_loader())
+
+
+@pytest.mark.parametrize(("net", "join"), [("test_resnet", "feature"), ("test_vit", "before_norm")])
+def test_a_copy_beside_the_network_is_compiled(fit: Callable[..., list[float]], net: str, join: Any) -> None:
+    layer = "layer2.0" if net == "test_resnet" else "blocks.3"
+    backend = Counting()
+    compiling = CompileBlocks(backend=backend)
+    losses = fit(make_model(net, SideFinetuning(layer, join=join)), compiling)
+    assert compiling.compiled == (layer,)
+    assert backend.runs > 0
+    assert losses == pytest.approx(fit(make_model(net, SideFinetuning(layer, join=join))), rel=1e-4)

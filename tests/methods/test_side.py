@@ -118,6 +118,13 @@ def test_a_callback_that_wakes_the_copy_up_is_put_right(make_trainer: Any, make_
     assert seen == [True] * 3
 
 
+def test_a_copy_belongs_to_one_network() -> None:
+    method = SideFinetuning("layer2.0")
+    ImageClassifier(make_net(), 3, method=method)
+    with pytest.raises(ValueError, match="a copy of another network's block; make a new one for each model"):
+        ImageClassifier(make_net(), 3, method=method)
+
+
 def test_another_key_layer_is_another_copy() -> None:
     model = make_model()
     model.method.set_key_layer("layer3.0")

@@ -1,14 +1,17 @@
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from nc_finetune import ImageClassifier, load_delta, save_delta
-from nc_finetune.backbones import Backbone, weights_hash
+from nc_finetune.backbones import Backbone, TimmBackbone, weights_hash
 from nc_finetune.data import ImageData
-from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SkipConnectionFinetuning
-from nc_finetune.selection import ChooseKeyLayer, block_trial, choose_key_layer
+from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SideFinetuning, SkipConnectionFinetuning
+from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice, block_trial, choose_key_layer
 from nc_finetune.selection.block_trial import BlockTrial
+from nc_finetune.selection.halving import Measurement, Rung
 from nc_finetune.selection.key_layer import _tunable, _tuned_percent
 from nc_finetune.selection.trial_samples import TrialSamples
 
@@ -159,3 +162,45 @@ def test_blocks_that_are_too_large_are_left_out_unless_all_are(data: ImageData) 
         share = 100 * model.tuned_parameters / model.total_parameters
         assert _tuned_percent(backbone, LayerFinetuning(block), 10) == pytest.approx(share)
     assert _tunable(backbone, data, LayerFinetuning, 0.0) == everything
+
+
+@pytest.mark.parametrize("kind", [SideFinetuning, SkipConnectionFinetuning])
+def test_a_checkpoint_says_which_block_was_chosen(
+    kind: type[LayerFinetuning], data: ImageData, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "it.ckpt"
+    chosen = ["blocks.0", "blocks.4"]  # of the same shapes, and neither is the middle one
+
+    def choose(self: ChooseKeyLayer, *_: object) -> KeyLayerChoice:
+        found = Measurement(0.5, 1.0, 10)
+        return KeyLayerChoice(block := chosen.pop(0), [Rung(1, {block: found}, {block: 1.0})], 0.0)
+
+    def make(block: str = "auto") -> ImageClassifier:
+        torch.manual_seed(0)
+        return ImageClassifier(TimmBackbone("test_vit", None, {"img_size": 32}), 10, method=kind(block))
+
+    monkeypatch.setattr(ChooseKeyLayer, "_choose", choose)
+    trainer = make_trainer(ChooseKeyLayer())
+    trainer.fit(model := make(), datamodule=data)
+    trainer.save_checkpoint(path)
+    (before,) = trainer.test(model, datamodule=data, verbose=False)
+    assert make_trainer().test(make(), datamodule=data, ckpt_path=path, weights_only=True, verbose=False) == [before]
+
+    resumed, trainer = make(), make_trainer(ChooseKeyLayer())
+    trainer.fit(resumed, datamodule=data, ckpt_path=path, weights_only=True)  # chooses blocks.4 in vain
+    assert not chosen
+    assert resumed.method.key_layer == "blocks.0"
+    trainer = make_trainer(ChooseKeyLayer())
+    trainer.ckpt_path = path
+    trainer.fit(resumed := make(), datamodule=data, weights_only=True)  # chooses nothing
+    assert resumed.method.key_layer == "blocks.0"
+    with pytest.raises(ValueError, match=r"tunes key_layer='blocks.0', the model blocks.2"):
+        make_trainer().test(make("blocks.2"), datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+
+
+def test_trials_of_two_phases_train_the_block(backbone: Backbone, data: ImageData) -> None:
+    samples = TrialSamples.load(data)
+    trial = BlockTrial(backbone, samples, method := ProbeFirst(SideFinetuning("layer2.0"), 3), learning_rate=0.1)
+    before = [value.clone() for value in method.parameters()]
+    trial.advance(2)
+    assert not any(map(torch.equal, before, method.parameters()))
