@@ -243,7 +243,14 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> No
         make_grid(**changes)
 
 
-GRIDS = {"slides_table": 180, "low_data": 126, "low_data_sizes": 108, "low_data_backbones": 108, "key_layer": 153}
+GRIDS = {
+    "slides_table": 180,
+    "low_data": 126,
+    "low_data_sizes": 108,
+    "low_data_backbones": 108,
+    "key_layer": 153,
+    "low_data_seeds": 18,
+}
 
 
 @pytest.mark.parametrize("name", GRIDS)
