@@ -7,9 +7,9 @@ Of each seed the grid runs with caches and then without; a cell that is not coun
 frozen part: caches save it nothing but decoding; it is left out with --without-full. EfficientNet-Lite0 with ImageNet
 weights, 64 px (extra offline).
 
-Results are the same to every digit where all batches are of one size, as here: 1,000 images in batches of 40. In batches
-of 32 the last holds 8, for which some kernels round otherwise; which images are in it differs from epoch to epoch, but
-a cache computes each image once.
+Results are the same to every digit where all batches are of one size, as here: 1,000 images in batches of 40. In
+batches of 32 the last holds 8, for which some kernels round otherwise; which images are in it differs from epoch to
+epoch, but a cache computes each image once.
 """
 
 from __future__ import annotations

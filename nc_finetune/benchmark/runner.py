@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
@@ -31,8 +29,8 @@ from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
 from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import MultilabelRunCollapse, RunCollapse
+from nc_finetune.benchmark.shared_caches import pixel_folder, prefix_caches
 from nc_finetune.benchmark.specs import DatasetSpec, split_size
-from nc_finetune.callbacks import PrefixCache
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.faults import explain
@@ -96,28 +94,6 @@ def _peak_memory() -> int | None:
 _build_data = lru_cache(maxsize=1)(DatasetSpec.build)
 
 
-# What frozen prefixes give is shared by all runs on a sample, and goes with it.
-_folders: WeakKeyDictionary[ImageData, TemporaryDirectory[str]] = WeakKeyDictionary()
-
-
-# Decoded images are shared by all runs.
-_pixel_folder = lru_cache(maxsize=1)(partial(TemporaryDirectory, prefix="nc-finetune-pixels-"))
-
-
-def _folder_of(data: ImageData) -> str:
-    if data not in _folders:
-        _folders[data] = TemporaryDirectory(prefix="nc-finetune-grid-")
-    return _folders[data].name
-
-
-def _prefix_cache(cell: Cell, model: ImageClassifier, data: ImageData) -> list[L.Callback]:
-    """Return the cache of a method that leaves a frozen prefix."""
-    has_prefix = model.method.trains and model.method.first_tuned_layer(model.backbone) is not None
-    if not (cell.cache and has_prefix):
-        return []
-    return [PrefixCache(_folder_of(data), splits=("train", "val", "test"))]
-
-
 def _snake(cls: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
@@ -145,7 +121,7 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
     trainer = L.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=epochs,
-        callbacks=[measure, timer, curve, *confusion, *_prefix_cache(cell, model, data)],
+        callbacks=[measure, timer, curve, *confusion, *(prefix_caches(model) if cell.cache else [])],
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -219,7 +195,7 @@ def _run(cell: Cell, advance: Callable[[], None]) -> Result:
     _reset_peak_memory()
     data = _build_data(cell.dataset, cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
     if cell.cache:
-        data.pixel_cache = _pixel_folder().name
+        data.pixel_cache = pixel_folder()
     result = replace(
         _planned(cell),
         train_size=len(data.train_set),
