@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from nc_finetune import ImageClassifier
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.callbacks import PrefixCache
-from nc_finetune.methods import SkipConnectionFinetuning
+from nc_finetune.methods import FinetuningMethod, SideFinetuning, SkipConnectionFinetuning
 
 
 class Losses(L.Callback):
@@ -28,10 +28,10 @@ class Losses(L.Callback):
         self.values.append(outputs["loss"].item())
 
 
-def fit(*callbacks: L.Callback) -> list[float]:
+def fit(*callbacks: L.Callback, method: FinetuningMethod | None = None) -> list[float]:
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
-    method = SkipConnectionFinetuning("layer3.0", skip_layers=["layer1.0"])
+    method = method or SkipConnectionFinetuning("layer3.0", skip_layers=["layer1.0"])
     model = ImageClassifier(TimmBackbone("test_resnet", None), 3, method=method)
     losses = Losses()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -53,6 +53,8 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         "folder": fit(kept),
         "again": fit(PrefixCache(kept.folder)),
         "temporary": fit(PrefixCache()),
+        "side": fit(method=SideFinetuning("layer2.0")),
+        "side, kept": fit(PrefixCache(), method=SideFinetuning("layer2.0")),
     }
     Path(folder, f"{rank}.json").write_text(json.dumps({**seen, "bytes": kept.stored_bytes["train"]}))
     torch.distributed.destroy_process_group()
@@ -70,5 +72,6 @@ def test_two_processes_share_what_each_has_computed(tmp_path: Path) -> None:
         seen = json.loads((tmp_path / f"{rank}.json").read_text())
         assert len(seen["plain"]) == 6
         assert seen["folder"] == seen["again"] == seen["temporary"] == seen["plain"]
+        assert seen["side, kept"] == seen["side"] != seen["plain"]
     shares = [json.loads(path.read_text())["rows"] for path in sorted((tmp_path / "cache").rglob("meta.json"))]
     assert shares == [6, 5]
