@@ -305,7 +305,7 @@ class ImageClassifier(L.LightningModule):
             ValueError: If the model names another one itself.
         """
         found = described_key_layer(checkpoint.get(CHECKPOINT_KEY))
-        if found is None:
+        if found in (None, AUTO):
             return
         if self.method.key_layer != AUTO and not self.method.key_layer_chosen:
             own = self.method.key_layers(self.backbone)

@@ -13,6 +13,8 @@ from nc_finetune import ImageClassifier
 from nc_finetune.benchmark.results import read_results
 from nc_finetune.cli import main
 from nc_finetune.faults import explain
+from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice
+from nc_finetune.selection.halving import Measurement, Rung
 
 FIT = [
     *("fit", "digits/efficientnet_lite0_linear_probe", "--model.backbone", "test_resnet", "--model.weights", "null"),
@@ -215,3 +217,18 @@ def test_full_shared_memory_names_the_way_out() -> None:
 
 def test_what_speaks_for_itself_is_left_alone() -> None:
     assert explain(ValueError("images must have shape (N, 3, H, W)")) is None
+
+
+def test_a_run_that_goes_on_chooses_no_key_layer_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+
+    def choose(self: ChooseKeyLayer, *_: object) -> KeyLayerChoice:
+        chosen.append("layer1.0")
+        found = Measurement(0.5, 1.0, 10)
+        return KeyLayerChoice("layer1.0", [Rung(1, {"layer1.0": found}, {"layer1.0": 1.0})], 0.0)
+
+    monkeypatch.setattr(ChooseKeyLayer, "_choose", choose)
+    method = ["--model.method", "nc_finetune.methods.SideFinetuning", "--model.method.init_args.key_layer", "auto"]
+    assert main([*FIT, *method, "--trainer.max_epochs", "1"]) == 0
+    assert main([*FIT, *method, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+    assert chosen == ["layer1.0"]

@@ -44,6 +44,15 @@ def test_samples_come_first_and_go_back_to_their_place() -> None:
     assert torch.equal(found, values + 2)
 
 
+def test_hooks_that_were_there_before_see_what_was_kept() -> None:
+    layer, seen = Adding(), []
+    layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    kind = LayerInput.of("it", look(2), look(3))
+    with kind.given(layer, kept := torch.rand(4, 5)):
+        layer(torch.zeros(1))
+    assert torch.equal(seen[0], kept.T)
+
+
 @pytest.mark.parametrize(
     ("few", "more", "message"),
     [

@@ -1,6 +1,9 @@
 """Side fine-tuning: a copy of one block beside a frozen network."""
 
+import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,7 +17,14 @@ from nc_finetune import ImageClassifier, ImageData
 from nc_finetune.backbones import Backbone, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.export import export_program, export_state_dict
-from nc_finetune.methods import ProbeFirst, SideFinetuning, SkipConnectionFinetuning, SkipProbe, parameter_groups
+from nc_finetune.methods import (
+    LinearProbe,
+    ProbeFirst,
+    SideFinetuning,
+    SkipConnectionFinetuning,
+    SkipProbe,
+    parameter_groups,
+)
 from nc_finetune.selection import choose_key_layer
 
 IMAGES = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -203,6 +213,32 @@ def test_a_probe_may_come_first(make_trainer: Any, make_loader: Any) -> None:
     assert all(map(torch.equal, before, method.parameters()))
     make_trainer(PrefixCache(), max_epochs=2).fit(model, make_loader())
     assert not any(map(torch.equal, before, method.parameters()))
+
+
+def test_nothing_is_in_train_mode_while_a_probe_comes_first() -> None:
+    for inner in (SideFinetuning("layer2.0"), SkipConnectionFinetuning("layer2.0")):
+        model = ImageClassifier(make_net(), 3, method=ProbeFirst(inner, probe_epochs=1))
+        (block,) = inner.tuned_modules(model.backbone)
+        assert not any(part.training for part in block.modules())
+        model.method.start_epoch(1)
+        model.train()
+        assert block.training
+
+
+def test_a_probe_in_the_same_folder_keeps_its_own(make_trainer: Any, make_loader: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="PrefixCache")  # nothing is taken for stale
+        for method in (LinearProbe(), SideFinetuning("layer2.0"), SideFinetuning("layer1.0"), LinearProbe()):
+            model = ImageClassifier(make_net(), 3, method=method)
+            make_trainer(PrefixCache(str(tmp_path), splits=["train"])).fit(model, make_loader())
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_trials_choose_a_block_whose_skip_joins_before_the_norm() -> None:
+    data = ImageData("sklearn:digits", image_size=32, samples_per_class=3)
+    make = partial(SideFinetuning, join="before_norm")
+    choice = choose_key_layer(make_net("test_vit"), data, make, epochs=1, blocks=["blocks.1", "blocks.3"])
+    assert choice.block in ("blocks.1", "blocks.3")
 
 
 def test_trials_choose_its_block() -> None:
