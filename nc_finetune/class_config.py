@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-# What a file may name without being trusted: building these runs no code of its author.
-TRUSTED_PACKAGES = ("nc_finetune.", "torch.nn.")
+from nc_finetune.trust import MODEL_PARTS, is_model_part
+
+_DEEPEST = 50  # levels of a description
 
 
 def describe(value: Any) -> Any:
@@ -53,32 +54,36 @@ def describe_if_possible(value: Any) -> Any:
         return None
 
 
-def build(config: Any, trust: bool = False) -> Any:
+def build(config: Any, trust: bool = False, *, depth: int = 0) -> Any:
     """Build what :func:`describe` wrote down.
 
     Args:
         config: The description.
-        trust: Import any class that is named; otherwise those of ``nc_finetune`` and ``torch.nn`` alone.
+        trust: Import any class that is named; otherwise parts of models alone, see :mod:`nc_finetune.trust`.
+        depth: In how many descriptions this one lies; more than 50 are refused.
 
     Returns:
         The object, or a ``functools.partial`` of a class that is still to be called. Lists come back as tuples: JSON
         cannot tell them apart, and tuples can be compared and hashed.
 
     Raises:
-        ValueError: If a class is not trusted, not there, or does not take its arguments.
+        ValueError: If a class is not trusted, not there, or does not take its arguments, or they are nested too deeply.
 
     Example:
         >>> build({"class_path": "torch.nn.Linear", "init_args": {"in_features": 4, "out_features": 2}})
         Linear(in_features=4, out_features=2, bias=True)
     """
+    if depth > _DEEPEST:
+        raise ValueError(f"the description of the model is more than {_DEEPEST} levels deep; it is damaged")
+    inside = partial(build, trust=trust, depth=depth + 1)
     if isinstance(config, list):
-        return tuple(build(item, trust) for item in config)
+        return tuple(map(inside, config))
     if not isinstance(config, Mapping):
         return config
     if "class_path" not in config:
-        return {key: build(item, trust) for key, item in config.items()}
+        return {key: inside(item) for key, item in config.items()}
     found = _find_class(config["class_path"], trust)
-    arguments = build(config.get("init_args", {}), trust)
+    arguments = inside(config.get("init_args", {}))
     if config.get("partial"):
         return partial(found, **arguments)
     try:
@@ -124,14 +129,14 @@ def _kept_arguments(value: Any) -> dict[str, Any]:
 
 def _find_class(path: str, trust: bool) -> Any:
     """Import a class; a trusted package that merely imports a foreign one does not lend it its name."""
-    if not (trust or path.startswith(TRUSTED_PACKAGES)):
-        trusted = " and ".join(f"{package}*" for package in TRUSTED_PACKAGES)
-        raise ValueError(f"{path} is outside {trusted}; pass trust=True if you trust the file")
+    packages = ", ".join(f"{package}.*" for package in MODEL_PARTS)
+    if not isinstance(path, str) or not (trust or is_model_part(path)):
+        raise ValueError(f"{path} is outside {packages}; pass trust=True if you trust the file")
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no class {path!r}: {error}; install what brings it") from error
-    if not inspect.isclass(found) or not (trust or found.__module__.startswith(TRUSTED_PACKAGES)):
-        raise ValueError(f"{path!r} is no class of {' or '.join(TRUSTED_PACKAGES)}*")
+    if not inspect.isclass(found) or not (trust or is_model_part(found.__module__)):
+        raise ValueError(f"{path!r} is no class of {packages}")
     return found

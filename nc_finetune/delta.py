@@ -29,7 +29,7 @@ def load_delta(
         path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote.
         model: A model that was built like the one it was saved from, on the same pre-trained weights. ``None`` builds
             it as the file says.
-        trust: Let the file name classes outside of ``nc_finetune`` and ``torch.nn``; importing them runs their code.
+        trust: Let the file name other classes than parts of models; importing them runs their code.
 
     Returns:
         The model.

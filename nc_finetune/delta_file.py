@@ -146,7 +146,7 @@ def read_delta(path: str | os.PathLike[str]) -> Delta:
         tensors |= {name: tensors[twin] for name, twin in content["tied"].items()}
         config = ModelConfig.from_json(content["config"], str(path))
         return Delta(config, tensors, content["frozen_sha256"], content["base_sha256"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no delta of nc-finetune: it lacks a description ({error!r})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from nc_finetune.backbones.weights import (
     read_state_dict,
 )
 from nc_finetune.errors import unknown_name
+from nc_finetune.trust import check_options
 
 # Names of the weights in a folder of timm's on the hub, in timm's own order.
 HUB_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -49,6 +51,15 @@ def block_layout(model: nn.Module) -> dict[str, Any]:
         "maps_channels_last": layout.maps_channels_last,
         "has_class_token": layout.has_class_token,
     }
+
+
+def _own_arguments() -> set[str]:
+    """Name what timm takes for itself before the network sees it: where weights come from, and which network it is."""
+    import timm
+
+    functions = (timm.create_model, timm.models.build_model_with_cfg)
+    named = {name for function in functions for name in inspect.signature(function).parameters}
+    return (named | {"num_classes"}) - {"kwargs", "scriptable", "exportable", "no_jit"}
 
 
 def _create(name: str, **options: Any) -> nn.Module:
@@ -82,6 +93,7 @@ def _check_config(name: str, local: LocalWeights) -> None:
     architecture, wanted = local.config.get("architecture"), name.partition(".")[0]
     if architecture != wanted:
         raise ValueError(f"{local.config_path} is of the architecture {architecture!r}, not {wanted!r}")
+    check_options("timm", local.config.get("model_args") or {}, _own_arguments())
 
 
 def _tags(architecture: str) -> list[str]:
@@ -166,7 +178,7 @@ class TimmBackbone(Backbone):
 
     Raises:
         ValueError: If the model or its weights are unknown, the file or folder holds those of another architecture,
-            or ``preprocessing`` contradicts what the weights say.
+            ``preprocessing`` contradicts what the weights say, or ``model_options`` name where weights come from.
         FileNotFoundError: If the file or folder is not there.
         ImportError: If the package with the weights is not installed.
         RuntimeError: If the weights cannot be had from the hub.
@@ -189,6 +201,7 @@ class TimmBackbone(Backbone):
         channels_last: bool | None = None,
     ) -> None:
         _check_name(name)
+        check_options("timm", model_options or {}, _own_arguments())
         model, stated = _build(name, weights, model_options or {})
         super().__init__(
             model,

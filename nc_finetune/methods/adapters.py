@@ -11,6 +11,7 @@ from torch import nn
 from nc_finetune.backbones import Backbone
 from nc_finetune.errors import missing_extra, unknown_name
 from nc_finetune.methods.base import FinetuningMethod
+from nc_finetune.trust import check_options
 
 # Those that peft injects into linear layers and convolutions alike.
 ADAPTERS = ("lora", "loha", "lokr")
@@ -27,7 +28,7 @@ class AdapterTuning(FinetuningMethod):
             1 x 1 convolutions, and failing those all linear layers and convolutions without groups.
         options: Further arguments of peft's configuration, e.g. ``{"lora_alpha": 16}``.
 
-    Raises:
+        ValueError: If the adapter is unknown, the rank below 1, an option is none that steers it, or no layer fits.
         ValueError: If the adapter is unknown, the rank below 1, or no layer fits.
         ImportError: If peft is not installed.
 
@@ -54,6 +55,7 @@ class AdapterTuning(FinetuningMethod):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_options("peft", options or {})
         if adapter not in ADAPTERS:
             raise unknown_name("adapter", adapter, ADAPTERS)
         if rank < 1:
