@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.image_data import ImageData
-from nc_finetune.data.labelled_images import BadImage
-from nc_finetune.data.sources import ImageTable
-from nc_finetune.data.transforms import open_image, to_rgb
+from nc_finetune.data.image_files import open_image
+from nc_finetune.data.labelled_images import BadImage, LabelledImages
 
 SMALL_SIDE = 32
 
@@ -91,19 +89,18 @@ class DataReport:
 
 
 class _Inspection(Dataset[Inspected]):
-    def __init__(self, table: ImageTable, rows: Sequence[int]) -> None:
-        self.table = table
-        self.rows = rows
+    def __init__(self, images: LabelledImages) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
 
     def __getitem__(self, item: int) -> Inspected:
-        row = self.rows[item]
+        row = self.images.indices[item]
+        encoded = self.images.table.encoded(row)
         try:
-            with open_image(self.table.encoded(row)) as image:
-                image.load()
-                to_rgb(image)  # training refuses some kinds of pixels
+            self.images.decode(encoded)  # as training does
+            with open_image(encoded) as image:
                 return Inspected(row, image.size, image.mode)
         except Exception as error:  # every codec has its own kinds
             return Inspected(row, reason=str(error))
@@ -128,9 +125,7 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
     images = {split: data.images(split) for split in SPLIT_NAMES}
     found, broken = [], []
     for split, rows in images.items():
-        loader = DataLoader(
-            _Inspection(rows.table, rows.indices), batch_size=64, num_workers=num_workers, collate_fn=list
-        )
+        loader = DataLoader(_Inspection(rows), batch_size=64, num_workers=num_workers, collate_fn=list)
         inspected = [one for batch in loader for one in batch]
         found += [one for one in inspected if one.reason is None]
         broken += [
