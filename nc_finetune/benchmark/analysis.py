@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import bisect
 import collections
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nc_finetune.benchmark.comparison import CONFIDENCE, scipy_stats
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import ACCURACY
 from nc_finetune.benchmark.summary import Row, best_rows, by_group, finite, group_of, setting_names
 from nc_finetune.benchmark.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.benchmark.variants import Variant
 
-_NORMAL_QUANTILE = 1.959964  # 95 %, both sides
 _FEWEST_RUNS = 5
+_FEWEST_FOR_INTERVAL = 10
 _WORST = 3
 
 
@@ -25,74 +24,71 @@ class RankCorrelation:
     """Spearman's rank correlation with its interval.
 
     Attributes:
-        value: In ``[-1, 1]``.
-        low: Lower end of the 95 % interval.
+        value: In ``[-1, 1]``; ``None`` where :attr:`no_interval` says why there is none.
+        low: Lower end of the 95 % interval; ``None`` where there is none.
         high: Upper end.
         number: How many pairs there were.
+        no_interval: Why there is no interval; empty where there is one.
     """
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
     number: int
+    no_interval: str = ""
 
 
-def ranks(values: Sequence[float]) -> list[float]:
-    """Rank values from the smallest on.
-
-    Args:
-        values: Any values.
-
-    Returns:
-        Rank by value, from 1; equal ones share the mean of their ranks.
-
-    Example:
-        >>> ranks([3.0, 1.0, 3.0, 2.0])
-        [3.5, 1.0, 3.5, 2.0]
-    """
-    ordered = sorted(values)
-    return [(bisect.bisect_left(ordered, value) + bisect.bisect_right(ordered, value) + 1) / 2 for value in values]
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation:
     """Compute Spearman's rank correlation and its 95 % interval.
 
     The interval is Fisher's ``tanh(atanh r -+ 1.96 s)`` with the variance ``s^2 = (1 + r^2/2) / (n - 3)`` for ranks.
+    It rests on a normal approximation, hence on at least ten pairs, and would have no width at a perfect order.
 
     Args:
         first: n values.
         second: n values.
 
     Returns:
-        The correlation; ``None`` for fewer than five pairs, or if all values on one side are the same.
+        The correlation, without an interval for fewer than ten pairs or a perfect order; without a value, too, for
+        fewer than five, or if all values on one side are the same. Pairs with a value that is not finite don't count.
 
     Source:
         Bonett & Wright 2000, Sample size requirements for estimating Pearson, Kendall and Spearman correlations,
         10.1007/BF02294183.
 
     Example:
-        >>> found = rank_correlation([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5])
+        >>> found = rank_correlation(range(12), [2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11])
         >>> round(found.value, 3), round(found.low, 2), round(found.high, 2)
-        (0.829, -0.13, 0.99)
+        (0.958, 0.81, 0.99)
+        >>> rank_correlation(range(5), range(5)).no_interval
+        '5 runs are too few for an interval, at least 10 are needed'
     """
-    number = len(first)
-    if number < _FEWEST_RUNS or len(set(first)) < 2 or len(set(second)) < 2:
-        return None
-    value = max(-1.0, min(1.0, statistics.correlation(ranks(first), ranks(second))))
+    pairs = [pair for pair in zip(first, second, strict=True) if len(finite(pair)) == 2]
+    number = len(pairs)
+    if number < _FEWEST_RUNS:
+        runs = "run is" if number == 1 else "runs are"
+        return RankCorrelation(None, None, None, number, f"{number} {runs} too few, at least {_FEWEST_RUNS} are needed")
+    if any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
+        return RankCorrelation(None, None, None, number, "all runs have the same value of one of them")
+    stats = scipy_stats()
+    value = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+    if number < _FEWEST_FOR_INTERVAL:
+        few = f"{number} runs are too few for an interval, at least {_FEWEST_FOR_INTERVAL} are needed"
+        return RankCorrelation(value, None, None, number, few)
     if abs(value) > 1 - 1e-9:
-        return RankCorrelation(value, value, value, number)
-    half = _NORMAL_QUANTILE * math.sqrt((1 + value**2 / 2) / (number - 3))
-    return RankCorrelation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), number)
+        return RankCorrelation(value, None, None, number, "no interval, the order is perfect")
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((1 + value**2 / 2) / (number - 3))
+    low, high = (math.tanh(math.atanh(value) + side * half) for side in (-1, 1))
+    return RankCorrelation(value, low, high, number)
 
 
-def correlation_text(found: RankCorrelation | None) -> tuple[str, str]:
-    """Write a rank correlation and its interval."""
-    if found is None:
-        return NOTHING, NOTHING
-    return f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+def correlation_text(found: RankCorrelation) -> tuple[str, str]:
+    """Write a rank correlation and its interval, or why there is none."""
+    interval = found.no_interval if found.low is None else f"{found.low:.2f} to {found.high:.2f}"
+    return NOTHING if found.value is None else f"{found.value:.2f}", interval
 
 
-def nc1_correlation(runs: Iterable[Result]) -> RankCorrelation | None:
+def nc1_correlation(runs: Iterable[Result]) -> RankCorrelation:
     """Correlate accuracy with NC1 over runs that have both."""
     pairs = [pair for run in runs if len(pair := finite([run.nc1, run.score])) == 2]
     return rank_correlation([nc1 for nc1, _ in pairs], [accuracy for _, accuracy in pairs])
@@ -117,7 +113,7 @@ def correlation_table(runs: Sequence[Result]) -> Table:
     for name, members in scopes.items():
         key = frozenset(run.run_id for run in members)
         found = nc1_correlation(members)
-        if found is not None and key not in seen:
+        if found.value is not None and key not in seen:
             seen.add(key)
             value, interval = correlation_text(found)
             lines.append((Cell(name), Cell(str(found.number)), Cell(value), Cell(interval)))

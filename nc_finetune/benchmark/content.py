@@ -15,8 +15,16 @@ from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.outcome import outcome
 from nc_finetune.benchmark.results import Measure, Result
 from nc_finetune.benchmark.selectors import selector_table
-from nc_finetune.benchmark.standings import choice_table, standings, standings_table
-from nc_finetune.benchmark.summary import Group, Row, by_group, finished_runs, group_of, summarize
+from nc_finetune.benchmark.standings import choice_table, comparison_table, recommended, standings, standings_table
+from nc_finetune.benchmark.summary import (
+    Row,
+    by_group,
+    finished_runs,
+    group_of,
+    grouped,
+    summarize,
+    tabulated_runs,
+)
 from nc_finetune.benchmark.tables import NOTHING, Cell, Table, group_table, measure_column, overview_table
 from nc_finetune.benchmark.variants import Variant
 
@@ -32,12 +40,18 @@ _MEASURES: dict[Measure, str] = {
 # More would make report.md long and slow: then the first is an example, and report.html draws each on demand.
 _MOST_GROUP_PICTURES = 6
 
+_COMPARISON_NOTE = (
+    "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above 0: "
+    "{} is ahead. The intervals hold for all alternatives together with 95 % (Student's t over the seeds, the settings "
+    "as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval lies on "
+    "one side of 0. Unpaired runs have no counterpart and do not count. Epochs: how many times as fast, geometric mean."
+)
 _STANDINGS_NOTE = (
-    "Over all settings (data set, backbone, training size) that are in this report. Rank 1 is the highest mean "
-    "of a setting. Not below probe: settings in which it is at least as good as the linear probe. Epochs "
-    "vs full FT: how many times as fast, geometric mean. A mean stands only where a method was run in every "
-    "setting. Bold: recommended, the best of what tunes at most 10 % of the parameters; as it is chosen by "
-    "the numbers of this table, they flatter it a little."
+    "Over all settings (data set, backbone, training size) that are in this report, compared on the seeds that two "
+    "methods share. Rank 1 is the best of a setting. Not below probe: settings in which it is at least as good as the "
+    "linear probe. Epochs vs full FT: how many times as fast, geometric mean. A mean stands only where a method was "
+    "run in every setting. Bold: recommended, the best of what tunes at most 10 % of the parameters and lost no run; "
+    "as it is chosen by the numbers of this table, they flatter it a little."
 )
 _CHOICE_NOTE = (
     "\N{CHECK MARK}: within 1 point of the best of all, or not below what it is compared with. Of a method with "
@@ -119,7 +133,8 @@ def _notes(finished: Sequence[Result]) -> str:
     measure = _MEASURES[finished[0].measure]
     return (
         f"{measure} Values are means over seeds, ± is their sample standard deviation (none for a "
-        "single seed), the highest mean is in bold. tuned %: parameters trained, the head's included. NC1 is "
+        "single seed), the highest mean is in bold; a mean with a \N{DAGGER} is over the runs alone that finished, and "
+        "seeds says what became of the rest. tuned %: parameters trained, the head's included. NC1 is "
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "s/epoch: mean time of one training pass. Peak memory: largest of the seeds. Delta size: what a file of the "
@@ -138,21 +153,14 @@ def _pictures(stem: str, figures: Mapping[str, Figure | None]) -> tuple[Picture,
     )
 
 
-def _runs_by_group(finished: Sequence[Result]) -> dict[Group, list[Result]]:
-    runs: dict[Group, list[Result]] = {}
-    for run in finished:
-        runs.setdefault(group_of(run), []).append(run)
-    return runs
-
-
 def _group_sections(
     rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
 ) -> Iterator[Section]:
     """Describe group by group."""
     stems: collections.Counter[str] = collections.Counter()
-    groups, by_place = by_group(rows), _runs_by_group(finished)
+    groups, by_place = by_group(rows), grouped(finished, group_of)
     for place, (group, members) in enumerate(groups.items()):
-        runs = by_place[group]
+        runs = by_place.get(group, [])
         slug = _slug(group.label)
         stems[slug] += 1
         # Names that differ only in punctuation must not overwrite each other's pictures.
@@ -184,6 +192,10 @@ def _overview(
 def _answers(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Iterator[Section]:
     """Say which method did best over all groups, and how the recommended one did in each."""
     found = standings(rows, labels)
+    leader = recommended(found) or next(iter(found), None)
+    if leader is not None and (compared := comparison_table(leader, found)).rows:
+        note = _COMPARISON_NOTE.format(leader.label)
+        yield Section(f"{leader.label} against each alternative", compared, kind="main", note=note)
     answers = (
         Section("Methods over all settings", standings_table(found, rows), kind="main", note=_STANDINGS_NOTE),
         Section("The recommended method", choice_table(found, rows, labels), kind="main", note=_CHOICE_NOTE),
@@ -265,7 +277,7 @@ def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Rep
     finished, rows = finished_runs(results), summarize(results)
     if len({run.measure for run in finished}) > 1:
         raise ValueError("accuracy and average precision do not go into one report: give the runs of one of them")
-    labels = variant_labels(finished)
+    labels = variant_labels(tabulated_runs(results))
     return Report(
         title=_TITLE,
         summary=outcome(results, rows, labels),

@@ -8,14 +8,15 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from nc_finetune.benchmark.analysis import correlation_text, nc1_correlation, wins
+from nc_finetune.benchmark.comparison import Difference, difference, gap
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.standings import (
     LIGHT,
     NEAR,
     REFERENCES,
-    Difference,
     Standing,
-    difference,
+    alternatives,
+    light,
     recommended,
     reference_rows,
     standings,
@@ -28,12 +29,15 @@ from nc_finetune.benchmark.summary import (
     common_words,
     finished_runs,
     group_of,
+    grouped,
     setting_names,
 )
 from nc_finetune.benchmark.tables import accuracy_text
 from nc_finetune.benchmark.variants import Variant, method_label
 
 _MOST_GROUPS_IN_WORDS = 3
+_MOST_NAMES = 4
+_FASTER = 1.1  # times: less is noise
 _STATUS_WORDS = {"ok": "finished", "diverged": "diverged", "failed": "failed"}
 
 
@@ -61,11 +65,34 @@ def status_words(results: Sequence[Result]) -> str:
     return f"{count(len(results), 'run')}: {', '.join(words)}."
 
 
+def lost_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+    """Say whose means are over fewer runs than were begun, and what became of the others.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names.
+
+    Returns:
+        One sentence; empty where every run came to a result.
+    """
+    names = setting_names(by_group(rows))
+    places = " on {}" if len(names) > 1 else ""
+    lost = [f"{labels[row.variant]}{places.format(names[row.group])}: {row.lost_words}" for row in rows if row.lost]
+    return f"Without a result: {_listed(lost)}." if lost else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name a few, and count the rest; names have commas of their own."""
+    rest = len(names) - _MOST_NAMES
+    return "; ".join([*names[:_MOST_NAMES], *([f"{rest} more"] if rest > 0 else [])])
+
+
 def _seed_words(rows: Sequence[Row]) -> str:
     """Say how many seeds the means are over."""
-    if not rows:
+    numbers = [len(row.accuracies) for row in rows if row.accuracies]
+    if not numbers:
         return ""
-    fewest, most = min(row.seeds for row in rows), max(row.seeds for row in rows)
+    fewest, most = min(numbers), max(numbers)
     if most == 1:
         return "Every value is of a single seed."
     return f"Every mean is over {most if fewest == most else f'{fewest} to {most}'} seeds."
@@ -73,11 +100,12 @@ def _seed_words(rows: Sequence[Row]) -> str:
 
 def _share_words(row: Row) -> str:
     share = "" if row.tuned_percent is None else f", {row.tuned_percent:.2f} % of the parameters tuned"
-    return f"{accuracy_text(row)} %{share}"
+    lost = f"; {row.lost_words}" if row.lost else ""
+    return f"{accuracy_text(row)} %{share}{lost}"
 
 
 def _group_words(name: str, rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
-    """Say who came first in a group, and who second."""
+    """Say who came first in a group, who second, and whether they can be told apart."""
     group, best = rows[0].group, best_rows(rows)
     if not best:
         return f"On {name}, no run has a test result."
@@ -85,35 +113,47 @@ def _group_words(name: str, rows: Sequence[Row], labels: Mapping[Variant, str]) 
     if len(rows) == 1:
         return f"On {name}, there is only {named}."
     second = best_rows([row for row in rows if row not in best])
-    behind = f", followed by {labels[second[0].variant]} ({_share_words(second[0])})" if second else ""
-    return f"On {name}, the highest mean {group.measure} is that of {named}{behind}."
+    if not second:
+        return f"On {name}, the highest mean {group.measure} is that of {named}."
+    others = sum(row.accuracy is not None for row in rows) - 1
+    against = difference({group: best[0]}, {group: second[0]}, others)
+    lead = "no seed that both have" if against is None else _difference_words(against)
+    behind = f"followed by {labels[second[0].variant]} ({_share_words(second[0])}): {lead}"
+    return f"On {name}, the highest mean {group.measure} is that of {named}, {behind}."
+
+
+def _difference_words(found: Difference) -> str:
+    """Write a difference with what it rests on."""
+    reason = found.no_interval or f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
+    verdict = "not clear" if found.verdict == "not clear" else f"clearly {found.verdict}"
+    return f"{found.mean:+.2f} points over {count(len(found.values), 'pair')}, {verdict} ({reason})"
 
 
 def _wins_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
     """Say how often each method came first, where naming every group would be too long."""
     counts = wins(rows, labels)
     named = "; ".join(f"{label} in {number}" for label, number in counts.most_common())
-    return f"Of {len(by_group(rows))} settings (data set, backbone, training size), the best is {named}."
+    return (
+        f"Of {len(by_group(rows))} settings (data set, backbone, training size), the highest mean is that of {named}."
+    )
 
 
 def _correlation_words(finished: Sequence[Result]) -> str:
-    """Say how accuracy goes with NC1."""
+    """Say how accuracy goes with NC1, as far as its interval does."""
     found = nc1_correlation(finished)
-    if found is None:
+    if not found.number:
         return ""
-    value, interval = correlation_text(found)
+    measure = finished[0].measure
+    of_all = f"{found.number} of {len(finished)} runs" if found.number < len(finished) else count(found.number, "run")
     settings = len(set(map(group_of, finished)))
     across = " (across settings, whose NC1 differ for other reasons, too)" if settings > 1 else ""
-    measure = finished[0].measure
-    if found.low * found.high <= 0:
-        verdict = f"{measure} and NC1 show no clear relation"
-    else:
-        verdict = f"{measure} {'falls' if found.value < 0 else 'rises'} as NC1 grows"
-    return f"Over {found.number} runs{across}, {verdict}: Spearman {value}, 95 % interval {interval}."
-
-
-def _worst(points: Mapping[Group, float]) -> tuple[Group, float]:
-    return min(points.items(), key=lambda item: item[1])
+    verdict = f"{measure} and NC1 show no clear relation"
+    if found.low is not None and found.high is not None and found.low * found.high > 0:
+        verdict = f"{measure} {'falls' if found.low < 0 else 'rises'} as NC1 grows"
+    value, interval = correlation_text(found)
+    numbers = "no correlation" if found.value is None else f"Spearman {value}"
+    reason = found.no_interval or f"95 % interval {interval}"
+    return f"Over {of_all}{across}, {verdict}: {numbers}, {reason}."
 
 
 def _on_average(settings: int) -> str:
@@ -122,11 +162,11 @@ def _on_average(settings: int) -> str:
 
 def _choice_words(choice: Standing) -> str:
     number = len(choice.rows)
-    where, mean = (f"over {number} settings ", " on average") if number > 1 else ("", "")
+    where, mean = (f" over {number} settings", " on average") if number > 1 else ("", "")
     measure = next(iter(choice.rows)).measure
     return (
-        f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the highest "
-        f"{measure} {where}({choice.accuracy:.2f} %{mean}) of all that tune at most {LIGHT:g} %."
+        f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the closest to the "
+        f"best{where} of all that tune at most {LIGHT:g} % and lost no run ({measure} {choice.accuracy:.2f} %{mean})."
     )
 
 
@@ -134,7 +174,7 @@ def _best_words(choice: Standing) -> str:
     """Say how far the recommendation is from the best of all."""
     number, behind = len(choice.behind), choice.behind
     if not any(behind.values()):
-        return "Nothing is better" + (" in any setting." if number > 1 else ".")
+        return "No mean is higher" + (" in any setting." if number > 1 else ".")
     mean, (group, largest) = statistics.fmean(behind.values()), max(behind.items(), key=lambda item: item[1])
     if number == 1:
         return f"It is {largest:.2f} points below the best of all."
@@ -145,106 +185,110 @@ def _best_words(choice: Standing) -> str:
     )
 
 
-def _speed_words(found: Difference) -> str:
-    speed = found.mean_speed
-    if speed is None:
-        return ""
-    text = f"{speed:.1f} times as fast" if speed >= 1 else f"{1 / speed:.1f} times as slow"
-    ends = [min(found.speed.values()), max(found.speed.values())]
-    if speed < 1:
-        ends = [1 / end for end in reversed(ends)]
-    return f", epochs {text}" + (f" ({ends[0]:.1f} to {ends[1]:.1f})" if len(found.speed) > 1 else "")
-
-
-def _interval_words(found: Difference) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f" (95 % interval {found.low:+.2f} to {found.high:+.2f})"
-
-
-def _reference_words(name: str, found: Difference) -> str:
-    """Compare the recommendation with one other method."""
-    number = len(found.points)
-    ahead = sum(points > 0 for points in found.points.values())
-    places = f", ahead in {ahead} of {number} settings" if number > 1 else ""
-    points = f"{found.mean:+.2f} points{_on_average(number)}{_interval_words(found)}"
-    return f"Against {name}: {points}{places}{_speed_words(found)}."
+def _verdict_words(against: Mapping[str, Difference]) -> str:
+    """Read the table of paired differences: what is clear, what is not, and what can't be told."""
+    by_verdict = grouped(against.items(), lambda item: "none" if item[1].no_interval else item[1].verdict)
+    heads = {"ahead": "clearly ahead of", "behind": "clearly behind", "not clear": "not clear against"}
+    parts = [
+        f"{head} {len(by_verdict[verdict])} ({_listed([label for label, _ in by_verdict[verdict]])})"
+        for verdict, head in heads.items()
+        if verdict in by_verdict
+    ]
+    for reason, members in grouped(by_verdict.get("none", []), lambda item: item[1].no_interval).items():
+        parts.append(f"nothing is clear against {len(members)} ({_listed([name for name, _ in members])}): {reason}")
+    unpaired = sum(found.unpaired for found in against.values())
+    left_out = f" Runs without a counterpart are left out ({unpaired} over all comparisons)." if unpaired else ""
+    return f"Seed by seed against {count(len(against), 'alternative')}: {'; '.join(parts)}.{left_out}"
 
 
 def _objections(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> Iterator[str]:
     """Say what the numbers hold against the recommendation."""
     far = {group: points for group, points in choice.behind.items() if points > NEAR}
-    if far:
+    if far and len(choice.behind) > 1:
         group, points = max(far.items(), key=lambda item: item[1])
         yield (
             f"it is more than {NEAR:g} point below the best in {len(far)} of {len(choice.behind)} settings, most on "
             f"{setting_names(choice.rows)[group]} ({points:.2f})"
         )
-    for name, compared in against.items():
-        yield from _doubts(name, compared)
-    yield from _rivals(choice, found)
-    yield from _collapse_doubt(choice, found)
+    ahead = [f"{label} {-other.mean:.2f}{_sure(other)}" for label, other in against.items() if other.mean < 0]
+    if ahead:
+        yield f"{len(ahead)} better than it{_on_average(len(choice.rows))}, in points ({_listed(ahead)})"
+    unsure = [label for label, other in against.items() if other.mean >= 0 and other.verdict == "not clear"]
+    if unsure:
+        yield f"its lead over {len(unsure)} ({_listed(unsure)}) is not clear"
+    yield from _against_references(choice, found)
+    yield from _lighter(choice, found, against)
 
 
-def _doubts(name: str, found: Difference) -> Iterator[str]:
-    """Say where another method is level, ahead, or faster."""
-    if found.mean < 0:
-        clear = "" if found.is_clear else ", which is within the spread over seeds"
-        yield f"{name} is {-found.mean:.2f} points better{_on_average(len(found.points))}{clear}"
-    elif not found.is_clear:
-        yield f"its lead over {name} is within the spread over seeds"
-    group, points = _worst(found.points)
-    if points < 0 <= found.mean:
-        lost = sum(value < 0 for value in found.points.values())
-        where = setting_names(found.points)[group]
-        yield f"it is below {name} in {count(lost, 'setting')}, most on {where} ({points:+.2f})"
-    if (found.mean_speed or math.inf) < 1 and name != method_label("linear_probe"):
-        yield f"its epochs are slower than those of {name}"
+def _sure(found: Difference) -> str:
+    return " (clear)" if found.verdict == "behind" else " (not clear)"
 
 
-def _rivals(choice: Standing, found: Sequence[Standing]) -> Iterator[str]:
-    """Name what is more accurate on average at a higher price, or nearly as accurate at a lower one."""
-    same = [other for other in found if other is not choice and other.rows.keys() == choice.rows.keys()]
-    for other in same:
-        gain = other.accuracy - choice.accuracy
-        if gain > 0 and other.rows and next(iter(other.rows.values())).variant.method not in REFERENCES:
-            yield f"{other.label}, which tunes {other.tuned_percent:.2f} %, is {gain:.2f} points better"
-    lighter = [other for other in same if other.tuned_percent < 0.5 * choice.tuned_percent and _is_near(other, choice)]
+def _against_references(choice: Standing, found: Sequence[Standing]) -> Iterator[str]:
+    """Say where LoRA, full FT or a probe is ahead, or faster, or has less NC1 and is still behind."""
+    for method in REFERENCES:
+        rows, name = reference_rows(found, method, choice), method_label(method)
+        compared = difference(choice.rows, rows)
+        if compared is None:
+            continue
+        lost = {group: points for group, points in compared.points.items() if points < 0}
+        if lost and len(compared.points) > 1:
+            group, points = min(lost.items(), key=lambda item: item[1])
+            yield f"it is below {name} in {count(len(lost), 'setting')}, most on {_name(group, choice)} ({points:+.2f})"
+        if (compared.mean_speed or math.inf) < 1 and method != "linear_probe":
+            yield f"its epochs are slower than those of {name}"
+        if method == "full_ft":
+            yield from _collapse_doubt(choice, rows)
+
+
+def _name(group: Group, choice: Standing) -> str:
+    return setting_names(choice.rows)[group]
+
+
+def _collapse_doubt(choice: Standing, full: Mapping[Group, Row]) -> Iterator[str]:
+    """Say where what collapses more is no more accurate: NC1 does not explain it then."""
+    pairs = [(row.nc1, full[group].nc1, gap(row, full[group])) for group, row in choice.rows.items() if group in full]
+    known = [(ours > theirs, points) for ours, theirs, points in pairs if ours is not None and theirs is not None]
+    if number := sum(higher and points > 0 for higher, points in known):
+        places = f" in {number} of {len(known)} settings" if len(known) > 1 else ""
+        yield f"it is ahead of full FT with a higher mean NC1{places}"
+
+
+def _lighter(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> Iterator[str]:
+    """Name what is nearly as accurate at a lower price."""
+    lighter = [other for other in _near(choice, found, against) if other.tuned_percent < 0.5 * choice.tuned_percent]
     if lighter:
         least = min(lighter, key=lambda other: other.tuned_percent)
-        yield f"{least.label} tunes {least.tuned_percent:.2f} % and is within {NEAR:g} point of it on average"
+        within = f"within {NEAR:g} point of it{_on_average(len(choice.rows))}"
+        yield f"{least.label} tunes {least.tuned_percent:.2f} % and is {within}"
 
 
-def _is_near(other: Standing, choice: Standing) -> bool:
-    return choice.accuracy - other.accuracy <= NEAR
+def _near(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> list[Standing]:
+    """Find what lost no run, and is within a point of the recommendation in the same settings."""
+    return [
+        other
+        for other in found
+        if other.rows.keys() == choice.rows.keys()
+        and not other.lost
+        and other.label in against
+        and against[other.label].mean <= NEAR
+    ]
 
 
-def _collapse_doubt(choice: Standing, found: Sequence[Standing]) -> Iterator[str]:
-    """Say where what collapses more is less accurate: NC1 does not explain it then."""
-    full = reference_rows(found, "full_ft", choice)
-    pairs = [(row.nc1, full[group].nc1) for group, row in choice.rows.items() if group in full]
-    higher = sum(ours > theirs for ours, theirs in pairs if ours is not None and theirs is not None)
-    if higher:
-        places = f" in {higher} of {len(pairs)} settings" if len(pairs) > 1 else ""
-        yield f"its NC1 is above that of full FT{places}: collapse does not explain it"
-
-
-def _faster_words(choice: Standing, found: Sequence[Standing]) -> str:
+def _faster_words(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> str:
     """Name what is within a point of the recommendation on average and has the fastest epochs."""
-    speeds = {}
-    for other in found:
-        compared = difference(other.rows, choice.rows) if other.rows.keys() == choice.rows.keys() else None
-        if other is not choice and compared and _is_near(other, choice) and (compared.mean_speed or 0.0) > 1.1:
-            speeds[other.label] = compared
-    if not speeds:
+    speeds = {other.label: 1 / (against[other.label].mean_speed or math.inf) for other in _near(choice, found, against)}
+    if not speeds or max(speeds.values()) <= _FASTER:
         return ""
-    label, compared = max(speeds.items(), key=lambda item: item[1].mean_speed or 0.0)
-    points = f"{compared.mean:+.2f} points{_speed_words(compared)}"
+    label, speed = max(speeds.items(), key=lambda item: item[1])
+    points = f"{-against[label].mean:+.2f} points, epochs {speed:.1f} times as fast"
     return f"Faster and within {NEAR:g} point{_on_average(len(choice.rows))}: {label} ({points})."
 
 
 def recommendation_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[str]:
-    """Say what to take, what it gains over LoRA, full FT and a probe, and what speaks against it.
+    """Say what to take, what of its lead over the alternatives is clear, and what speaks against it.
+
+    The words are read off the numbers of :func:`~nc_finetune.benchmark.standings.comparison_table`.
 
     Args:
         rows: The rows of all groups.
@@ -256,15 +300,16 @@ def recommendation_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> 
     found = standings(rows, labels)
     choice = recommended(found)
     if choice is None:
-        return []
-    compared = {method: difference(choice.rows, reference_rows(found, method, choice)) for method in REFERENCES}
-    against = {method_label(method): value for method, value in compared.items() if value is not None}
+        lost = [f"{standing.label}: {', '.join(dict.fromkeys(standing.lost.values()))}" for standing in light(found)]
+        why = f"all that tune at most {LIGHT:g} % of the parameters lost runs ({_listed(lost)})"
+        return [f"Nothing is recommended: {why}."] if lost else []
+    against = alternatives(choice, found)
     objections = list(_objections(choice, found, against))
     return [
         f"{_choice_words(choice)} {_best_words(choice)}",
-        *(_reference_words(name, value) for name, value in against.items()),
+        *([_verdict_words(against)] if against else []),
         f"What speaks against it: {'; '.join(objections) or 'nothing in these results'}.",
-        *filter(None, [_faster_words(choice, found)]),
+        *filter(None, [_faster_words(choice, found, against)]),
     ]
 
 
@@ -285,6 +330,7 @@ def outcome(results: Sequence[Result], rows: Sequence[Row], labels: Mapping[Vari
     else:
         names = setting_names(groups)
         first = [_group_words(names[group], members, labels) for group, members in groups.items()]
-    counted = " ".join(filter(None, [status_words(results), _seed_words(rows), common_words(groups)]))
+    about = (status_words(results), lost_words(rows, labels), _seed_words(rows), common_words(groups))
+    counted = " ".join(filter(None, about))
     words = [counted, *recommendation_words(rows, labels), *first, _correlation_words(finished_runs(results))]
     return tuple(filter(None, words))

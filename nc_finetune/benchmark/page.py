@@ -28,7 +28,7 @@ from nc_finetune.benchmark.figures import (
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import ACCURACY
-from nc_finetune.benchmark.summary import Row, by_group, finished_runs, setting_names, summarize
+from nc_finetune.benchmark.summary import Row, by_group, finished_runs, setting_names, summarize, tabulated_runs
 from nc_finetune.benchmark.tables import COSTS, long_table
 from nc_finetune.benchmark.variants import Variant
 
@@ -131,7 +131,7 @@ def render_page(report: Report, results: Sequence[Result]) -> str:
     import vl_convert
 
     runs, rows = finished_runs(results), summarize(results)
-    labels = variant_labels(runs)
+    labels = variant_labels(tabulated_runs(results))
     data = {
         "groups": _groups(rows),
         "styles": {label: {"colour": style.colour, "shape": style.shape} for label, style in palette(labels).items()},

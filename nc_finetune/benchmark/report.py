@@ -16,17 +16,17 @@ from nc_finetune.benchmark.content import build_report
 from nc_finetune.benchmark.figures import to_png
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.markdown import render_markdown
-from nc_finetune.benchmark.outcome import status_words
+from nc_finetune.benchmark.outcome import lost_words, status_words
 from nc_finetune.benchmark.page import render_page
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import ACCURACY
 from nc_finetune.benchmark.spreadsheet import render_csv
-from nc_finetune.benchmark.summary import by_group, finished_runs, summarize
+from nc_finetune.benchmark.summary import by_group, summarize, tabulated_runs
 from nc_finetune.benchmark.tables import Table, group_table
 from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically, write_text_atomically
 
-_EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2"}
+_EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2", "scipy": "scipy"}
 _SEVERAL_LABELS = "average_precision"
 _TERMINAL_COLUMNS = 6  # time, memory and seeds would not fit into 80 characters
 
@@ -79,6 +79,9 @@ def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str
     check_report_extra()
     several = [run for run in results if run.status == "ok" and run.measure != ACCURACY]
     if several and len(several) < sum(run.status == "ok" for run in results):
+        # What came to nothing does not know its measure; its data set does.
+        names = {run.dataset for run in several}
+        several += [run for run in results if run.status != "ok" and run.dataset in names]
         _write_files(several, folder / _SEVERAL_LABELS, ())
         problems = [*problems, f"{len(several)} runs on images with several labels; see {_SEVERAL_LABELS}/report.html"]
         results = [run for run in results if run not in several]
@@ -118,7 +121,8 @@ def print_summary(results: Sequence[Result], console: Console) -> None:
     Raises:
         ValueError: If NC1 was measured by different conventions, or a row holds a seed twice.
     """
-    labels = variant_labels(finished_runs(results))
-    for group, rows in by_group(summarize(results)).items():
-        console.print(_rich_table(group.label, group_table(rows, labels)))
-    console.print(Text(status_words(results)))
+    labels = variant_labels(tabulated_runs(results))
+    rows = summarize(results)
+    for group, members in by_group(rows).items():
+        console.print(_rich_table(group.label, group_table(members, labels)))
+    console.print(Text(" ".join(filter(None, [status_words(results), lost_words(rows, labels)]))))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
-from nc_finetune.benchmark.analysis import ranks
-from nc_finetune.benchmark.summary import Group, Row, by_group, finite, setting_names
+from nc_finetune.benchmark.comparison import Difference, difference, gap
+from nc_finetune.benchmark.summary import Group, Row, by_group, finite, grouped, setting_names
 from nc_finetune.benchmark.tables import NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.benchmark.variants import Variant, method_label
 
@@ -16,8 +17,6 @@ NEAR = 1.0  # points of accuracy
 LIGHT = 10.0  # per cent of the parameters
 # What a recommendation is compared with, where it was run.
 REFERENCES = ("adapter", "full_ft", "linear_probe")
-_NORMAL_QUANTILE = 1.959964  # 95 %, both sides
-_FEWEST_DEGREES = 2.0
 _YES, _NO = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
@@ -28,14 +27,16 @@ class Standing:
     Attributes:
         label: Its display name.
         rows: Its row of each setting, by setting.
-        behind: Points behind the highest mean accuracy of the setting, by setting.
+        behind: Points behind the best of the setting, by setting: over the seeds that both have a result of.
         rank: Mean rank within the settings, 1 for the best; ties share the mean of their ranks.
+        lost: What became of its runs without a result, in words, by setting.
     """
 
     label: str
     rows: Mapping[Group, Row]
     behind: Mapping[Group, float]
     rank: float
+    lost: Mapping[Group, str] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -70,34 +71,75 @@ def standings(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[Standi
     """
     found: dict[str, dict[Group, tuple[Row, float, float]]] = {}
     for group, members in _measured(rows).items():
-        best = max(row.accuracy or 0.0 for row in members)
-        for row, rank in zip(members, ranks([-(row.accuracy or 0.0) for row in members]), strict=True):
-            found.setdefault(labels[row.variant], {})[group] = (row, best - (row.accuracy or 0.0), rank)
+        for row in members:
+            ahead = [gap(other, row) for other in members if other is not row]
+            rank = 1 + sum(0.5 * (points >= 0) + 0.5 * (points > 0) for points in ahead)
+            found.setdefault(labels[row.variant], {})[group] = (row, max([0.0, *ahead]), rank)
+    lost = grouped((row for row in rows if row.lost), lambda row: labels[row.variant])
     made = [
         Standing(
             label=label,
             rows={group: row for group, (row, _, _) in places.items()},
             behind={group: behind for group, (_, behind, _) in places.items()},
             rank=statistics.fmean(rank for _, _, rank in places.values()),
+            lost={row.group: row.lost_words for row in lost.get(label, [])},
         )
         for label, places in found.items()
     ]
     return sorted(made, key=lambda standing: (-len(standing.rows), statistics.fmean(standing.behind.values())))
 
 
+def light(found: Sequence[Standing]) -> list[Standing]:
+    """Find what can be recommended if it lost no run: what tunes at most 10 % of the parameters, in most settings.
+
+    Args:
+        found: The standings.
+
+    Returns:
+        Those, the closest to the best on average first; empty where there is nothing to compare with.
+    """
+    most = max((len(standing.rows) for standing in found), default=0)
+    return [
+        standing
+        for standing in found
+        if len(found) > 1 and len(standing.rows) == most and standing.tuned_percent <= LIGHT
+    ]
+
+
 def recommended(found: Sequence[Standing]) -> Standing | None:
-    """Choose what to recommend: the most accurate of what tunes at most 10 % of the parameters everywhere.
+    """Choose what to recommend: the most accurate of what tunes at most 10 % of the parameters and lost no run.
+
+    What diverged or failed on some seeds is never recommended: its mean is over the runs that went well.
 
     Args:
         found: The standings.
 
     Returns:
         The one that is closest to the best on average, among those that were run in most settings; ``None`` where
-        nothing tunes so little, or there is nothing to compare with.
+        nothing tunes so little, all that does lost runs, or there is nothing to compare with.
     """
-    most = max((len(standing.rows) for standing in found), default=0)
-    light = [standing for standing in found if len(standing.rows) == most and standing.tuned_percent <= LIGHT]
-    return light[0] if light and len(found) > 1 else None
+    return next((standing for standing in light(found) if not standing.lost), None)
+
+
+def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Difference]:
+    """Compare one variant with each other one, all intervals holding together.
+
+    Args:
+        choice: The one.
+        found: All standings.
+
+    Returns:
+        Difference by label, the strongest rival first; what shares no run with it is left out.
+    """
+    others = {
+        standing.label: standing.rows
+        for standing in found
+        if standing is not choice and difference(choice.rows, standing.rows)
+    }
+    compared = {
+        label: against for label, rows in others.items() if (against := difference(choice.rows, rows, len(others)))
+    }
+    return dict(sorted(compared.items(), key=lambda item: item[1].mean))
 
 
 def reference_rows(found: Iterable[Standing], method: str, but: Standing) -> dict[Group, Row]:
@@ -119,96 +161,6 @@ def reference_rows(found: Iterable[Standing], method: str, but: Standing) -> dic
             if row.variant.method == method and standing.label != but.label and better:
                 best[group] = row
     return best
-
-
-@dataclass(frozen=True)
-class Difference:
-    """By how much one variant is more accurate than another, in points.
-
-    Attributes:
-        points: Difference of the mean accuracies, by setting.
-        low: Lower end of the 95 % interval of their mean; ``None`` where seeds are too few to tell.
-        high: Upper end.
-        speed: How many times as fast an epoch is, by setting.
-    """
-
-    points: Mapping[Group, float]
-    low: float | None
-    high: float | None
-    speed: Mapping[Group, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean over settings."""
-        return statistics.fmean(self.points.values())
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and self.low * self.high > 0
-
-    @property
-    def mean_speed(self) -> float | None:
-        """Geometric mean over settings."""
-        return statistics.geometric_mean(self.speed.values()) if self.speed else None
-
-
-def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row]) -> Difference | None:
-    """Compare two variants in the settings that both were run in, seed by seed.
-
-    A seed fixes the training sample, so that differences of the same seed spread less than accuracies do. The interval
-    takes the settings as they are and the seeds for random: Student's t with Satterthwaite's degrees of freedom.
-
-    Args:
-        ours: Rows of one variant, by setting.
-        theirs: Rows of the other one.
-
-    Returns:
-        The difference, above zero where ours is more accurate; ``None`` where they share no setting.
-
-    Source:
-        Satterthwaite 1946, An approximate distribution of estimates of variance components, 10.2307/3002019.
-    """
-    both = [group for group in ours if group in theirs]
-    if not both:
-        return None
-    points = {group: (ours[group].accuracy or 0.0) - (theirs[group].accuracy or 0.0) for group in both}
-    times = {group: (ours[group].epoch_seconds, theirs[group].epoch_seconds) for group in both}
-    speed = {group: slow / fast for group, (fast, slow) in times.items() if fast and slow}
-    half = _half_interval([_paired(ours[group], theirs[group]) for group in both])
-    mean = statistics.fmean(points.values())
-    if half is None:
-        return Difference(points, None, None, speed)
-    return Difference(points, mean - half, mean + half, speed)
-
-
-def _paired(ours: Row, theirs: Row) -> list[float]:
-    return [value - theirs.accuracies[seed] for seed, value in ours.accuracies.items() if seed in theirs.accuracies]
-
-
-def _half_interval(samples: Sequence[Sequence[float]]) -> float | None:
-    """Half the 95 % interval of the mean of the means of samples; ``None`` where they are too small."""
-    if any(len(sample) < 2 for sample in samples):
-        return None
-    squares = [statistics.variance(sample) / len(sample) for sample in samples]
-    total = sum(squares)
-    if total == 0:
-        return 0.0
-    degrees = total**2 / sum(square**2 / (len(sample) - 1) for square, sample in zip(squares, samples, strict=True))
-    if degrees < _FEWEST_DEGREES:
-        return None
-    return _student_quantile(degrees) * math.sqrt(total) / len(samples)
-
-
-def _student_quantile(degrees: float) -> float:
-    """97.5 % quantile of Student's t (Abramowitz & Stegun 1964, 26.7.5), within 4 % from 2 degrees of freedom on."""
-    z = _NORMAL_QUANTILE
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
 
 
 def _share(number: int, of: int) -> Cell:
@@ -235,9 +187,17 @@ def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
         return Table((), ())
     choice = recommended(found)
     columns = ("method", "tuned %", f"mean {measure_column(rows)}", "mean rank", "within 1 point of best")
-    more = ("points below best", "at most", "not below probe", "epochs vs full FT", "settings")
-    lines = tuple(_standing_cells(standing, found, standing is choice, settings) for standing in found)
-    return Table((*columns, *more), lines)
+    more: tuple[str, ...] = ("points below best", "at most", "not below probe", "epochs vs full FT", "settings")
+    lines = [_standing_cells(standing, found, standing is choice, settings) for standing in found]
+    if any(standing.lost for standing in found):
+        more = (*more, "runs without a result")
+        names = setting_names(by_group(rows))
+        lines = [(*line, Cell(_lost_text(standing, names))) for line, standing in zip(lines, found, strict=True)]
+    return Table((*columns, *more), tuple(lines))
+
+
+def _lost_text(standing: Standing, names: Mapping[Group, str]) -> str:
+    return "; ".join(f"{names[group]}: {words}" for group, words in standing.lost.items()) or NOTHING
 
 
 def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool, settings: int) -> tuple[Cell, ...]:
@@ -262,6 +222,42 @@ def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool,
     )
 
 
+def comparison_table(choice: Standing, found: Sequence[Standing]) -> Table:
+    """Tabulate what one variant is ahead of each other one, seed by seed.
+
+    Args:
+        choice: The one.
+        found: All standings.
+
+    Returns:
+        The table, the strongest rival first; empty where nothing can be compared with it.
+    """
+    tuned = {standing.label: standing.tuned_percent for standing in found}
+    lines = tuple(
+        (Cell(label), *_comparison_cells(against, tuned[label]))
+        for label, against in alternatives(choice, found).items()
+    )
+    measured = ("points ahead", "95 % interval", "verdict", "pairs", "won / level / lost", "unpaired runs")
+    return Table(("against", *measured, "epochs", "tuned %"), lines) if lines else Table((), ())
+
+
+def _comparison_cells(against: Difference, tuned: float) -> tuple[Cell, ...]:
+    values = against.values
+    won, lost = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    known = against.low is not None and against.high is not None
+    interval = f"{against.low:+.2f} to {against.high:+.2f}" if known else f"none: {against.no_interval}"
+    return (
+        Cell(f"{against.mean:+.2f}", value=against.mean),
+        Cell(interval, value=against.low),
+        Cell(against.verdict),
+        Cell(str(len(values)), value=len(values)),
+        Cell(f"{won} / {len(values) - won - lost} / {lost}", value=won / len(values)),
+        Cell(str(against.unpaired), value=against.unpaired),
+        _or_nothing(against.mean_speed, _times),
+        _or_nothing(None if math.isnan(tuned) else tuned, lambda value: Cell(cost_text("tuned %", value), value=value)),
+    )
+
+
 def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     """Tabulate the recommendation setting by setting, beside the best of all and what it is compared with.
 
@@ -278,7 +274,8 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping
         return Table((), ())
     others = {method: reference_rows(found, method, choice) for method in REFERENCES}
     against = {method: found_ for method, theirs in others.items() if (found_ := difference(choice.rows, theirs))}
-    best = {group: max(members, key=lambda row: row.accuracy or 0.0) for group, members in _measured(rows).items()}
+    members = _measured(rows)
+    best = {group: max([row, *members[group]], key=partial(gap, theirs=row)) for group, row in choice.rows.items()}
     timed = [method for method in against if method != "linear_probe" and against[method].speed]
     names, lines = setting_names(by_group(rows)), []
     for group, row in choice.rows.items():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import ACCURACY, balanced_accuracy, has_uneven_classes
 from nc_finetune.benchmark.variants import Variant, variant_of, variant_order
 
+_UNMEASURED = "without a test result"
 _NC2 = "nc2_etf_distance"
 _PARTS = ("dataset", "network", "size")  # of the name of a group
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class Row:
     Attributes:
         group: Data set, backbone, weights and training size.
         variant: Method, key layer, head and loss.
-        seeds: How many runs there were, one a seed.
+        seeds: How many runs finished, one a seed.
         accuracy: Mean test accuracy in per cent, or what else the group is measured by.
         accuracy_sd: Its sample standard deviation; ``None`` for one seed.
         nc1: Mean NC1 of what the classifier sees.
@@ -81,7 +86,9 @@ class Row:
         balanced_accuracy: Mean recall over classes, in per cent, mean over seeds.
         uneven: Whether the test classes differ so much in size that accuracy tells too little.
         accuracies: Accuracy by seed.
-        run_ids: Names of the runs.
+        run_ids: Names of the runs that finished.
+        lost: How many further seeds came to no result, by what became of them: ``"diverged"``, ``"failed"``, or
+            ``"without a test result"``, which finished all the same.
     """
 
     group: Group
@@ -103,6 +110,17 @@ class Row:
     uneven: bool = False
     accuracies: Mapping[int, float] = field(default_factory=dict)
     run_ids: frozenset[str] = frozenset()
+    lost: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> int:
+        """How many runs were begun, whatever became of them."""
+        return self.seeds + sum(self.lost.values()) - self.lost.get(_UNMEASURED, 0)
+
+    @property
+    def lost_words(self) -> str:
+        """What became of the runs without a result, e.g. ``"2 of 3 diverged"``; empty where all have one."""
+        return ", ".join(f"{number} of {self.planned} {fate}" for fate, number in self.lost.items())
 
 
 def group_of(run: Result) -> Group:
@@ -176,14 +194,17 @@ def _refuse_repeated_seeds(runs: Sequence[Result]) -> None:
         by_seed[run.seed] = run.run_id
 
 
-def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
-    """Average the runs of one cell."""
+def _row(group: Group, variant: Variant, runs: Sequence[Result], lost: Sequence[Result] = ()) -> Row:
+    """Average the runs of one cell that finished, and count those that did not."""
     _refuse_repeated_seeds(runs)
     scores = {run.seed: run.score for run in runs}
     accuracies = {seed: value for seed, value in scores.items() if value is not None and math.isfinite(value)}
     accuracy, nc1 = list(accuracies.values()), finite(run.nc1 for run in runs)
     nc2 = finite(run.collapse.get(_NC2) for run in runs)
     peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+    fates = Counter({run.seed: str(run.status) for run in lost}.values())
+    if accuracies and len(accuracies) < len(runs):
+        fates[_UNMEASURED] = len(runs) - len(accuracies)
     return Row(
         group=group,
         variant=variant,
@@ -204,6 +225,7 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result]) -> Row:
         uneven=any(map(has_uneven_classes, runs)),
         accuracies=accuracies,
         run_ids=frozenset(run.run_id for run in runs),
+        lost=dict(fates),
     )
 
 
@@ -224,14 +246,88 @@ def finished_runs(results: Iterable[Result]) -> list[Result]:
     return sorted(finished, key=lambda run: (_group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
 
 
-def summarize(results: Iterable[Result]) -> list[Row]:
-    """Average the finished runs over seeds.
+_Cell = tuple[Group, Variant]
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Gather items by a key, in the order in which they come.
+
+    Example:
+        >>> grouped([1, 2, 3], lambda number: number % 2)
+        {1: [1, 3], 0: [2]}
+    """
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def _cell_of(run: Result) -> _Cell:
+    return group_of(run), variant_of(run)
+
+
+def _cell_of_lost(run: Result, cells: Mapping[_Cell, Sequence[Result]]) -> _Cell | None:
+    """Say which cell a run without a result belongs to: one of those that have any, or its own beside them.
+
+    Such a run may not know its measure, and one that failed before it was built neither its head nor its key layer.
+    Then it belongs to the one cell of its method and options that lacks its seed. ``None`` where there are several, or
+    no run of its group finished: there is nothing that it could be compared with.
+    """
+    group, variant = _cell_of(run)
+    groups = [known for known, _ in cells if replace(known, measure=group.measure) == group]
+    if not groups:
+        return None
+    group = groups[0]
+    lacking = [
+        (known, other)
+        for (known, other), members in cells.items()
+        if (known, other.method, other.options) == (group, variant.method, variant.options)
+        and run.seed not in {member.seed for member in members}
+    ]
+    own = group, variant
+    if own not in lacking and len(lacking) == 1:
+        return lacking[0]
+    return own if own in lacking or own not in cells else None
+
+
+def _order(cell: _Cell) -> tuple[object, ...]:
+    return _group_order(cell[0]), variant_order(cell[1])
+
+
+def _cells(results: Sequence[Result]) -> dict[_Cell, tuple[list[Result], list[Result]]]:
+    """Gather runs by cell, in the order of the tables: those that finished, and those that did not."""
+    finished = grouped(finished_runs(results), _cell_of)
+    lost: dict[_Cell, list[Result]] = {}
+    for run in results:
+        if run.status != "ok" and (cell := _cell_of_lost(run, finished)) is not None:
+            lost.setdefault(cell, []).append(run)
+    return {cell: (finished.get(cell, []), lost.get(cell, [])) for cell in sorted({**finished, **lost}, key=_order)}
+
+
+def tabulated_runs(results: Iterable[Result]) -> list[Result]:
+    """Keep the runs that the rows of :func:`summarize` stand for, to be named by.
 
     Args:
-        results: Runs; those that failed or diverged are left out.
+        results: Runs, whatever became of them.
 
     Returns:
-        One row per group and variant: sorted by data set, backbone, weights, training size, then by method.
+        The finished runs, and the others of rows that have none of these; in the order of the tables.
+
+    Raises:
+        ValueError: If the runs measured NC1 by different conventions.
+    """
+    return [run for finished, lost in _cells(list(results)).values() for run in finished or lost]
+
+
+def summarize(results: Iterable[Result]) -> list[Row]:
+    """Average the finished runs over seeds, and count the others.
+
+    Args:
+        results: Runs; of those that failed or diverged no number counts, but their row says how many they are.
+
+    Returns:
+        One row per group and variant, of groups with a finished run: sorted by data set, backbone, weights, training
+        size, then by method.
 
     Raises:
         ValueError: If the runs measured NC1 by different conventions, or a row would hold a seed twice.
@@ -246,16 +342,15 @@ def summarize(results: Iterable[Result]) -> list[Row]:
         ...         method="full_ft",
         ...         seed=seed,
         ...         accuracy=90.0 + 2 * seed,
+        ...         status="diverged" if seed == 3 else "ok",
         ...     )
-        ...     for seed in range(3)
+        ...     for seed in range(4)
         ... ]
-        >>> [(row.accuracy, row.accuracy_sd) for row in summarize(runs)]
-        [(92.0, 2.0)]
+        >>> [(row.accuracy, row.accuracy_sd, row.lost_words) for row in summarize(runs)]
+        [(92.0, 2.0, '1 of 4 diverged')]
     """
-    cells: dict[tuple[Group, Variant], list[Result]] = {}
-    for run in finished_runs(results):
-        cells.setdefault((group_of(run), variant_of(run)), []).append(run)
-    return [_row(group, variant, runs) for (group, variant), runs in cells.items()]
+    cells = _cells(list(results)).items()
+    return [_row(group, variant, finished, lost) for (group, variant), (finished, lost) in cells]
 
 
 def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
@@ -267,10 +362,7 @@ def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     Returns:
         The rows of each group, order kept.
     """
-    groups: dict[Group, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return groups
+    return grouped(rows, lambda row: row.group)
 
 
 def _varying(groups: Iterable[Group]) -> tuple[list[Group], list[str]]:

@@ -11,6 +11,7 @@ from nc_finetune.benchmark.summary import Row, best_rows, by_group, setting_name
 from nc_finetune.benchmark.variants import Variant
 
 NOTHING = "\N{EN DASH}"
+_PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,13 @@ def accuracy_text(row: Row) -> str:
         row: Any row.
 
     Returns:
-        Mean in per cent, with the standard deviation where there is one.
+        Mean in per cent, with the standard deviation where there is one; marked where runs without a result are not
+        in it.
     """
     if row.accuracy is None:
         return NOTHING
-    return f"{row.accuracy:.2f}" + ("" if row.accuracy_sd is None else f" ± {row.accuracy_sd:.2f}")
+    spread = "" if row.accuracy_sd is None else f" ± {row.accuracy_sd:.2f}"
+    return f"{row.accuracy:.2f}{spread}{_PARTIAL if row.lost else ''}"
 
 
 def measure_text(mean: float | None, sd: float | None) -> str:
@@ -177,7 +180,7 @@ def _cells(row: Row, label: str, best: bool, balanced: bool) -> tuple[Cell, ...]
         costs["s/epoch"],
         costs["peak memory"],
         costs["delta size"],
-        Cell(str(row.seeds), value=row.seeds),
+        Cell(f"{row.seeds}{f' ({row.lost_words})' if row.lost else ''}", value=row.seeds),
     )
 
 

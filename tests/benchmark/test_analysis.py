@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ def make_run(**changes: Any) -> Result:
 def test_rank_correlation_is_that_of_scipy_with_ties(seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 8, (2, 30)).astype(float)
     found = rank_correlation(values[0].tolist(), values[1].tolist())
-    assert found is not None
     assert found.value == pytest.approx(stats.spearmanr(*values).statistic, abs=1e-6)
 
 
@@ -39,14 +39,41 @@ def test_interval_of_the_rank_correlation_covers_the_truth_19_times_of_20() -> N
     for _ in range(400):
         pairs = chance.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], 40)
         found = rank_correlation(pairs[:, 0].tolist(), pairs[:, 1].tolist())
-        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
         covered += found.low < truth < found.high
     assert 0.92 < covered / 400 < 0.98
 
 
-def test_few_runs_or_equal_values_have_no_correlation() -> None:
-    assert rank_correlation([1, 2, 3, 4], [1, 2, 3, 4]) is None
-    assert rank_correlation([1.0] * 9, list(range(9))) is None
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_few_runs_have_no_correlation_and_say_how_many_are_needed(number: int) -> None:
+    found = rank_correlation(range(number), range(number))
+    assert (found.value, found.low, found.number) == (None, None, number)
+    assert found.no_interval.endswith("too few, at least 5 are needed")
+
+
+@pytest.mark.parametrize("sides", [([1.0] * 12, range(12)), (range(12), [1.0] * 12), ([math.nan] * 12, range(12))])
+def test_values_without_an_order_have_no_correlation(sides: tuple[Sequence[float], Sequence[float]]) -> None:
+    found = rank_correlation(*sides)
+    assert (found.value, found.low) == (None, None)
+    assert found.no_interval
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("number", "why"), [(5, "at least 10"), (9, "at least 10"), (10, "perfect"), (50, "perfect")])
+def test_a_perfect_order_has_no_interval_without_width(number: int, why: str, sign: int) -> None:
+    found = rank_correlation(range(number), [sign * value for value in range(number)])
+    assert found.value == pytest.approx(sign)
+    assert (found.low, found.high) == (None, None)
+    assert why in found.no_interval
+
+
+def test_pairs_that_are_not_finite_do_not_count() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 14))
+    values[0, 3], values[1, 5] = math.inf, math.nan
+    kept = values[:, np.isfinite(values).all(axis=0)]
+    found = rank_correlation(values[0].tolist(), values[1].tolist())
+    assert (found.number, found.value) == (12, pytest.approx(stats.spearmanr(*kept).statistic))
 
 
 def test_correlations_are_over_everything_then_over_data_sets_and_groups() -> None:
@@ -56,7 +83,7 @@ def test_correlations_are_over_everything_then_over_data_sets_and_groups() -> No
     ]
     rows = [[cell.text for cell in row] for row in correlation_table(runs).rows]
     assert [row[0] for row in rows] == ["all runs", "a", "b"]
-    assert rows[1][1:] == ["6", "-1.00", "-1.00 to -1.00"]
+    assert rows[1][1:] == ["6", "-1.00", "6 runs are too few for an interval, at least 10 are needed"]
 
 
 def costing(method: str, accuracy: float, seconds: float, **changes: Any) -> Result:

@@ -163,13 +163,13 @@ def test_hostile_name_is_shown_as_it_is(page: Page) -> None:
 def test_data_in_the_page_are_whole(page: Page) -> None:
     data = json.loads(page.named("script")[0].text)
     assert list(data["charts"]) == ["nc1", "layers", "cost"]
-    assert list(data["styles"]) == ["linear probe", "SCL-FT"]
+    assert list(data["styles"]) == ["linear probe", "SCL-FT", "full FT"]
     assert {value["group"] for value in data["charts"]["nc1"]["values"]} == set(data["groups"])
     assert next(iter(data["groups"].values()))["dataset"] == HOSTILE_NAME
 
 
 def test_page_marks_the_best_accuracy(page: Page) -> None:
-    results = page.named("table")[0].text
+    results = page.named("table")[1].text
     assert "94.00 ± 1.41" in [tag.text for tag in page.tags if tag.attrs.get("class") == "best"]
     assert "94.00 ± 1.41" in results
     assert "81.00 ± 1.41" not in [tag.text for tag in page.named("strong")]
@@ -192,7 +192,7 @@ def test_page_follows_the_colour_scheme(page: Page) -> None:
 
 def test_every_table_scrolls_by_itself(page: Page) -> None:
     scrolling = [tag for tag in page.tags if "scroll" in (tag.attrs.get("class") or "").split()]
-    assert len(scrolling) == len(page.named("table")) == 4
+    assert len(scrolling) == len(page.named("table")) == 5
 
 
 def test_page_lists_lost_runs_with_their_error(page: Page) -> None:
@@ -201,7 +201,7 @@ def test_page_lists_lost_runs_with_their_error(page: Page) -> None:
 
 
 def test_provenance_shows_distinct_values_and_leaves_out_unknown_ones(page: Page) -> None:
-    table = page.named("table")[3].text
+    table = page.named("table")[4].text
     assert "abc123 with uncommitted changes, abc123" in table
     assert table.count("2.6") == 1
     assert "<b>GPU</b>" in table
@@ -214,16 +214,17 @@ def test_provenance_shows_distinct_values_and_leaves_out_unknown_ones(page: Page
 
 def test_markdown_rows_have_as_many_cells_as_their_heading(markdown: str) -> None:
     tables = markdown_tables(markdown)
-    assert [len(table[0]) for table in tables] == [10, 7, 3, 2]
+    assert [len(table[0]) for table in tables] == [9, 10, 7, 3, 2]
     assert all(len({len(row) for row in table}) == 1 for table in tables)
 
 
 def test_markdown_table_holds_the_numbers(markdown: str) -> None:
-    head, _, probe, scl = markdown_tables(markdown)[0]
+    head, _, probe, scl, lost = markdown_tables(markdown)[1]
     assert dict(zip(head, probe, strict=True))["accuracy %"] == "81.00 ± 1.41"
     assert dict(zip(head, scl, strict=True))["accuracy %"] == "**94.00 ± 1.41**"
     assert dict(zip(head, scl, strict=True))["NC1"] == "0.225 ± 0.035"
     assert dict(zip(head, scl, strict=True))["NC2"] == "0.450 ± 0.071"
+    assert (lost[0], lost[-1]) == ("full FT", "0 (1 of 1 failed)")
 
 
 def test_markdown_holds_no_html_from_names(markdown: str) -> None:
@@ -231,7 +232,7 @@ def test_markdown_holds_no_html_from_names(markdown: str) -> None:
 
 
 def test_markdown_lists_lost_runs_on_one_line(markdown: str) -> None:
-    (row,) = markdown_tables(markdown)[2][2:]
+    (row,) = markdown_tables(markdown)[3][2:]
     assert row[:2] == ["lost-run", "failed"]
     assert "pipe second &#42;line&#42;" in row[2]
 
@@ -288,8 +289,13 @@ def test_notes_name_the_convention() -> None:
 def test_several_groups_get_an_overview_and_a_section_each() -> None:
     sections = build_report([*grid(dataset="a"), *grid(dataset="b")]).sections
     titles = [section.title for section in sections if section.kind != "analysis"]
-    assert titles[:3] == ["Methods over all settings", "The recommended method", "Overview: accuracy % / NC1"]
-    assert [title[0] for title in titles[3:]] == ["a", "b"]
+    assert titles[:4] == [
+        "SCL-FT against each alternative",
+        "Methods over all settings",
+        "The recommended method",
+        "Overview: accuracy % / NC1",
+    ]
+    assert [title[0] for title in titles[4:]] == ["a", "b"]
 
 
 def test_names_that_differ_in_punctuation_get_pictures_of_their_own() -> None:

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nc_finetune.benchmark.comparison import Difference, difference
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.standings import (
     Standing,
+    alternatives,
     choice_table,
-    difference,
+    comparison_table,
     recommended,
     reference_rows,
     standings,
@@ -85,18 +87,152 @@ def test_the_most_accurate_variant_of_a_method_stands_for_it() -> None:
     assert [row.accuracy for row in rows.values()] == [95.0, 68.0]
 
 
-def test_difference_is_paired_by_seed_as_in_scipy() -> None:
+def compare(ours: list[Result], theirs: list[Result], alternatives: int = 1) -> Difference:
+    found = {standing.label: standing for standing in stand(*ours, *theirs)}
+    compared = difference(found["SCL-FT"].rows, found["full FT"].rows, alternatives)
+    assert compared is not None
+    return compared
+
+
+def over_seeds(method: str, accuracies: dict[int, float], **changes: Any) -> list[Result]:
+    return [make_run(method, accuracy, seed, **changes) for seed, accuracy in accuracies.items()]
+
+
+@pytest.mark.parametrize("alternatives", [1, 4])
+@pytest.mark.parametrize("number", [3, 5, 20])
+def test_difference_is_paired_by_seed_as_in_scipy(number: int, alternatives: int) -> None:
     chance = np.random.default_rng(0)
-    samples = chance.normal(80, 5, 5)
-    ours, theirs = samples + chance.normal(2, 0.5, 5), samples
-    runs = [make_run("scl_ft", value, seed) for seed, value in enumerate(ours.tolist())]
-    runs += [make_run("full_ft", value, seed) for seed, value in enumerate(theirs.tolist())]
-    scl, full = stand(*runs)
-    found = difference(scl.rows, full.rows)
-    assert found is not None
-    expected = stats.ttest_rel(ours, theirs).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=5e-3)
-    assert found.is_clear
+    samples = chance.normal(80, 5, number)
+    ours, theirs = samples + chance.normal(2, 0.5, number), samples
+    found = compare(
+        over_seeds("scl_ft", dict(enumerate(ours.tolist()))),
+        over_seeds("full_ft", dict(enumerate(theirs.tolist()))),
+        alternatives,
+    )
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(1 - 0.05 / alternatives)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert found.verdict == ("ahead" if expected.low > 0 else "not clear")
+
+
+SHARED = {0: 60.0, 1: 90.0, 2: 75.0}
+
+
+@pytest.mark.parametrize(
+    ("more_ours", "more_theirs", "unpaired"),
+    [
+        (over_seeds("scl_ft", {7: 10.0, 8: 20.0}), [], 2),
+        ([], over_seeds("full_ft", {7: 99.0, 8: 98.0}), 2),
+        (over_seeds("scl_ft", {5: 1.0}), over_seeds("full_ft", {6: 99.0, 7: 99.0}), 3),
+        (over_seeds("scl_ft", {0: 3.0}, dataset="b"), over_seeds("full_ft", {4: 90.0}, dataset="b"), 2),
+        (over_seeds("scl_ft", {0: 3.0}, samples_per_class=5), over_seeds("full_ft", {0: 9.0}, samples_per_class=9), 2),
+        (over_seeds("scl_ft", {3: 5.0}), [make_run("full_ft", 99.0, 3, status="diverged")], 1),
+        (over_seeds("scl_ft", {3: 5.0}), [make_run("full_ft", math.nan, 3)], 1),
+    ],
+)
+def test_one_point_ahead_on_every_shared_seed_is_one_point_ahead(
+    more_ours: list[Result], more_theirs: list[Result], unpaired: int
+) -> None:
+    ours = over_seeds("scl_ft", {seed: value + 1 for seed, value in SHARED.items()})
+    found = compare([*ours, *more_ours], [*over_seeds("full_ft", SHARED), *more_theirs])
+    assert (found.mean, len(found.values), found.unpaired) == (1.0, 3, unpaired)
+    standing = next(item for item in stand(*ours, *more_ours, *over_seeds("full_ft", SHARED)) if item.label == "SCL-FT")
+    assert max(standing.behind.values()) == 0
+
+
+def test_pairs_are_of_one_setting_each_of_which_counts_the_same() -> None:
+    ours = [*over_seeds("scl_ft", {0: 91.0, 1: 92.0, 2: 93.0}), *over_seeds("scl_ft", {1: 40.0}, dataset="b")]
+    theirs = [*over_seeds("full_ft", {0: 90.0, 1: 90.0, 2: 90.0}), *over_seeds("full_ft", {1: 36.0}, dataset="b")]
+    found = compare(ours, theirs)
+    assert (found.mean, len(found.values)) == (3.0, 4)
+    assert list(found.points.values()) == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "why"),
+    [
+        ({0: 91.0}, "1 pair is too few, at least 3 are needed"),
+        ({0: 91.0, 1: 91.0}, "2 pairs are too few, at least 3 are needed"),
+        ({0: 91.0, 1: 95.0}, "2 pairs are too few, at least 3 are needed"),
+        ({0: 91.0, 1: 91.0, 2: 91.0}, "no difference varies with the seed"),
+        ({0: 90.1, 1: 90.1, 2: 90.1, 3: 90.1}, "no difference varies with the seed"),
+    ],
+)
+@pytest.mark.parametrize("base", [0.0, 0.3])  # 0.3 does not subtract exactly
+def test_no_interval_has_no_width_and_no_verdict(ours: dict[int, float], why: str, base: float) -> None:
+    shift = {seed: base * seed for seed in ours}
+    found = compare(
+        over_seeds("scl_ft", {seed: value + shift[seed] for seed, value in ours.items()}),
+        over_seeds("full_ft", {seed: 90.0 + shift[seed] for seed in ours}),
+    )
+    assert (found.low, found.high, found.verdict) == (None, None, "not clear")
+    assert why in found.no_interval
+
+
+def test_a_setting_with_one_pair_leaves_no_interval() -> None:
+    ours = [*over_seeds("scl_ft", {0: 91.0, 1: 92.0, 2: 93.0}), *over_seeds("scl_ft", {1: 40.0}, dataset="b")]
+    theirs = [*over_seeds("full_ft", {0: 90.0, 1: 90.0, 2: 90.0}), *over_seeds("full_ft", {1: 36.0}, dataset="b")]
+    assert "at least 2 are needed in each setting" in compare(ours, theirs).no_interval
+
+
+def test_the_best_of_twenty_equal_variants_is_hardly_ever_called_clear() -> None:
+    chance, clear = np.random.default_rng(3), 0
+    for _ in range(60):
+        runs = [
+            make_run("scl_ft", float(chance.normal(80, 1)), seed, options={"scale": place})
+            for place, seed in np.ndindex(20, 5)
+        ]
+        choice, *rest = stand(*runs)
+        clear += all(found.verdict == "ahead" for found in alternatives(choice, [choice, *rest]).values())
+    assert clear <= 3
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_what_lost_runs_is_not_recommended_while_something_else_can_be(status: Any, lost: int) -> None:
+    runs = [
+        *over_seeds("scl_ft", dict.fromkeys(range(lost, 3), 99.0)),
+        *[make_run("scl_ft", 99.0, seed, status=status) for seed in range(lost)],
+        *over_seeds("adapter", {0: 80.0, 1: 81.0, 2: 82.0}),
+        *over_seeds("full_ft", {0: 85.0, 1: 86.0, 2: 84.0}),
+    ]
+    choice = recommended(stand(*runs))
+    assert choice is not None
+    assert choice.label == "LoRA"
+    only = [run for run in runs if run.method != "adapter"]
+    assert recommended(stand(*only)) is None
+
+
+def test_what_diverged_everywhere_in_one_setting_is_not_recommended() -> None:
+    runs = [*TWO, make_run("adapter", 99.0), make_run("adapter", 99.0, dataset="b", status="diverged")]
+    choice = recommended(stand(*runs))
+    assert choice is not None
+    assert choice.label == "SCL-FT"
+
+
+def test_the_table_of_differences_has_what_the_words_say() -> None:
+    runs = [
+        *over_seeds("scl_ft", {0: 90.0, 1: 92.0, 2: 91.5, 5: 20.0}, epoch_seconds=1.0),
+        *over_seeds("full_ft", {0: 90.0, 1: 91.0, 2: 92.0}, epoch_seconds=4.0),
+        *over_seeds("linear_probe", {0: 80.0, 1: 81.0}),
+    ]
+    found = {standing.label: standing for standing in stand(*runs)}
+    table = comparison_table(found["SCL-FT"], list(found.values()))
+    rows = [dict(zip(table.columns, [cell.text for cell in row], strict=True)) for row in table.rows]
+    assert [row["against"] for row in rows] == ["full FT", "linear probe"]
+    assert rows[0] == {
+        "against": "full FT",
+        "points ahead": "+0.17",
+        "95 % interval": rows[0]["95 % interval"],
+        "verdict": "not clear",
+        "pairs": "3",
+        "won / level / lost": "1 / 1 / 1",
+        "unpaired runs": "1",
+        "epochs": "4.0 times",
+        "tuned %": "100.00",
+    }
+    low, high = map(float, rows[0]["95 % interval"].split(" to "))
+    assert low < 0.17 < high
+    assert rows[1]["95 % interval"] == "none: 2 pairs are too few, at least 3 are needed"
 
 
 def test_interval_over_settings_covers_the_truth_19_times_of_20() -> None:
@@ -125,7 +261,7 @@ def test_one_seed_has_a_difference_without_an_interval() -> None:
     found = {standing.label: standing for standing in stand(*TWO)}
     compared = difference(found["SCL-FT"].rows, found["full FT"].rows)
     assert compared is not None
-    assert (compared.mean, compared.low, compared.is_clear) == (0.5, None, False)
+    assert (compared.mean, compared.low, compared.verdict) == (0.5, None, "not clear")
 
 
 def test_speed_is_the_geometric_mean_of_ratios_of_epochs() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.summary import best_rows, common_words, setting_names, summarize
+from nc_finetune.benchmark.summary import best_rows, common_words, setting_names, summarize, tabulated_runs
 from nc_finetune.benchmark.tables import NOTHING, accuracy_text, group_table, long_table, measure_text, overview_table
 
 
@@ -57,9 +57,54 @@ def test_row_without_any_measurement_is_all_dashes() -> None:
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
-def test_runs_without_a_result_are_left_out(status: Any) -> None:
-    (row,) = summarize([make_run(seed=0, accuracy=90.0), make_run(seed=1, accuracy=10.0, status=status)])
-    assert (row.seeds, row.accuracy) == (1, 90.0)
+def test_no_number_of_a_lost_run_counts_but_its_row_counts_it(status: Any) -> None:
+    runs = [make_run(seed=0, accuracy=90.0), make_run(seed=1, accuracy=10.0, status=status)]
+    (row,) = summarize([*runs, make_run(seed=2, status=status)])
+    assert (row.seeds, row.accuracy, row.lost_words) == (1, 90.0, f"2 of 3 {status}")
+    table = group_table([row], variant_labels(runs))
+    text = dict(zip(table.columns, [cell.text for cell in table.rows[0]], strict=True))
+    assert (text["accuracy %"], text["seeds"]) == ("90.00 †", f"1 (2 of 3 {status})")
+
+
+def test_a_finished_run_without_a_test_result_is_counted_where_others_have_one() -> None:
+    (row,) = summarize([make_run(seed=0, accuracy=90.0), make_run(seed=1, accuracy=math.nan)])
+    assert row.lost_words == "1 of 2 without a test result"
+
+
+def test_a_seed_that_finished_at_last_is_not_lost() -> None:
+    runs = [make_run(accuracy=90.0), replace(make_run(), status="failed", run_id="before")]
+    assert [row.lost for row in summarize(runs)] == [{}]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"method": "scl_ft"},  # failed before its head and its key layer were known
+        {"method": "scl_ft", "key_layer": "blocks.4", "head": "cosine_head"},
+        {"method": "scl_ft", "selection": {"block": "blocks.2"}},  # trials chose a block before the fit diverged
+    ],
+)
+def test_a_lost_run_belongs_to_the_row_of_its_method_that_lacks_its_seed(lost: dict[str, Any]) -> None:
+    known = {"method": "scl_ft", "key_layer": "blocks.4", "head": "cosine_head"}
+    runs = [make_run(seed=0, accuracy=90.0, **known), make_run(seed=1, status="diverged", **lost)]
+    runs += [make_run(seed=seed, accuracy=80.0) for seed in range(2)]
+    assert [row.lost_words for row in summarize(runs)] == ["1 of 2 diverged", ""]
+
+
+def test_a_lost_run_of_images_with_several_labels_belongs_to_their_group() -> None:
+    runs = [make_run(seed=0, average_precision=90.0), make_run(seed=1, status="failed")]
+    assert [row.lost_words for row in summarize(runs)] == ["1 of 2 failed"]
+
+
+def test_what_diverged_on_every_seed_has_a_row_that_says_so() -> None:
+    runs = [make_run(accuracy=90.0), *[make_run(method="scl_ft", seed=seed, status="diverged") for seed in range(3)]]
+    labels = variant_labels(tabulated_runs(runs))
+    rows = [[cell.text for cell in row] for row in group_table(summarize(runs), labels).rows]
+    assert (rows[0][0], rows[0][2], rows[0][-1]) == ("SCL-FT", NOTHING, "0 (3 of 3 diverged)")
+
+
+def test_a_group_of_lost_runs_alone_has_no_rows() -> None:
+    assert summarize([make_run(status="failed")]) == []
 
 
 def test_costs_are_chosen_rates_mean_time_and_largest_memory() -> None:
