@@ -32,8 +32,9 @@ def between_class_factor(statistics: ClassStatistics, between: Between = "classe
     Example:
         >>> import torch
         >>> from nc_finetune.functional import class_statistics
-        >>> between_class_factor(class_statistics(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1])))[0].tolist()
-        [[-0.7071067811865476], [0.7071067811865476]]
+        >>> statistics = class_statistics(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))
+        >>> between_class_factor(statistics)[0].round(decimals=4).tolist()
+        [[-0.7071], [0.7071]]
     """
     counts, means = statistics.counts, statistics.means
     weights = counts / counts.sum() if between == "samples" else torch.full_like(counts, 1 / counts.numel())

@@ -71,6 +71,9 @@ class SkipConnections(nn.Module):
             self.factors = nn.Parameter(torch.ones(number))
         elif scale == "matched":
             self.register_buffer("matched", torch.zeros(number))  # 0: not measured yet
+        # Whether every factor is known: looked up once, since looking waits for the device, and ranks must agree.
+        self._all_known = False
+        self.register_load_state_dict_post_hook(_forget_what_is_known)  # type: ignore[no-untyped-call]
 
     def forward(self, penultimate: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Return the sum, shape ``(N, num_features)``, of the penultimate feature and skips no wider than it."""
@@ -88,16 +91,23 @@ class SkipConnections(nn.Module):
 
     def _matched_factors(self, penultimate: Tensor, skips: Sequence[Tensor]) -> Sequence[Tensor]:
         known = self.get_buffer("matched")
+        if self._all_known:
+            return known.unbind()
         squares = torch.stack([value.float().square().sum() / value.shape[0] for value in (penultimate, *skips)])
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(squares)
         widths = torch.tensor([skip.shape[1] for skip in skips], device=squares.device)
         mean_squares = squares[1:] / widths
         measured = (squares[0] / penultimate.shape[1] / mean_squares.clamp(min=torch.finfo(squares.dtype).tiny)).sqrt()
-        factors = torch.where(known > 0, known, measured)  # no branch: it would wait for the device
+        factors = torch.where(known > 0, known, measured)
         if self.training:
             known.copy_(factors)
+            self._all_known = bool((factors > 0).all())
         return factors.unbind()
+
+
+def _forget_what_is_known(skips: SkipConnections, _incompatible: object) -> None:
+    skips._all_known = False
 
 
 def features_with_skips(
