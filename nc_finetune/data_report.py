@@ -36,6 +36,8 @@ def print_data_report(report: DataReport, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if report.left_out_text and report.left_out_text not in report.faults:
+        console.print(report.left_out_text, markup=False, highlight=False, soft_wrap=True)
     _print_faults(report, console)
 
 
@@ -43,7 +45,7 @@ def _print_faults(report: DataReport, console: Console) -> None:
     if not report.faults:
         console.print("no faults", style="green")
     for line in report.faults:
-        console.print(line, style="red", highlight=False, soft_wrap=True)
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     parts = (report.broken, report.duplicates, [f"{name}: {number}" for name, number in report.rare_classes.items()])
     for found in parts:
         for one in found[:_SHOWN]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.image_data import ImageData
-from nc_finetune.data.image_files import open_image
+from nc_finetune.data.image_files import looks_like_an_image, open_image
 from nc_finetune.data.labelled_images import BadImage, LabelledImages
 
 SMALL_SIDE = 32
@@ -52,6 +53,8 @@ class DataReport:
         broken: Images that do not decode.
         duplicates: Images that are in two splits.
         rare_classes: Classes with fewer training images than were asked for, and how many they have.
+        left_out: Files below the source that are no part of it.
+        left_out_text: What they are, in a sentence; empty where there are none.
     """
 
     source: str
@@ -66,10 +69,13 @@ class DataReport:
     broken: list[BadImage]
     duplicates: list[Duplicate]
     rare_classes: dict[str, int]
+    left_out: list[str]
+    left_out_text: str
 
     @property
     def faults(self) -> list[str]:
         """What should be mended, a line for each kind; empty where all is well."""
+        has_left_images = any(looks_like_an_image(PurePath(file)) for file in self.left_out)
         return [
             f"{len(found)} {what}"
             for found, what in (
@@ -81,7 +87,7 @@ class DataReport:
                 (self.rare_classes, "classes with too few training images"),
             )
             if found
-        ]
+        ] + ([self.left_out_text] if has_left_images else [])
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
@@ -146,6 +152,8 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
         multi_label=data.multi_label,
         broken=broken,
         duplicates=data.duplicates,
+        left_out=[file.as_posix() for file in data.left_out.files],
+        left_out_text=str(data.left_out) if data.left_out.files else "",
         rare_classes={
             name: count for name, count in zip(data.class_names, counts["train"], strict=True) if count < min_per_class
         },

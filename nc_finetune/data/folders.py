@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.data.file_listing import visible_files
 from nc_finetune.data.idx_files import is_idx_folder, read_idx_folder
+from nc_finetune.data.image_files import is_image_file
 from nc_finetune.data.label_tables import LabelTable, find_label_tables
 
 if TYPE_CHECKING:
@@ -97,33 +98,6 @@ def read_table(path: Path, image_column: str | None = None, label_column: str | 
     return LabelTable(folder, visible_files(folder), image_column, label_column).read({"": path})
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """List all files below a folder, relative to it, in an order that is the same on every machine.
-
-    Args:
-        folder: The folder; links are followed but for those to a folder that they are in, hidden files and folders left
-            out.
-
-    Raises:
-        OSError: If a part of it cannot be listed.
-    """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    found = []
-    for parent, children, files in os.walk(folder, followlinks=True, onerror=fail):
-        children[:] = sorted(name for name in children if not (name.startswith(".") or _leads_back(Path(parent, name))))
-        inside = Path(parent).relative_to(folder)
-        found += [inside / name for name in sorted(files) if not name.startswith(".")]
-    return found
-
-
-def _leads_back(folder: Path) -> bool:
-    """Tell links to a folder that they are in: following them would not end."""
-    return folder.is_symlink() and folder.resolve() in (parent := folder.parent.resolve(), *parent.parents)
-
-
 def _readable(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
@@ -161,10 +135,9 @@ def _split_of_table(file: Path) -> str | None:
 def _read_images(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
     """Read one folder a class, in one folder a split or directly; a class may be absent from a split."""
     import datasets as hf
-    from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    wanted = f"expected one folder a class with {', '.join(IMG_EXTENSIONS)}"
-    images = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS and len(file.parts) > 1]
+    wanted = "expected one folder a class with .jpg, .png, .webp or another kind of images that Pillow decodes"
+    images = [file for file in files if is_image_file(file) and len(file.parts) > 1]
     if not images:
         raise ValueError(
             f"{path} holds no parquet or arrow files and no folders of images; {wanted}, or a table labels.csv"

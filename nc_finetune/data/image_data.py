@@ -28,6 +28,7 @@ from nc_finetune.data.labelled_images import (
     shared_flags,
     write_bad_images,
 )
+from nc_finetune.data.left_out import LeftOut, left_out_of
 from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.planned_splits import SplitPlan
 from nc_finetune.data.sources import Source, load_source
@@ -80,6 +81,9 @@ class ImageData(L.LightningDataModule):
         balance_classes: Draw training images with replacement so that every class comes equally often.
         pixel_cache: Folder that keeps images once they are decoded and resized, for later epochs and runs; ``None``
             decodes each time. It needs ``3 * image_size ** 2`` bytes an image.
+
+    Attributes:
+        left_out: Files below the source that look as if they were meant to be read, and were not, once it is loaded.
 
     Raises:
         ValueError: At once for an argument out of range; when the data are first looked at, if they are unknown or
@@ -150,14 +154,19 @@ class ImageData(L.LightningDataModule):
         self.on_bad_image: OnBadImage = on_bad_image
         self.balance_classes = balance_classes
         self.pixel_cache = pixel_cache
+        self.left_out = LeftOut()
         self._training: TrainingLoader | None = None
         self._resumed: dict[str, int] | None = None
         self._chosen_workers: dict[str, int] = {}
 
     @cached_property
     def data(self) -> Source:
-        """The source, loaded when it is first asked for."""
-        return load_source(self.source, *self.columns)
+        """The source, loaded when it is first asked for; a warning names files that are no part of it."""
+        found = load_source(self.source, *self.columns)
+        self.left_out = left_out_of(self.source, found)
+        if self.left_out.files:
+            warnings.warn(f"{self.source}: {self.left_out}", stacklevel=2)
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...]:

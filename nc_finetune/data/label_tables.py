@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.data.image_files import is_image_file
 from nc_finetune.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -60,15 +61,14 @@ class LabelTable:
     def __init__(
         self, folder: Path, files: Sequence[Path], image_column: str | None = None, label_column: str | None = None
     ) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS
-
         self.folder = folder
         self.columns = (image_column, label_column)
-        images = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
         self._known: dict[str, list[Path]] = {}
-        for file in images:
+        for file in files:
             whole = file.as_posix()
-            for name in {whole, whole.removesuffix(file.suffix), file.name, file.stem}:
+            # Of another kind, it may be a text of the same name; named in full, it is a bad image.
+            names = {whole.removesuffix(file.suffix), file.stem} if is_image_file(file) else set()
+            for name in {whole, file.name} | names:
                 self._known.setdefault(name, []).append(file)
 
     def read(self, tables: dict[str, Path]) -> dict[str, datasets.Dataset]:

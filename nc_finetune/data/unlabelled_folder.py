@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nc_finetune.data.folders import visible_files
+from nc_finetune.data.file_listing import visible_files
+from nc_finetune.data.image_files import is_image_file
 from nc_finetune.data.labelled_images import OnBadImage, SkippingLoader, collate, shared_flags
+from nc_finetune.data.left_out import LeftOut
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.errors import unknown_name
 
@@ -51,7 +54,8 @@ class UnlabelledFolder(L.LightningDataModule):
     """All images below a folder, for ``trainer.predict``: batches of uint8, shape ``(N, 3, image_size, image_size)``.
 
     Args:
-        folder: Where the images are, in any depth; hidden files and files of other kinds are left out.
+        folder: Where the images are, in any depth; hidden files are left out, and with a warning files of
+            other kinds.
         class_names: K names of the classes that a model tells apart.
         image_size: Height and width of the images in pixels.
         interpolation: Filter for resizing.
@@ -75,8 +79,6 @@ class UnlabelledFolder(L.LightningDataModule):
         num_workers: int = 0,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS
-
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
@@ -85,9 +87,12 @@ class UnlabelledFolder(L.LightningDataModule):
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"no folder of images at {root}")
-        found = [file for file in visible_files(root) if file.suffix.lower() in IMG_EXTENSIONS]
+        files = visible_files(root)
+        found = [file for file in files if is_image_file(file)]
         if not found:
-            raise ValueError(f"{root} holds no images; expected {', '.join(IMG_EXTENSIONS)}")
+            raise ValueError(f"{root} holds no images of a kind that Pillow decodes, as .jpg, .png and .webp")
+        if (left_out := LeftOut.of(files, found)).files:
+            warnings.warn(f"{root}: {left_out}", stacklevel=2)
         self.class_names = tuple(class_names)
         self._files = tuple(file.as_posix() for file in found)
         skip = on_bad_image == "skip"

@@ -225,7 +225,7 @@ def test_the_order_of_the_rows_does_not_depend_on_the_disk(tmp_path: Path, monke
             yield parent, children, sorted(files, reverse=True)
 
     expected = read_folder(tmp_path)["train"].data.to_pydict()
-    monkeypatch.setattr("nc_finetune.data.folders.os.walk", backwards)
+    monkeypatch.setattr("os.walk", backwards)
     assert read_folder(tmp_path)["train"].data.to_pydict() == expected
 
 
