@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +30,7 @@ from nc_finetune.metrics import NeuralCollapse
 
 Split = Literal["train", "val", "test"]
 Values = dict[str, dict[str, float]]
+_LOADER = re.compile(r"/dataloader_idx_\d+$")
 
 
 class CollapseCallback(L.Callback):
@@ -77,6 +80,9 @@ class CollapseCallback(L.Callback):
         self._known_classes = 0
         self._passed_over: list[str] = []  # splits that were there since they were last measured, but not due
         self._recorded = False
+        self._stage = "fit"
+        self._first_row = 0  # of this run
+        self._loaded: tuple[int, int] | None = None  # the moment of weights that are only measured
         self._in_loop = False
         self._ride: LoopRide | None = None
         self._warned: set[tuple[str, str]] = set()
@@ -129,6 +135,8 @@ class CollapseCallback(L.Callback):
         self._passed_over.clear()
         self._recorded = False
         self._warned.clear()
+        self._stage, self._first_row, self._loaded = stage, len(self.history), None
+        self._output.begin_run()
 
     def _check_keys(self, trainer: L.Trainer) -> None:
         """Refuse to mix what is measured differently; Lightning would log the mean of the two."""
@@ -224,8 +232,19 @@ class CollapseCallback(L.Callback):
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history back from a checkpoint."""
-        self.history = list(state_dict["history"])
+        """Take the history of the run that goes on; what is only measured, or tested, leaves that of its run alone."""
+        if self._stage == "fit":
+            self.history = list(state_dict["history"])
+            self._first_row = 0
+            self._output.begin_run(resumed=True)
+        elif not self.history:
+            self.history = list(state_dict["history"])
+            self._first_row = len(self.history)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note of which moment the weights are that are measured."""
+        if self._stage != "fit":
+            self._loaded = checkpoint["epoch"], checkpoint["global_step"]
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split = "train") -> dict[str, float]:
         """Pass a split through the network and return what would be logged; nothing is logged or kept.
@@ -246,7 +265,7 @@ class CollapseCallback(L.Callback):
         if split not in self.splits:
             return False
         self._passed_over = [other for other in self._passed_over if other != split]
-        due = self._is_due(trainer)
+        due = self._is_due(trainer) or self._is_awaited(trainer, split)
         if not due:
             self._passed_over.append(split)
         return due
@@ -257,6 +276,17 @@ class CollapseCallback(L.Callback):
         epoch = trainer.current_epoch + 1
         last = trainer.should_stop or epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         return last or bool(self.every_n_epochs and epoch % self.every_n_epochs == 0)
+
+    def _is_awaited(self, trainer: L.Trainer, split: str) -> bool:
+        """Tell whether somebody monitors a value that has never been there, in which case Lightning ends the run."""
+        if trainer.state.fn != "fit" or self._found is None:
+            return False
+        monitors = {_LOADER.sub("", key) for key in _monitored(trainer) if key not in trainer.callback_metrics}
+        return bool(monitors and monitors & set(self._keys(split)))
+
+    def _keys(self, split: str) -> list[str]:
+        values = {layer: dict.fromkeys(names, math.nan) for layer, names in self._measures.items()}
+        return [f"{self._prefix_of(split)}{key}" for key in self.name_values(values)]
 
     # What.
 
@@ -343,12 +373,15 @@ class CollapseCallback(L.Callback):
 
     def _name(self, split: str, measured: Sequence[tuple[Measurement, Values]]) -> dict[str, float]:
         named: dict[str, float] = {}
-        prefix = self.prefix if split == self.splits[0] else f"{self.prefix}{split}/"
         for number, (measurement, values) in enumerate(measured):
             suffix = f"/dataloader_idx_{number}" if number else ""
+            prefix = self._prefix_of(split)
             named.update({f"{prefix}{key}{suffix}": value for key, value in self.name_values(values).items()})
             self._report(split, measurement)
         return named
+
+    def _prefix_of(self, split: str) -> str:
+        return self.prefix if split == self.splits[0] else f"{self.prefix}{split}/"
 
     def _report(self, split: str, measurement: Measurement) -> None:
         problems = measurement.problems
@@ -364,7 +397,8 @@ class CollapseCallback(L.Callback):
             warnings.warn(f"{message}; nan is recorded there, and this warning is not repeated.", stacklevel=2)
 
     def _record(self, trainer: L.Trainer, epoch: int, values: Mapping[str, float]) -> dict[str, float]:
-        add_row(self.history, epoch, trainer.global_step, values)
+        moment = self._loaded or (epoch, trainer.global_step)
+        add_row(self.history, *moment, values, first=self._first_row)
         self._recorded = True
         self._output.write_table(trainer, self, self.history)
         return dict(values)
@@ -377,6 +411,12 @@ class CollapseCallback(L.Callback):
     def _write_figures(self, trainer: L.Trainer) -> None:
         if self._recorded:
             self._output.write_figures(trainer, self, int(self.history[-1]["step"]), self.draw)
+
+
+def _monitored(trainer: L.Trainer) -> set[str]:
+    """Return the keys that callbacks and schedules of the trainer look at."""
+    holders: Iterable[Any] = (*trainer.callbacks, *trainer.lr_scheduler_configs)  # type: ignore[attr-defined]
+    return {key for holder in holders if isinstance(key := getattr(holder, "monitor", None), str)}
 
 
 def _known_classes(trainer: L.Trainer, pl_module: L.LightningModule) -> int | None:

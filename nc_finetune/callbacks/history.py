@@ -12,8 +12,15 @@ _MOMENT = ("epoch", "step")
 _LOADER = re.compile(r"/dataloader_idx_\d+$")
 
 
-def add_row(history: list[Row], epoch: int, step: int, values: Mapping[str, float]) -> None:
+def add_row(history: list[Row], epoch: int, step: int, values: Mapping[str, float], first: int = 0) -> None:
     """Add values to the row of their moment, which is the last one or a new one.
+
+    Args:
+        history: The table.
+        epoch: From 0.
+        step: Optimizer steps so far.
+        values: By key.
+        first: Number of rows of earlier runs, which stay as they are.
 
     Example:
         >>> history = []
@@ -22,7 +29,7 @@ def add_row(history: list[Row], epoch: int, step: int, values: Mapping[str, floa
         >>> history
         [{'epoch': 0, 'step': 5, 'nc1/stem': 2.0, 'val/nc1/stem': 3.0}]
     """
-    if not history or (history[-1]["epoch"], history[-1]["step"]) != (epoch, step):
+    if len(history) <= first or _moment(history[-1]) != (epoch, step):
         history.append({"epoch": epoch, "step": step})
     history[-1].update(values)
 
@@ -39,8 +46,55 @@ def history_csv(history: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows({key: int(row[key]) if key in _MOMENT else row[key] for key in row} for row in history)
     return text.getvalue()
+
+
+def read_history(text: str) -> list[Row]:
+    r"""Read what :func:`history_csv` wrote.
+
+    Raises:
+        ValueError: If it is another table.
+
+    Example:
+        >>> read_history("epoch,step,nc1/stem,nc1/fc\n0,5,2.0,\n")
+        [{'epoch': 0.0, 'step': 5.0, 'nc1/stem': 2.0}]
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    if not set(_MOMENT) <= set(reader.fieldnames or ()):
+        raise ValueError("it is no table of measurements: it has no columns epoch and step; move it away")
+    return [{key: float(value) for key, value in row.items() if value} for row in reader]
+
+
+def join_histories(found: Sequence[Row], history: Sequence[Row], resumed: bool) -> list[Row]:
+    """Join the rows of a file with those of this run, so that none is lost and none comes twice.
+
+    Args:
+        found: The rows that were in the file when the run began.
+        history: The rows of the run, and of what it goes on from.
+        resumed: Whether the run goes on from a checkpoint of the run in the file: what it measures anew replaces
+            what the other had measured after that checkpoint.
+
+    Example:
+        >>> first, again = {"epoch": 0, "step": 5, "nc1": 2.0}, {"epoch": 0, "step": 5, "nc1": 3.0}
+        >>> len(join_histories([first], [again], resumed=False)), len(join_histories([first], [first], resumed=False))
+        (2, 1)
+        >>> join_histories([first], [again], resumed=True) == [again]
+        True
+    """
+    if resumed:
+        measured = {_moment(row) for row in history}
+        return [*history, *(row for row in found if _moment(row) not in measured)]
+    there = {_content(row) for row in found}
+    return [*found, *(row for row in history if _content(row) not in there)]
+
+
+def _moment(row: Row) -> tuple[float, float]:
+    return row["epoch"], row["step"]
+
+
+def _content(row: Row) -> frozenset[tuple[str, str]]:
+    return frozenset((key, str(float(value))) for key, value in row.items())  # as text, nan is itself
 
 
 def layer_groups(history: Sequence[Row]) -> dict[str, dict[str, str]]:

@@ -45,13 +45,19 @@ class LayerwiseNC1(CollapseCallback):
     layer for a batch counts. Samples that a ``DistributedSampler`` repeats count once. With ``samples_per_class``,
     ``pool="flatten"``, or measures that need every sample twice (``nc4``, ``ncc_accuracy``) they get a pass of their
     own, too, over the same batches. So does the last validation where nobody knew that it was the last, as with
-    ``EarlyStopping``. With ``every_n_epochs`` above 1, tell ``EarlyStopping`` that monitors such a value
-    ``strict=False``.
+    ``EarlyStopping``.
+
+    *Monitored values* are measured in the first epoch, too, or the first after a resume, whatever ``every_n_epochs``
+    says: Lightning ends a run where a callback or a schedule monitors what is not there. In epochs that are not
+    measured the last value stands: it counts as no improvement, so that ``patience`` is in epochs, not in measurements,
+    and a ``ModelCheckpoint`` of such an epoch would bear a value of another: give it the same ``every_n_epochs``.
 
     *Memory*: a scatter of ``8 D^2`` bytes for each layer. Until 2 D samples have come, the pooled features are kept in
     their precision instead, which takes no more.
 
-    ``callback.history`` and ``layerwise_nc1.csv`` in the log folder have one row for each moment; at the end,
+    ``callback.history`` and ``layerwise_nc1.csv`` in the log folder have one row for each moment of each run: a further
+    fit, validation or test adds rows, and a fit that is resumed goes on after those of its checkpoint. Where weights
+    come from a checkpoint to be validated or tested, epoch and step are the checkpoint's. At the end,
     ``layerwise_nc1_nc1.png`` has one line an epoch, and goes to TensorBoard, W&B and MLflow loggers, too.
 
     Refused are strategies that shard the network (FSDP, model parallelism, DeepSpeed stage 3).

@@ -10,12 +10,14 @@ from typing import Any
 import lightning as L
 
 from nc_finetune.callbacks.figures import figure_loggers, figure_png, log_figure, log_folder
-from nc_finetune.callbacks.history import Row, history_csv
+from nc_finetune.callbacks.history import Row, history_csv, join_histories, read_history
 from nc_finetune.files import write_atomically, write_text_atomically
 
 
 class HistoryOutput:
     """Writes the table after each measurement and the figures at the end, on the first process alone.
+
+    A table that is there already, of an earlier run or process, keeps its rows.
 
     Args:
         name: Name of the CSV file, without its suffix.
@@ -30,13 +32,20 @@ class HistoryOutput:
         self.figure = figure
         self.strict = strict
         self._warned: set[str] = set()
+        self._found: dict[Path, list[Row]] = {}
+        self._resumed = False
+
+    def begin_run(self, resumed: bool = False) -> None:
+        """Look anew at what is there, and say whether it is what this run goes on from."""
+        self._found.clear()
+        self._resumed = resumed
 
     def write_table(self, trainer: L.Trainer, owner: L.Callback, history: Sequence[Row]) -> None:
         """Write the CSV file."""
         folder = self._folder(trainer)
         if folder is not None:
             file = folder / f"{self._stem(trainer, owner)}.csv"
-            self._guard(lambda: write_text_atomically(file, history_csv(history)))
+            self._guard(lambda: write_text_atomically(file, history_csv(self._with_rows_of(file, history))))
 
     def write_figures(
         self, trainer: L.Trainer, owner: L.Callback, step: int, draw: Callable[[], Mapping[str, Any]]
@@ -55,6 +64,11 @@ class HistoryOutput:
                 log_figure(loggers, f"{stem}/{name}", figure, step)
 
         self._guard(write)
+
+    def _with_rows_of(self, file: Path, history: Sequence[Row]) -> list[Row]:
+        if file not in self._found:
+            self._found[file] = read_history(file.read_text(encoding="utf-8")) if file.exists() else []
+        return join_histories(self._found[file], history, self._resumed)
 
     def _folder(self, trainer: L.Trainer) -> Path | None:
         return (self.folder or log_folder(trainer.loggers)) if _may_write(trainer) else None

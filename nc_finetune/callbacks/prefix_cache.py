@@ -116,11 +116,11 @@ class PrefixCache(L.Callback):
         else:
             if "train" in self.splits:
                 self._train_rows = self._keep(trainer, pl_module, trainer.fit_loop, "train")
+                self._take_view(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take the next view."""
-        if self._train_rows is not None:
-            self._train_rows.epoch = trainer.current_epoch
+        self._take_view(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the validation split when it is first needed."""
@@ -155,6 +155,10 @@ class PrefixCache(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Do so, too, where the fit ends early."""
         self.teardown(trainer, pl_module, "fit")
+
+    def _take_view(self, trainer: L.Trainer) -> None:
+        if self._train_rows is not None:
+            self._train_rows.epoch = trainer.current_epoch
 
     def _refuse_random(self, trainer: L.Trainer, loader: DataLoader[Any]) -> None:
         if self.views is None and (_batch_transform(trainer) or PrefixFill.is_random(loader, _LOOKED_AT)):

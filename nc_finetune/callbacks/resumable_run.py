@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from nc_finetune.errors import TrainingStoppedError
@@ -39,16 +40,18 @@ class RunInterruptedError(TrainingStoppedError):
 class ResumableRun(Checkpoint):
     """Write the whole state of training to one file, again and again, and when the process is told to end.
 
-    SIGTERM (what clusters send before they take a machine away) and Ctrl-C end training after the step, with a
-    checkpoint; a second Ctrl-C ends at once. After SIGKILL or a power cut the file is the last that was complete. In
+    SIGTERM (what clusters send before they take a machine away) and Ctrl-C end training after the optimizer's step,
+    with a checkpoint; a second Ctrl-C ends at once. Between batches whose gradients are accumulated nothing is written,
+    since gradients are no part of a checkpoint. After SIGKILL or a power cut the file is the last that was complete. In
     either case ``trainer.fit(..., ckpt_path=...)`` goes on: with :class:`~nc_finetune.ImageData` the images come in the
     same order with the same augmentation, also in the middle of an epoch, and random numbers are those that would have
-    come, so that on the CPU the weights are bit-identical to those of a run that was not cut off.
+    come, so that on the CPU the weights are bit-identical to those of a run that was not cut off. Of several processes
+    each goes on with its own random numbers, as long as there are as many as before.
 
     Lightning adds no checkpoint callback of its own where it finds this one.
 
     Args:
-        folder: Where ``last.ckpt`` goes; ``None`` is ``checkpoints`` in the log folder.
+        folder: Where ``last.ckpt`` goes; ``None`` is ``checkpoints`` in the log folder of each fit.
         every_n_epochs: Epochs between two checkpoints.
         every_n_steps: Also write one after so many optimizer steps; ``None`` does not.
 
@@ -71,26 +74,34 @@ class ResumableRun(Checkpoint):
         self.folder = None if folder is None else Path(folder)
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self._place = self.folder
+        self._ranks = 1
+        self._device = torch.device("cpu")
+        self._fitting = False
+        self._saved_step = -1
         self._signal: int | None = None
-        self._random_state: dict[str, Any] | None = None
+        self._random_states: list[dict[str, Any]] | None = None
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder, the same on all processes, and make it before hours have gone by."""
+        self._fitting = stage == "fit"
+        self._ranks, self._device = trainer.world_size, trainer.strategy.root_device
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.folder is None:
-            self.folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
+        self._place = self.folder
+        if self._place is None:
+            self._place = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / "checkpoints"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"checkpoints cannot be written to {self.folder}: {error}; choose another folder") from error
+            raise OSError(f"checkpoints cannot be written to {self._place}: {error}; choose another folder") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over signals, and go on with the random numbers of the checkpoint."""
-        if self._random_state is not None:
-            _set_random_state(self._random_state)
-            self._random_state = None
+        if self._random_states is not None:
+            self._restore_random_state(trainer.global_rank)
+        self._saved_step = trainer.global_step
         self._signal = None
         if threading.current_thread() is threading.main_thread():
             self._previous = {signum: signal.signal(signum, self._note) for signum in _SIGNALS}
@@ -99,9 +110,11 @@ class ResumableRun(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a checkpoint where one is due, and end where that was asked for."""
-        if trainer.is_last_batch:  # validation belongs to the epoch: what ends here ends after it
+        # Validation belongs to the epoch: what ends at its last batch ends after it.
+        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
             return
-        stepped = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        step, every = trainer.global_step, self.every_n_steps
+        stepped = every is not None and step % every == 0 and step != self._saved_step
         if self._told_to_end(trainer):
             self._end(trainer)
         elif stepped:
@@ -110,6 +123,7 @@ class ResumableRun(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do the same between two epochs."""
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs > 0
+        last = last or trainer.global_step == trainer.max_steps
         if self._told_to_end(trainer) and not last:
             self._end(trainer)
         elif last or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -124,12 +138,28 @@ class ResumableRun(Checkpoint):
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the generators of random numbers of this process."""
-        return {"random": _random_state()}
+        """Return the states of the generators of random numbers, one for each process."""
+        own = _random_state(self._device)
+        states = [own] * self._ranks
+        if self._ranks > 1:  # all of them save together, though one writes
+            torch.distributed.all_gather_object(states, own)
+        return {"random": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep that state until training starts."""
-        self._random_state = state_dict.get("random")
+        """Keep those states until training starts; a model that is only measured leaves the next fit alone."""
+        found = state_dict.get("random")
+        if self._fitting and found is not None:
+            self._random_states = found if isinstance(found, list) else [found]  # of one process, in older files
+
+    def _restore_random_state(self, rank: int) -> None:
+        states, self._random_states = self._random_states or [], None
+        if len(states) == self._ranks:
+            _set_random_state(states[rank], self._device)
+        else:
+            rank_zero_warn(
+                f"the checkpoint has the random numbers of {len(states)} processes, here are {self._ranks}: training"
+                " goes on with others"
+            )
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None and signum == signal.SIGINT:
@@ -150,9 +180,10 @@ class ResumableRun(Checkpoint):
         raise RunInterruptedError(self._signal or signal.SIGTERM, trainer.global_step, self._save(trainer))
 
     def _save(self, trainer: L.Trainer) -> Path:
-        if self.folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._place is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return Path(LAST)
-        path, temporary = self.folder / LAST, self.folder / f".{LAST}.tmp"
+        self._saved_step = trainer.global_step
+        path, temporary = self._place / LAST, self._place / f".{LAST}.tmp"
         try:
             trainer.save_checkpoint(temporary, weights_only=False)
             if trainer.is_global_zero:
@@ -168,23 +199,25 @@ class ResumableRun(Checkpoint):
         return path
 
 
-def _random_state() -> dict[str, Any]:
+def _random_state(device: torch.device) -> dict[str, Any]:
     """Return the state of every generator in tensors and numbers alone: checkpoints are loaded without pickle."""
     _, numbers, gauss = random.getstate()
     kind: Any = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of the device of this process alone: to ask another one for its state takes memory there.
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "python": (torch.tensor(numbers, dtype=torch.int64), gauss),
         "numpy": (torch.from_numpy(kind[1].astype(np.int64)), *kind[2:4], float(kind[4])),
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"].cpu())
     cuda: list[Tensor] = state["cuda"]
-    if cuda and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([part.cpu() for part in cuda])
+    if cuda and device.type == "cuda":
+        # In older files there is one for each device.
+        torch.cuda.set_rng_state(cuda[(device.index or 0) if len(cuda) > 1 else 0].cpu(), device)
     numbers, gauss = state["python"]
     random.setstate((3, tuple(numbers.tolist()), gauss))
     keys, position, has_gauss, cached = state["numpy"]

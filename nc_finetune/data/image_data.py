@@ -249,7 +249,10 @@ class ImageData(L.LightningDataModule):
         images, (ranks, rank) = self.train_set, self._ranks
         loading = self._loading(images, "training")
         weights = balancing_weights(images.labels) if self.balance_classes else None
-        order = TrainingOrder(images, seed=torch.initial_seed(), ranks=ranks, rank=rank, weights=weights)
+        seed = torch.initial_seed()
+        if self.trainer is not None and ranks > 1:  # all share one order, also where nobody has set a seed
+            seed = self.trainer.strategy.broadcast(seed)
+        order = TrainingOrder(images, seed=seed, ranks=ranks, rank=rank, weights=weights)
         self._training = TrainingLoader(images, sampler=order, generator=torch.Generator(), **loading)
         if self._resumed is not None:
             self._training.load_state_dict(self._resumed)
