@@ -24,14 +24,17 @@ from nc_finetune.backbones import (
     state_hash,
 )
 from nc_finetune.callbacks import HeadAlignment
+from nc_finetune.callbacks.evaluation import is_sharded
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.delta_file import record_base
 from nc_finetune.errors import TrainingStoppedError
+from nc_finetune.frozen import FrozenPart, averages_of, frozen_state
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
 from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, named_blocks, parameter_groups
 from nc_finetune.metrics import MAIN_METRICS, check_targets, classification_metrics
 from nc_finetune.model_config import describe_model, described_key_layer
+from nc_finetune.weight_writers import average_switches, keep_frozen_norms, refuse_writers
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
 # Where a checkpoint says how its model is built.
@@ -138,19 +141,20 @@ class ImageClassifier(L.LightningModule):
         # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
-        self._diverged: Tensor
-        self.register_buffer("_diverged", torch.tensor(False), persistent=False)
+        self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._train_modes: list[bool] = []
         self.automatic_optimization = self.method.trains
         self.split: SplitBackbone | None = None
-        self.method.freeze(self.backbone)
-        self.train()
+        self._frozen: FrozenPart | None = None
+        self._resting: list[nn.Parameter] = []
+        self.freeze_untuned()
 
     @property
     def tuned_parameters(self) -> int:
         """Number of parameters that are trained: of the backbone, of the head and of the method itself."""
-        parts = (self.backbone, self.head, self.method)
-        return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+        beside = (p for part in (self.head, self.method) for p in part.parameters() if p.requires_grad)
+        tuned = {id(p): p for p in (*self.method.tuned_parameters(self.backbone), *beside)}
+        return sum(parameter.numel() for parameter in tuned.values())
 
     @property
     def total_parameters(self) -> int:
@@ -196,10 +200,33 @@ class ImageClassifier(L.LightningModule):
 
     def prefix_key(self) -> str:
         """Return a hash of everything frozen in the backbone and of how it wants its images."""
-        tuned = {id(value) for part in self.method.tuned_modules(self.backbone) for value in part.buffers()}
+        tuned = {id(value) for value in self.method.tuned_parameters(self.backbone)}
+        tuned |= {id(value) for part in self.method.tuned_modules(self.backbone) for value in part.buffers()}
         named = (*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers())
-        frozen = {name: value for name, value in named if not value.requires_grad and id(value) not in tuned}
+        frozen = {name: value for name, value in named if id(value) not in tuned}
         return f"{self.backbone.name} {self.backbone.preprocessing} {state_hash(frozen)}"
+
+    def freeze_untuned(self) -> None:
+        """Leave gradients and train mode to what the method tunes; every fit begins with it.
+
+        Another model on the same backbone, or its user, may have thawed or frozen something in between.
+        """
+        for parameter in self._resting:
+            parameter.requires_grad_(True)
+        self._resting = []
+        self.method.freeze(self.backbone)
+        self.train()
+
+    def freeze(self) -> ImageClassifier:
+        """Freeze everything, for inference, until the next fit or :meth:`unfreeze`."""
+        self._resting += [parameter for parameter in self.parameters() if parameter.requires_grad]
+        super().freeze()
+        return self
+
+    def unfreeze(self) -> ImageClassifier:
+        """Thaw what is tuned, and nothing else."""
+        self.freeze_untuned()
+        return self
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Switch modes, but leave what is frozen in eval mode, whoever asks."""
@@ -229,9 +256,18 @@ class ImageClassifier(L.LightningModule):
         self._write_text()
         if stage == "fit":  # not later: a checkpoint that is resumed from holds tuned weights
             record_base(self)
+            keep_frozen_norms(self.trainer.strategy, self)
+            average_switches(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Bring along what turns a fixed head towards the class means, where the head asks for it."""
+        """Bring along what turns a fixed head towards the class means, where the head asks for it.
+
+        Raises:
+            ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.
+        """
+        if self.trainer.state.fn == "fit":
+            self.freeze_untuned()
+            refuse_writers(self.trainer, self)
         return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -243,7 +279,13 @@ class ImageClassifier(L.LightningModule):
         return images, labels.long()  # the loss takes no narrower integers
 
     def on_train_epoch_start(self) -> None:
-        """Put frozen parts back into eval mode, and the tuned part into train mode, whatever happened in between."""
+        """Put frozen parts back to what they were, and the tuned part into train mode, whatever happened in between.
+
+        Raises:
+            ValueError: If an optimizer holds what is frozen.
+        """
+        (self._frozen or self._note_frozen()).restore()
+        self._check_frozen()
         self.method.start_epoch(self.current_epoch)
         self.train()
 
@@ -256,22 +298,35 @@ class ImageClassifier(L.LightningModule):
         """Return the loss of a batch."""
         images, labels = batch
         loss: Tensor = self.loss(self(images), labels)
-        self._diverged |= ~loss.detach().isfinite()
+        self._diverged = self._diverged.to(loss.device) | ~loss.detach().isfinite()
         self.log("train/loss", loss, batch_size=len(labels))
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Stop if a loss of this epoch was not finite; looking at every step would wait for the device each time."""
+        self._align_averages()
         if self.trainer.strategy.reduce_boolean_decision(bool(self._diverged), all=False):
-            self._diverged.fill_(False)
+            self._diverged = torch.tensor(False)
             raise DivergedError(
                 f"the training loss was not finite in epoch {self.current_epoch}: lower the learning rate"
                 f" (now {[group['lr'] for group in self._parameter_groups()]}) or look for broken images"
             )
 
+    def on_train_end(self) -> None:
+        """Say which frozen weights somebody has written."""
+        changed = [] if self._frozen is None else self._frozen.changed()
+        self._frozen = None
+        if changed:
+            warnings.warn(
+                f"{len(changed)} tensors that {self.method.label} leaves frozen were written during the fit, e.g."
+                f" {changed[0]}: look for a callback that writes weights, and let it leave them out",
+                stacklevel=2,
+            )
+
     def on_validation_start(self) -> None:
         """Begin in the mode of this run: what inference mode has left cannot be added to outside of it."""
         self.val_loss.reset()
+        self._align_averages()  # before they take the place of the weights
 
     def on_test_start(self) -> None:
         """The same."""
@@ -297,6 +352,7 @@ class ImageClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how the model is built, so that it can be exported and used without its recipe."""
         checkpoint[CHECKPOINT_KEY] = describe_model(self).to_json()
+        self._align_averages()  # of which the checkpoint may hold tensors
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tune the block that the checkpoint names, where trials choose it; blocks may have the same shapes.
@@ -313,11 +369,12 @@ class ImageClassifier(L.LightningModule):
                 raise ValueError(f"the checkpoint tunes key_layer={found!r}, the model {', '.join(own)}; name the same")
             return
         self.method.set_key_layer(found)
-        self.method.freeze(self.backbone)
-        self.train()
+        self.freeze_untuned()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
+        self.freeze_untuned()
+        self._note_frozen()
         if not self.method.trains:
             warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned `None`")
             return None
@@ -350,6 +407,27 @@ class ImageClassifier(L.LightningModule):
     def _is_kept(self, batch: Any) -> bool:
         """Tell outputs of the frozen prefix, which were checked as images, from images."""
         return self.split is not None and isinstance(batch, (tuple, list)) and isinstance(batch[0], dict)
+
+    def _note_frozen(self) -> FrozenPart:
+        self._frozen = FrozenPart(self, hashed=not is_sharded(self.trainer.strategy))
+        return self._frozen
+
+    def _align_averages(self) -> None:
+        if self._frozen is not None:
+            for average in averages_of(self.trainer.callbacks):  # type: ignore[attr-defined]
+                self._frozen.align(average)
+
+    def _check_frozen(self) -> None:
+        state = frozen_state(self)
+        if any(value.requires_grad for value in state.values()):
+            self.freeze_untuned()
+        frozen = {id(value): name for name, value in state.items()}
+        for group in (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups):
+            if found := [frozen[id(value)] for value in group["params"] if id(value) in frozen]:
+                raise ValueError(
+                    f"an optimizer holds {len(found)} parameters that {self.method.label} leaves frozen, e.g."
+                    f" {found[0]}; leave out what has put them there, or choose a method that tunes them"
+                )
 
     def _modes(self) -> list[bool]:
         return [part.training for whole in (self.backbone, self.method) for part in whole.modules()]

@@ -19,6 +19,9 @@ from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
 from nc_finetune.backbones.split import PrefixOutput as PrefixOutput
 from nc_finetune.backbones.split import SplitBackbone as SplitBackbone
+from nc_finetune.backbones.sync_norms import batch_norms as batch_norms
+from nc_finetune.backbones.sync_norms import restore_classes as restore_classes
+from nc_finetune.backbones.sync_norms import synchronize as synchronize
 from nc_finetune.backbones.text_encoder import TextEncoder as TextEncoder
 from nc_finetune.backbones.text_encoder import imagenet_templates as imagenet_templates
 from nc_finetune.backbones.timm_backbone import TimmBackbone as TimmBackbone

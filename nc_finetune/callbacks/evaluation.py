@@ -13,6 +13,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 
+def is_sharded(strategy: Any) -> bool:
+    """Tell whether no rank holds the whole network: under FSDP, model parallelism or DeepSpeed's third stage."""
+    zero = getattr(strategy, "config", None) if "DeepSpeed" in type(strategy).__name__ else None
+    third_stage = isinstance(zero, dict) and zero.get("zero_optimization", {}).get("stage") == 3
+    return isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) or third_stage
+
+
 def refuse_sharded(trainer: L.Trainer, name: str) -> None:
     """Refuse strategies under which no rank holds the whole network.
 
@@ -20,12 +27,10 @@ def refuse_sharded(trainer: L.Trainer, name: str) -> None:
         ValueError: Under FSDP, model parallelism or DeepSpeed's third stage: their ranks must run every forward pass
             together, and weights of the classifier are only parts.
     """
-    strategy = trainer.strategy
-    zero = getattr(strategy, "config", None) if "DeepSpeed" in type(strategy).__name__ else None
-    third_stage = isinstance(zero, dict) and zero.get("zero_optimization", {}).get("stage") == 3
-    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) or third_stage:
+    if is_sharded(trainer.strategy):
         raise ValueError(
-            f"{name} needs the whole network in every process (one device, or DDP), got {type(strategy).__name__}, "
+            f"{name} needs the whole network in every process (one device, or DDP), got"
+            f" {type(trainer.strategy).__name__}, "
             "which shards it; leave it out, and take the checkpoint to one device afterwards, e.g. for trainer.validate"
         )
 

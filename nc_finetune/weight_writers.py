@@ -1,0 +1,114 @@
+"""What in a trainer of Lightning writes weights by itself: told what is frozen, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning
+from lightning.pytorch.plugins import BitsandbytesPrecision, TorchSyncBatchNorm, TransformerEnginePrecision
+from lightning.pytorch.plugins.layer_sync import LayerSync
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from nc_finetune.backbones import batch_norms, restore_classes, synchronize
+
+
+def refuse_writers(trainer: L.Trainer, model: Any) -> None:
+    """Refuse what would change frozen weights, or thaw them, before any of it has run.
+
+    Args:
+        trainer: With its callbacks and its plugins.
+        model: An :class:`~nc_finetune.ImageClassifier`.
+
+    Raises:
+        ValueError: With the way out.
+    """
+    label = model.method.label
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        if isinstance(callback, BaseFinetuning):
+            raise ValueError(
+                f"{name} freezes and thaws the backbone by rules of its own, and {label} decides that here; leave it"
+                " out, and tune the head first by method=ProbeFirst(FullFinetuning(), probe_epochs=...)"
+            )
+        if isinstance(callback, ModelPruning) and (frozen := _pruned_frozen_weight(callback, model)):
+            raise ValueError(
+                f"{name} would prune {frozen}, which {label} leaves frozen; give it"
+                " parameters_to_prune of what is tuned"
+            )
+    plugin = trainer.precision_plugin
+    if isinstance(plugin, (BitsandbytesPrecision, TransformerEnginePrecision)):
+        raise ValueError(
+            f"{type(plugin).__name__} puts other layers, with rounded weights, in place of frozen ones; use"
+            " precision='bf16-mixed'"
+        )
+
+
+def average_switches(callbacks: Iterable[Any]) -> None:
+    """Let averages of the weights take over buffers that are no numbers; torch's equal average fails at a boolean one.
+
+    Args:
+        callbacks: Of the trainer, after their ``setup``.
+    """
+    for callback in callbacks:
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, AveragedModel) and average.avg_fn is None and average.multi_avg_fn is None:
+            average.avg_fn = _mean_of_numbers
+
+
+def _mean_of_numbers(average: Tensor, value: Tensor, number: Tensor | int) -> Tensor:
+    return average + (value - average) / (number + 1) if average.dtype != torch.bool else value
+
+
+def _pruned_frozen_weight(callback: Any, model: Any) -> str | None:
+    chosen = callback._parameters_to_prune
+    if not chosen:
+        return "all layers"
+    tuned = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    names = {id(part): name for name, part in model.named_modules()}
+    for part, name in chosen:
+        parameter = getattr(part, f"{name}_orig", getattr(part, name, None))
+        if parameter is not None and id(parameter) not in tuned:
+            return f"{names.get(id(part), type(part).__name__)}.{name}"
+    return None
+
+
+def keep_frozen_norms(strategy: Any, model: Any) -> None:
+    """Let ``sync_batchnorm=True`` synchronise what is tuned alone, and without loss of timm's activations.
+
+    Args:
+        strategy: Of the trainer.
+        model: An :class:`~nc_finetune.ImageClassifier`.
+    """
+    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+        strategy._layer_sync = TunedSyncBatchNorm(model)
+
+
+class TunedSyncBatchNorm(LayerSync):
+    """Synchronise the BatchNorm layers of what is tuned over all processes; see :func:`keep_frozen_norms`.
+
+    Args:
+        model: An :class:`~nc_finetune.ImageClassifier`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._before: list[tuple[nn.Module, type[nn.Module]]] = []
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Convert them in place, but for those that keep to their statistics anyway."""
+        method = self.model.method
+        learns = getattr(method, "method", method).batch_norm == "train"  # of a method in two phases, the second
+        tuned = method.tuned_modules(self.model.backbone) if learns else []
+        parts = (*tuned, self.model.head, self.model.loss)
+        self._before += synchronize(dict.fromkeys(norm for part in parts for norm in batch_norms(part)))
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Convert them back."""
+        restore_classes(self._before)
+        self._before = []
+        return model
