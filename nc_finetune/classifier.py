@@ -27,6 +27,7 @@ from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.callbacks.evaluation import is_sharded
 from nc_finetune.class_config import describe_if_possible
 from nc_finetune.delta_file import record_base
+from nc_finetune.delta_io import CHECKPOINT_KEY, read_and_write_deltas
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.frozen import FrozenPart, averages_of, frozen_state
 from nc_finetune.heads import ZeroShotHead
@@ -37,8 +38,6 @@ from nc_finetune.model_config import describe_model, described_key_layer
 from nc_finetune.weight_writers import average_switches, keep_frozen_norms, refuse_writers
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
-# Where a checkpoint says how its model is built.
-CHECKPOINT_KEY = "nc_finetune"
 
 
 class DivergedError(TrainingStoppedError):
@@ -94,6 +93,8 @@ class ImageClassifier(L.LightningModule):
     Attributes:
         split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
             batches may then hold that in place of images.
+        nothing_to_train: Let epochs end before their first step, once :class:`~nc_finetune.callbacks.ProbePath` has
+            solved the head.
 
     Raises:
         ValueError: If ``num_classes`` is below 2, the backbone, its weights or the key layer are unknown, or a head is
@@ -145,6 +146,7 @@ class ImageClassifier(L.LightningModule):
         self._train_modes: list[bool] = []
         self.automatic_optimization = self.method.trains
         self.split: SplitBackbone | None = None
+        self.nothing_to_train = False
         self._frozen: FrozenPart | None = None
         self._resting: list[nn.Parameter] = []
         self.freeze_untuned()
@@ -254,6 +256,8 @@ class ImageClassifier(L.LightningModule):
         if isinstance(self.loss, ClassBalanced) and counts is not None:
             self.loss.use_class_counts(counts)
         self._write_text()
+        if not is_sharded(self.trainer.strategy):
+            read_and_write_deltas(self.trainer, self)
         if stage == "fit":  # not later: a checkpoint that is resumed from holds tuned weights
             record_base(self)
             keep_frozen_norms(self.trainer.strategy, self)
@@ -289,10 +293,11 @@ class ImageClassifier(L.LightningModule):
         self.method.start_epoch(self.current_epoch)
         self.train()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Do so again where a callback has switched modes within the epoch; looking costs 0.1 ms."""
         if self._modes() != self._train_modes:
             self.train()
+        return -1 if self.nothing_to_train else None  # Lightning's word for the end of the epoch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

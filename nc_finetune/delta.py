@@ -11,9 +11,10 @@ import torch
 
 from nc_finetune.backbones import Backbone, Preprocessing
 from nc_finetune.class_config import build
-from nc_finetune.classifier import CHECKPOINT_KEY, ImageClassifier
+from nc_finetune.classifier import ImageClassifier
 from nc_finetune.delta_file import apply_delta, read_delta
 from nc_finetune.delta_file import save_delta as save_delta
+from nc_finetune.delta_io import CHECKPOINT_KEY
 from nc_finetune.errors import unsafe_content
 from nc_finetune.losses import PickAllLabelsLoss
 from nc_finetune.methods import FinetuningMethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nc_finetune.files import write_atomically
 from nc_finetune.model_config import ModelConfig, describe_model
 
 METADATA_KEY = "nc_finetune"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Delta:
         tensors: What was tuned, by the names that the model gives it.
         frozen_sha256: Hash of the part of the backbone that is not in the file.
         base_sha256: Hash of the whole backbone before it was tuned; ``None`` if nobody recorded it.
+        dtype: Of all numbers of the model, such as ``torch.bfloat16`` after ``precision="bf16-true"``, to which the
+            base was cast as well; ``None`` if they differ, or nobody recorded it.
     """
 
     config: ModelConfig
     tensors: dict[str, Tensor]
     frozen_sha256: str
     base_sha256: str | None
+    dtype: torch.dtype | None = None
 
 
 def record_base(model: Any) -> None:
@@ -51,18 +55,24 @@ def record_base(model: Any) -> None:
         model.backbone.base_hash = weights_hash(model.backbone.model)
 
 
-def tuned_state(model: Any) -> dict[str, Tensor]:
+def tuned_state(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return what makes a model differ from its base.
 
-    That is every parameter of the backbone that requires a gradient, the buffers of the modules that the method tunes
-    as a whole (statistics of BatchNorm; what tunes single parameters leaves them alone), and the whole head.
+    That is every parameter of the backbone that the method tunes, the buffers of the modules that it tunes as a whole
+    (statistics of BatchNorm; what tunes single parameters leaves them alone), and the whole head.
 
     Args:
         model: Anything with ``backbone``, ``head`` and ``method``.
+        state: A state dict of the model, such as one of averaged weights; ``None`` is its own.
 
     Returns:
         Tensors by name (``backbone.…``, ``head.…``, ``method.…``), not copied.
     """
+    own = _own_tuned_state(model)
+    return own if state is None else {name: state[name] for name in own}
+
+
+def _own_tuned_state(model: Any) -> dict[str, Tensor]:
     state = _backbone_state(model)
     tuned = _tuned_names(model)
     parts: dict[str, Any] = {"head": model.head, "method": model.method}
@@ -75,20 +85,40 @@ def tuned_state(model: Any) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name in tuned} | beside
 
 
-def frozen_hash(model: Any) -> str:
+def frozen_hash(model: Any, dtype: torch.dtype | None = None) -> str:
     """Hash the part of the backbone that is not tuned, and hence is the same before and after the fit.
 
     Args:
         model: Anything with ``backbone`` and ``method``.
+        dtype: To which numbers are cast before; ``None`` leaves them.
 
     Returns:
         SHA-256 in hexadecimal.
     """
     tuned = _tuned_names(model)
-    return state_hash({name: value for name, value in _backbone_state(model).items() if name not in tuned})
+    return state_hash(
+        {name: _cast(value, dtype) for name, value in _backbone_state(model).items() if name not in tuned}
+    )
 
 
-def save_delta(model: Any, path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> None:
+def number_type(model: Any) -> torch.dtype | None:
+    """Return the type of all floating-point numbers of a model; ``None`` if they differ.
+
+    Args:
+        model: Anything with ``backbone``, ``head`` and ``method``.
+    """
+    parts = (part for part in (model.backbone, model.head, model.method) if isinstance(part, nn.Module))
+    found = {value.dtype for part in parts for value in part.state_dict().values() if value.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def save_delta(
+    model: Any,
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Save what fine-tuning changed: the tuned part of the backbone, its buffers and the head.
 
     The file is a ``.safetensors`` whose metadata say how the model is built, what its classes are called, how its
@@ -99,6 +129,7 @@ def save_delta(model: Any, path: str | os.PathLike[str], class_names: Sequence[s
             ``num_classes``.
         path: Where to, ending in ``.safetensors``.
         class_names: K names; ``None`` takes those of the datamodule that the model was trained with.
+        state: Where the tuned tensors come from, such as averaged weights; ``None`` is the model itself.
 
     Raises:
         ValueError: If the path ends otherwise or the number of names is not K.
@@ -106,15 +137,18 @@ def save_delta(model: Any, path: str | os.PathLike[str], class_names: Sequence[s
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"a delta is a .safetensors file, got {path.name!r}")
-    tensors, tied = _without_copies(tuned_state(model))
-    frozen = frozen_hash(model)
+    tensors, tied = _without_copies(tuned_state(model, state))
+    dtype = number_type(model)
+    base = model.backbone.base_hash
     untouched = not any(name.startswith("backbone.") for name in tensors)
-    base = weights_hash(model.backbone.model) if untouched else model.backbone.base_hash
+    if untouched and (base is None or dtype == torch.float32):  # not cast since it was recorded
+        base = weights_hash(model.backbone.model)
     content = {
         "config": describe_model(model, class_names).to_json(),
         "tied": tied,
-        "frozen_sha256": frozen,
+        "frozen_sha256": frozen_hash(model),
         "base_sha256": base,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
     write_atomically(path, save(tensors, {"format": "pt", METADATA_KEY: json.dumps(content)}))
 
@@ -145,7 +179,8 @@ def read_delta(path: str | os.PathLike[str]) -> Delta:
         content = json.loads(metadata[METADATA_KEY])
         tensors |= {name: tensors[twin] for name, twin in content["tied"].items()}
         config = ModelConfig.from_json(content["config"], str(path))
-        return Delta(config, tensors, content["frozen_sha256"], content["base_sha256"])
+        dtype = _read_dtype(content.get("dtype"))
+        return Delta(config, tensors, content["frozen_sha256"], content["base_sha256"], dtype)
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no delta of nc-finetune: it lacks a description ({error!r})") from error
 
@@ -155,7 +190,7 @@ def apply_delta(delta: Delta, model: Any) -> None:
     """Load a delta onto a model that was built like the one it was saved from.
 
     Everything is checked before anything is changed. What was tuned before is replaced, so that several deltas can
-    take turns on one backbone.
+    take turns on one backbone. A model in another precision is cast to that of the delta, as it was for its fit.
 
     Args:
         delta: What :func:`read_delta` returned.
@@ -166,9 +201,9 @@ def apply_delta(delta: Delta, model: Any) -> None:
             others than those of the delta.
     """
     _check_config(delta.config, describe_model(model))
-    state = tuned_state(model)
-    _check_tensors(delta.tensors, state)
-    found = frozen_hash(model)
+    cast = delta.dtype if number_type(model) is not None else None
+    _check_tensors(delta.tensors, {name: _cast(value, cast) for name, value in tuned_state(model).items()})
+    found = frozen_hash(model, cast)
     if found != delta.frozen_sha256:
         base = f" (the base as a whole: {delta.base_sha256})" if delta.base_sha256 else ""
         raise ValueError(
@@ -176,6 +211,10 @@ def apply_delta(delta: Delta, model: Any) -> None:
             f" those of this {model.backbone.name} have {found}; load the weights that it was trained from"
         )
     _check_whole_base(delta, model)
+    if cast is not None and cast != number_type(model):
+        for part in (model.backbone, model.head, model.method):
+            part.to(cast)
+    state = tuned_state(model)
     for name, value in delta.tensors.items():
         state[name].copy_(value)
     model.backbone.base_hash = delta.base_sha256
@@ -184,14 +223,27 @@ def apply_delta(delta: Delta, model: Any) -> None:
 def _check_whole_base(delta: Delta, model: Any) -> None:
     """Compare what the delta was trained from where none of it is left frozen to tell: after full fine-tuning."""
     network = model.backbone.model
-    if delta.base_sha256 is None or not all(parameter.requires_grad for parameter in network.parameters()):
+    tuned = {id(parameter) for parameter in model.method.tuned_parameters(model.backbone)}
+    if delta.base_sha256 is None or not tuned >= {id(parameter) for parameter in network.parameters()}:
         return
     found = model.backbone.base_hash or weights_hash(network)
-    if found != delta.base_sha256:
+    cast = state_hash({name: _cast(value, delta.dtype) for name, value in network.state_dict().items()})
+    if delta.base_sha256 not in (found, cast):  # the latter where the network was built in that precision
         raise ValueError(
             f"the delta belongs to another base: it was trained from weights with SHA-256 {delta.base_sha256}, those of"
             f" this {model.backbone.name} have {found}; load the weights that it was trained from"
         )
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
+def _read_dtype(name: Any) -> torch.dtype | None:
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
+    if name is not None and name not in known:
+        raise TypeError(f"numbers are of {', '.join(known)}, got {name!r}")
+    return None if name is None else known[name]
 
 
 def _backbone_state(model: Any) -> dict[str, Tensor]:
@@ -200,11 +252,10 @@ def _backbone_state(model: Any) -> dict[str, Tensor]:
 
 def _tuned_names(model: Any) -> set[str]:
     backbone = model.backbone
-    tuned = {
-        f"backbone.{name}"
-        for name, parameter in backbone.named_parameters(remove_duplicate=False)
-        if parameter.requires_grad
-    }
+    # Not by requires_grad: another model on the same backbone may have changed that.
+    chosen = {id(parameter) for parameter in model.method.tuned_parameters(backbone)}
+    named = backbone.named_parameters(remove_duplicate=False)
+    tuned = {f"backbone.{name}" for name, parameter in named if id(parameter) in chosen}
     modules = {part for module in model.method.tuned_modules(backbone) for part in module.modules()}
     for name, part in backbone.named_modules(remove_duplicate=False):
         if part in modules:

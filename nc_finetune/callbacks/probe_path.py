@@ -23,8 +23,9 @@ class ProbePath(L.Callback):
 
     Before the first epoch, training and validation images go through the network once. The head is then fitted by
     L-BFGS for each penalty, on the device, and takes the weights with the highest validation accuracy, the stronger
-    penalty of two that are equal. Nothing is left to train: the fit ends there. ``trainer.validate`` and
-    ``trainer.test`` show what it came to. Without this callback the head is trained by the optimizer as ever;
+    penalty of two that are equal. Nothing is left to train: the fit ends with one epoch that takes no step, for the
+    sake of validation, checkpoints and measurements. ``trainer.validate`` and ``trainer.test`` show what it came to.
+    Without this callback the head is trained by the optimizer as ever;
     :class:`~nc_finetune.callbacks.PrefixCache` then keeps the features.
 
     Args:
@@ -81,7 +82,22 @@ class ProbePath(L.Callback):
         with torch.no_grad():
             pl_module.head.weight.copy_(path[best].weight)
             pl_module.head.bias.copy_(path[best].bias)
+        pl_module.nothing_to_train = True
+        trainer.strategy.lr_scheduler_configs = []  # which would step without an optimizer
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Validate, since an epoch without batches does not, and end the fit."""
+        if trainer.enable_validation:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+        chosen = next(row for row in self.path if row["l2"] == self.chosen_l2)
+        pl_module.log("train/loss", chosen["train/loss"], batch_size=1)
         trainer.should_stop = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Let other fits train."""
+        pl_module.nothing_to_train = False
 
 
 def _train_loader(trainer: Any) -> Any:
