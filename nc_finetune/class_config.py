@@ -10,6 +10,7 @@ from typing import Any
 
 from nc_finetune.trust import MODEL_PARTS, is_model_part
 
+_DEPRECATED = ("size_average", "reduce")  # arguments of torch's losses, which those do not keep
 _DEEPEST = 50  # levels of a description
 
 
@@ -122,6 +123,7 @@ def _kept_arguments(value: Any) -> dict[str, Any]:
         names = list(inspect.signature(type(value)).parameters)
     except ValueError as error:  # Classes written in C, such as torch.Tensor, tell no arguments.
         raise TypeError(f"{type(value).__name__} does not tell its arguments: {error}") from error
+    names = [name for name in names if name not in _DEPRECATED or hasattr(value, name)]
     if lost := [name for name in names if not hasattr(value, name)]:
         raise TypeError(f"{type(value).__name__} keeps no attribute {lost[0]!r}")
     return {name: describe(getattr(value, name)) for name in names}

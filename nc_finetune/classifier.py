@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from typing_extensions import Self
 
 from nc_finetune.backbones import (
     Backbone,
@@ -34,7 +35,14 @@ from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import ClassBalanced
 from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, named_blocks, parameter_groups
 from nc_finetune.metrics import MAIN_METRICS, check_targets, classification_metrics
-from nc_finetune.model_config import describe_model, described_key_layer
+from nc_finetune.model_config import described_key_layer
+from nc_finetune.model_file import (
+    checkpoint_arguments,
+    describe_into,
+    hyperparameters,
+    load_state,
+    read_checkpoint,
+)
 from nc_finetune.weight_writers import average_switches, keep_frozen_norms, refuse_writers
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
@@ -150,6 +158,48 @@ class ImageClassifier(L.LightningModule):
         self._frozen: FrozenPart | None = None
         self._resting: list[nn.Parameter] = []
         self.freeze_untuned()
+        self.save_hyperparameters(hyperparameters(self))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # which holds how the model is built, and no hparams_file
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        strict: bool = True,
+        weights_only: bool | None = None,
+        *,
+        trust: bool = False,
+        **arguments: Any,
+    ) -> Self:
+        """Build the model that a checkpoint of Lightning's describes, and load its weights.
+
+        The weights that the backbone was pre-trained with need not be there: the checkpoint has all.
+
+        Args:
+            checkpoint_path: A ``.ckpt`` file, or an open one.
+            map_location: Device of the model; ``None`` is the CPU.
+            strict: Refuse a checkpoint with other names than the model.
+            weights_only: ``False`` unpickles what the file holds, which runs what it says; for files of one's own.
+            trust: Let the file name other classes than parts of models; importing them runs their code.
+            arguments: Win over those in the checkpoint, as what it cannot describe: a loss with weights, a head from a
+                function.
+
+        Returns:
+            The model, in train mode as a new one.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged or of another model, or does not say how a part is built.
+
+        Warns:
+            UserWarning: If the loss or the optimizer cannot be described, and the default stands in its place.
+        """
+        where = str(checkpoint_path)
+        content = read_checkpoint(checkpoint_path, map_location or "cpu", weights_only is not False)
+        model = cls(**checkpoint_arguments(content, cls, where, trust=trust, given=arguments))
+        model.on_load_checkpoint(content)
+        load_state(model, content, where, strict)
+        return model if map_location is None else model.to(next(iter(content["state_dict"].values())).device)
 
     @property
     def tuned_parameters(self) -> int:
@@ -356,7 +406,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how the model is built, so that it can be exported and used without its recipe."""
-        checkpoint[CHECKPOINT_KEY] = describe_model(self).to_json()
+        describe_into(checkpoint, self)
         self._align_averages()  # of which the checkpoint may hold tensors
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -379,6 +429,7 @@ class ImageClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
         self.freeze_untuned()
+        self.save_hyperparameters(hyperparameters(self))  # a key layer may have been chosen since
         self._note_frozen()
         if not self.method.trains:
             warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned `None`")

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from nc_finetune.backbones import Backbone, Preprocessing
-from nc_finetune.class_config import build
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.delta_file import apply_delta, read_delta
 from nc_finetune.delta_file import save_delta as save_delta
 from nc_finetune.delta_io import CHECKPOINT_KEY
-from nc_finetune.errors import unsafe_content
-from nc_finetune.losses import PickAllLabelsLoss
-from nc_finetune.methods import FinetuningMethod
 from nc_finetune.model_config import ModelConfig
+from nc_finetune.model_file import load_state, model_arguments, read_checkpoint
 
 
 def load_delta(
@@ -93,47 +85,12 @@ def build_model(config: ModelConfig, where: str, *, trust: bool = False, with_we
     Raises:
         ValueError: If the description has gaps, or names what is not trusted, unknown or of the wrong kind.
     """
-    parts = {"backbone": config.backbone, "method": config.method, "head": config.head}
-    if gaps := [name for name, part in parts.items() if part is None]:
-        raise ValueError(f"{where} does not say how its {gaps[0]} is built; pass the model to load_delta")
-    if not with_weights and config.backbone is not None:
-        parts["backbone"] = {**config.backbone, "init_args": {**config.backbone["init_args"], "weights": None}}
-    backbone, method, head = (build(part, trust) for part in parts.values())
-    for part, kind in ((backbone, Backbone), (method, FinetuningMethod)):
-        if not isinstance(part, kind):
-            raise ValueError(f"{where} names a {type(part).__name__} where a {kind.__name__} belongs")
-    if not with_weights:
-        _set_preprocessing(backbone, config.preprocessing)
-    head = head if method.own_head is None else None
-    loss = PickAllLabelsLoss() if config.multi_label else None
-    return ImageClassifier(backbone, config.num_classes, method=method, head=head, loss=loss)
-
-
-def _set_preprocessing(backbone: Backbone, wanted: dict[str, Any]) -> None:
-    """Prepare images as the weights want it that are loaded later: a network without weights has another default."""
-    fields: dict[str, Any] = build(wanted)
-    backbone.set_preprocessing(Preprocessing(**fields))
+    return ImageClassifier(**model_arguments(config, where, trust=trust, with_weights=with_weights))
 
 
 def _load_checkpoint(path: Path, trust: bool) -> tuple[ImageClassifier, ModelConfig]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = unsafe_content(error)
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values: {reason}") from error
-    if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
-        raise ValueError(f"{path} is no checkpoint of an ImageClassifier")
+    content = read_checkpoint(path)
     config = ModelConfig.from_json(content[CHECKPOINT_KEY], str(path))
     model = build_model(config, str(path), trust=trust, with_weights=False)
-    try:
-        model.load_state_dict(_without_loss(content["state_dict"]))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} are not of the model that it describes: {error}") from error
+    load_state(model, content, str(path))
     return model, config
-
-
-def _without_loss(state: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the weights of the loss, which nobody needs to predict."""
-    return {name: value for name, value in state.items() if not name.startswith("loss.")}
