@@ -301,6 +301,7 @@ def _data(
     source: str,
     image_column: str | None,
     label_column: str | None,
+    group: str | None,
     min_per_class: int,
     workers: int,
     out: Path | None,
@@ -313,7 +314,7 @@ def _data(
     from nc_finetune.data_report import print_data_report
     from nc_finetune.files import write_text_atomically
 
-    data = ImageData(source, image_column=image_column, label_column=label_column)
+    data = ImageData(source, image_column=image_column, label_column=label_column, group=group)
     report = check_data(data, min_per_class=min_per_class, num_workers=workers)
     print_data_report(report, Console())
     if out is not None:

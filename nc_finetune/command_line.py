@@ -69,12 +69,13 @@ def folder_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="nc-finetune predict",
-        description="Write the class and the probability of every class of each image of a folder to a CSV file.",
+        description="Write the class and the probability of every class of each image of a folder to a CSV file; of"
+        " tables, archives or a data set of the hub those images that have no label, or all where each has one.",
         epilog="example:\n  nc-finetune predict delta.safetensors photos --out predictions.csv --on-bad-image skip",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_model(parser)
-    parser.add_argument("folder", type=Path, help="images, in any depth")
+    parser.add_argument("folder", help="images, in any depth; or tables, archives, a table of labels, an id of the hub")
     parser.add_argument(
         "--out",
         type=Path,
@@ -240,13 +241,18 @@ def _add_data_check(commands: _Commands) -> None:
         data.add_subparsers(dest="action", required=True, metavar="ACTION"),
         "check",
         "decode every image; count classes, sizes and modes; find broken, doubled and rare ones",
-        "Exit status 1 where images do not decode, are doubled across splits, or classes are too rare.",
+        "Exit status 1 where images do not decode, images or groups are in two splits, or classes are too rare.",
         "photos",
         "labels.csv --image-column file --label-column breed --out check.json",
     )
     check.add_argument("source", help="a folder, a table of labels, a short name or a hub id")
     check.add_argument("--image-column", metavar="NAME", help="column of the images in a table (default: found)")
     check.add_argument("--label-column", metavar="NAME", help="column of the labels in a table (default: found)")
+    check.add_argument(
+        "--group",
+        metavar="NAME",
+        help="column of the groups, or pattern of file names: groups may not be in two splits (default: none)",
+    )
     check.add_argument(
         "--min-per-class", type=int, default=5, metavar="N", help="a class with fewer is rare (default: %(default)s)"
     )

@@ -38,7 +38,22 @@ def print_data_report(report: DataReport, console: Console) -> None:
     )
     if report.left_out_text and report.left_out_text not in report.faults:
         console.print(report.left_out_text, markup=False, highlight=False, soft_wrap=True)
+    for line in _remarks(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     _print_faults(report, console)
+
+
+def _remarks(report: DataReport) -> list[str]:
+    """Say what is no fault, and should be known."""
+    lines = [
+        f"no image in {split}: {', '.join(names[:_SHOWN])}{' ...' * (len(names) > _SHOWN)}"
+        for split, names in report.absent_classes.items()
+    ]
+    if report.unlabelled:
+        lines.append(f"{report.unlabelled:,} images have no label: they are in no split, and for predicting")
+    if report.groups is not None:
+        lines.append(f"{report.groups:,} groups")
+    return lines
 
 
 def _print_faults(report: DataReport, console: Console) -> None:
@@ -46,7 +61,12 @@ def _print_faults(report: DataReport, console: Console) -> None:
         console.print("no faults", style="green")
     for line in report.faults:
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-    parts = (report.broken, report.duplicates, [f"{name}: {number}" for name, number in report.rare_classes.items()])
+    parts = (
+        report.broken,
+        report.duplicates,
+        [f"{name}: {number}" for name, number in report.rare_classes.items()],
+        [f"{name}: {' and '.join(splits)}" for name, splits in report.shared_groups.items()],
+    )
     for found in parts:
         for one in found[:_SHOWN]:
             console.print(f"  {one}", markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.backbones.weights import local_path, packaged_weights
-from nc_finetune.data.sources import BUILT_IN
+from nc_finetune.data.locations import BUILT_IN
 from nc_finetune.errors import unknown_name
 
 if TYPE_CHECKING:

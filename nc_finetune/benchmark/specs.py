@@ -93,6 +93,7 @@ class DatasetSpec:
         max_test_images: Images to take of the source's own test split; ``None`` is all.
         image_column: Column of the images in a table.
         label_column: Column of the labels in a table.
+        group: Images of one group are on one side of every split: a column, or a pattern of file names.
         on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
         balance_classes: Draw training images so that every class comes equally often.
     """
@@ -105,6 +106,7 @@ class DatasetSpec:
     max_test_images: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    group: str | None = None
     on_bad_image: OnBadImage = "raise"
     balance_classes: bool = False
 
@@ -136,6 +138,7 @@ class DatasetSpec:
             num_workers=num_workers,
             image_column=self.image_column,
             label_column=self.label_column,
+            group=self.group,
             on_bad_image=self.on_bad_image,
             balance_classes=self.balance_classes,
         )

@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from nc_finetune.data.content_hashes import Duplicate
-from nc_finetune.data.folders import SPLIT_NAMES
 from nc_finetune.data.image_data import ImageData
 from nc_finetune.data.image_files import looks_like_an_image, open_image
 from nc_finetune.data.labelled_images import BadImage, LabelledImages
+from nc_finetune.data.split_names import SPLIT_NAMES
 
 SMALL_SIDE = 32
 
@@ -55,6 +55,10 @@ class DataReport:
         rare_classes: Classes with fewer training images than were asked for, and how many they have.
         left_out: Files below the source that are no part of it.
         left_out_text: What they are, in a sentence; empty where there are none.
+        absent_classes: By split, the classes that it has no image of.
+        unlabelled: Images without a label, which no split has.
+        groups: Number of groups; ``None`` where none were asked for.
+        shared_groups: Groups that are in two splits, and which these are.
     """
 
     source: str
@@ -71,6 +75,10 @@ class DataReport:
     rare_classes: dict[str, int]
     left_out: list[str]
     left_out_text: str
+    absent_classes: dict[str, list[str]]
+    unlabelled: int
+    groups: int | None
+    shared_groups: dict[str, tuple[str, ...]]
 
     @property
     def faults(self) -> list[str]:
@@ -85,6 +93,7 @@ class DataReport:
                 ),
                 (self.duplicates, "images that are in two splits: accuracy on them says nothing"),
                 (self.rare_classes, "classes with too few training images"),
+                (self.shared_groups, "groups that are in two splits: their images are trained on and tested"),
             )
             if found
         ] + ([self.left_out_text] if has_left_images else [])
@@ -139,6 +148,7 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
             for one in inspected
             if one.reason is not None
         ]
+    summary = data.summary
     counts = {split: rows.class_counts(data.num_classes) for split, rows in images.items()}
     return DataReport(
         source=data.source,
@@ -157,6 +167,10 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
         rare_classes={
             name: count for name, count in zip(data.class_names, counts["train"], strict=True) if count < min_per_class
         },
+        absent_classes=summary.absent_classes,
+        unlabelled=summary.unlabelled,
+        groups=summary.groups,
+        shared_groups=summary.shared_groups,
     )
 
 

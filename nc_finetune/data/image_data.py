@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nc_finetune.data.batch_transforms import numbers_drawn_from
-from nc_finetune.data.content_hashes import Duplicate, find_duplicates
-from nc_finetune.data.folders import SPLIT_NAMES
+from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.labelled_images import (
     BadImage,
     LabelledImages,
@@ -33,9 +32,12 @@ from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.planned_splits import SplitPlan
 from nc_finetune.data.sources import Source, load_source
 from nc_finetune.data.split_file import SplitRows
+from nc_finetune.data.split_names import SPLIT_NAMES
+from nc_finetune.data.split_summary import PlannedSplits, SplitSummary
 from nc_finetune.data.splits import splits_hash
 from nc_finetune.data.training_order import TrainingLoader, TrainingOrder, balancing_weights
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
+from nc_finetune.data.unlabelled_folder import UnlabelledImages
 from nc_finetune.data.workers import choose_workers
 from nc_finetune.errors import unknown_name
 
@@ -46,7 +48,8 @@ class ImageData(L.LightningDataModule):
     Batches are ``(images, labels)``: uint8 of shape ``(N, 3, image_size, image_size)`` and int64 of shape ``(N,)``, or
     where images have several labels ``(N, K)``, 0 or 1; the model normalises. Splits are stratified and depend on
     labels and seeds alone. The test split is the source's own, or one that is the same for every ``seed``; the
-    validation split is the source's own, or is taken from the train split.
+    validation split is the source's own, or is taken from the train split; every class keeps an image for training.
+    Images without a label are for predicting alone; a split of the source without any label is none.
 
     Args:
         source: ``"sklearn:digits"``, a folder (parquet, arrow, a saved HF dataset, or images in one folder a class),
@@ -77,7 +80,11 @@ class ImageData(L.LightningDataModule):
             of the source; from 0.
         num_folds: Number of folds.
         split_file: JSON file of the splits by the hashes of their images: read where it is there, or else written. With
-            it splits stay the same when rows move, or another version draws them.
+            it splits stay the same when rows move, or another version draws them. One that was drawn with other
+            arguments than are asked for here is refused; an argument that is ``None`` asks for nothing.
+        group: Keep images of one group on one side of every split that is drawn, e.g. of a person or a plant: a column
+            of the source, or a regular expression that is searched for in the name or the path of each file, whose
+            first group (or whole match) is the name. Shares of classes and sizes are met as nearly as groups allow.
         balance_classes: Draw training images with replacement so that every class comes equally often.
         pixel_cache: Folder that keeps images once they are decoded and resized, for later epochs and runs; ``None``
             decodes each time. It needs ``3 * image_size ** 2`` bytes an image.
@@ -121,6 +128,7 @@ class ImageData(L.LightningDataModule):
         fold: int | None = None,
         num_folds: int = 5,
         split_file: str | None = None,
+        group: str | None = None,
         balance_classes: bool = False,
         pixel_cache: str | None = None,
     ) -> None:
@@ -144,6 +152,7 @@ class ImageData(L.LightningDataModule):
             fold=fold,
             num_folds=num_folds,
             split_file=split_file,
+            group=group,
         )
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -211,12 +220,15 @@ class ImageData(L.LightningDataModule):
         """Training images of each of the K classes; an image of several labels counts for each of them."""
         return self.train_set.class_counts(self.num_classes)
 
-    @cached_property
+    @property
     def duplicates(self) -> list[Duplicate]:
         """Images that are in two splits, file by file; the same picture saved twice is not found."""
-        tables = self.data.splits
-        rows = {split: (tables[table], found.tolist()) for split, (table, found) in self._split_rows.items()}
-        return find_duplicates({split: rows[split] for split in SPLIT_NAMES})
+        return self._planned.duplicates
+
+    @property
+    def summary(self) -> SplitSummary:
+        """Sizes of the splits, classes that they lack, groups that they share, doubled and unlabelled images."""
+        return self._planned.summary
 
     def setup(self, stage: str) -> None:
         """Warn of images that are in two splits, before training."""
@@ -227,7 +239,12 @@ class ImageData(L.LightningDataModule):
 
     @property
     def train_set(self) -> LabelledImages:
-        """The training images, augmented if a transform was given."""
+        """The training images, augmented if a transform was given.
+
+        Raises:
+            ValueError: If a group is in two splits.
+        """
+        self._planned.refuse_shared_groups()
         return self._images("train", training=True)
 
     @property
@@ -268,8 +285,26 @@ class ImageData(L.LightningDataModule):
         return self.eval_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return test batches."""
-        return self.eval_dataloader("test")
+        """Return batches of the images that have no label, or test batches where there are none."""
+        if self._unlabelled is None:
+            return self.eval_dataloader("test")
+        (ranks, rank), loading = self._ranks, self._loading(self._unlabelled, "predict")
+        sampler = UnrepeatedDistributedSampler(self._unlabelled, num_replicas=ranks, rank=rank, shuffle=False)
+        return SkippingLoader(self._unlabelled, sampler=sampler if ranks > 1 else None, **loading)
+
+    @cached_property
+    def _unlabelled(self) -> UnlabelledImages | None:
+        tables = self.data.unlabelled.values()
+        decode = DecodeAndResize(self.image_size, self.interpolation)
+        return UnlabelledImages.of_tables(tables, decode, self.on_bad_image == "skip") if tables else None
+
+    @property
+    def files(self) -> list[str] | None:
+        """The images of ``predict_dataloader`` that decode, where they have no label; ``None`` of a test split."""
+        if self._unlabelled is None:
+            return None
+        names, bad = self._unlabelled.names(), self._unlabelled.is_bad()
+        return [name for name, is_bad in zip(names, bad, strict=True) if not is_bad]
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Return batches of ``"train"``, ``"val"`` or ``"test"`` in a fixed order, without augmentation."""
@@ -340,7 +375,7 @@ class ImageData(L.LightningDataModule):
         """Number of processes, and which this is."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _loading(self, images: LabelledImages, name: str) -> dict[str, Any]:
+    def _loading(self, images: LabelledImages | UnlabelledImages, name: str) -> dict[str, Any]:
         workers = self.num_workers
         if workers is None:
             if name not in self._chosen_workers:
@@ -404,6 +439,10 @@ class ImageData(L.LightningDataModule):
         )
 
     @cached_property
+    def _planned(self) -> PlannedSplits:
+        return PlannedSplits(self.data, self.plan)
+
+    @property
     def _split_rows(self) -> SplitRows:
         """In which table of the source each split is, and in which of its rows."""
-        return self.plan.rows(self.data)
+        return self._planned.rows

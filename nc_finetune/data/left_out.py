@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nc_finetune.data.file_listing import visible_files
 from nc_finetune.data.image_files import is_image_file, looks_like_an_image
-from nc_finetune.data.sources import ImageTable, Source
+from nc_finetune.data.sources import EncodedImages, Source
 
 # What file managers leave in every folder.
 _CLUTTER = ("thumbs.db", "desktop.ini")
@@ -79,12 +79,12 @@ def left_out_of(source: str, found: Source) -> LeftOut:
     folder = path if path.is_dir() else path.parent
     if not path.exists() or source.startswith("sklearn:"):
         return LeftOut()
-    names = (name for table in found.splits.values() for name in _file_names(table))
+    names = (name for table in (*found.splits.values(), *found.unlabelled.values()) for name in _file_names(table))
     used = [Path(name).relative_to(folder) for name in names if Path(name).is_relative_to(folder)]
     return LeftOut.of(visible_files(folder), used)
 
 
-def _file_names(table: ImageTable) -> list[str]:
+def _file_names(table: EncodedImages) -> list[str]:
     """Return the files of a table of which the images are no part themselves."""
     import pyarrow.compute as pc
 

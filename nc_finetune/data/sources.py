@@ -1,45 +1,58 @@
-"""Where images come from: built-in sets, local folders, the hub. The only place that knows HF datasets."""
+"""Labelled sets of images with the splits, classes and labels that they came with."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nc_finetune.data.folders import by_split, read_folder, read_table
-from nc_finetune.data.labels import number_label_sets, number_labels, rarest_labels
-from nc_finetune.data.named_sets import NAMED_SETS, is_named, load_named
-from nc_finetune.errors import missing_extra, unknown_name
+from nc_finetune.data.labels import is_no_label, number_label_sets, number_labels, rarest_labels
+from nc_finetune.data.locations import find_splits
+from nc_finetune.data.split_columns import FOLDER_SPLIT, divide_by_columns
+from nc_finetune.data.split_names import UNLABELLED, by_split, split_of
+from nc_finetune.errors import unknown_name
 
 if TYPE_CHECKING:
     import datasets
 
-BUILT_IN = ("sklearn:digits",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "cls")
 
 
 @dataclass(frozen=True)
-class ImageTable:
-    """One split as it was found: encoded images and integer labels.
+class EncodedImages:
+    """Images as they were found.
 
     Attributes:
         rows: The HF dataset; images are not decoded.
         image_column: Name of its column of images.
-        labels: The label of each row, in ``[0, K)``; of a row of several labels the rarest, of one without labels K.
-        label_sets: All labels of each row; ``None`` where every row has one.
     """
 
     rows: datasets.Dataset
     image_column: str
-    labels: list[int]
-    label_sets: list[tuple[int, ...]] | None = None
 
     def encoded(self, row: int) -> dict[str, Any]:
         """Return ``{"bytes": ..., "path": ...}`` of one image; both are ``None`` where the row has no image."""
         value: dict[str, Any] | None = self.rows[row][self.image_column]
         return value or {"bytes": None, "path": None}
+
+
+@dataclass(frozen=True)
+class ImageTable(EncodedImages):
+    """One split as it was found: encoded images and integer labels.
+
+    Attributes:
+        labels: The label of each row, in ``[0, K)``; of a row of several labels the rarest, of one without labels K.
+        label_sets: All labels of each row; ``None`` where every row has one.
+        others: Its other columns; ``None`` where there are none.
+    """
+
+    labels: list[int]
+    label_sets: list[tuple[int, ...]] | None = None
+    others: datasets.Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,12 @@ class Source:
     Attributes:
         splits: ``"train"`` and, where the source has them, ``"val"`` and ``"test"``.
         class_names: K names; the label is the index.
+        unlabelled: Images without a label, by the split that they were in: for predicting.
     """
 
     splits: dict[str, ImageTable]
     class_names: tuple[str, ...]
+    unlabelled: dict[str, EncodedImages] = field(default_factory=dict)
 
     @property
     def multi_label(self) -> bool:
@@ -87,30 +102,49 @@ def _identity(image: dict[str, Any] | None) -> bytes:
 
 
 def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:
-    """Rename splits to train, val and test; the only split of a source is its train split."""
+    """Rename splits to train, val, test and unlabelled; the only split of a source is its train split."""
     if len(found) == 1:
         return {"train": next(iter(found.values()))}
-    known = {split: found[name] for split, name in by_split(found).items()}
+    names = by_split(found)
+    known = {split: found[name] for split, name in names.items()}
     if "train" not in known:
         raise ValueError(f"the source has no train split, only {', '.join(found)}; name one of them 'train'")
+    if left := [name for name in found if name not in names.values()]:
+        warnings.warn(
+            f"the source has splits that are none of train, val and test, and are left out: {', '.join(left)}",
+            stacklevel=2,
+        )
     return known
 
 
 def _find_columns(rows: datasets.Dataset, image: str | None, label: str | None) -> tuple[str, str]:
     """Return the columns of images and labels: those given, or the only image column and the usual label names."""
+    return _one_column("image", rows, image, _image_columns(rows, label)), _one_column(
+        "label", rows, label, _label_columns(rows)
+    )
+
+
+def _image_columns(rows: datasets.Dataset, label: str | None) -> list[str]:
     import datasets as hf
 
     images = [name for name, feature in rows.features.items() if isinstance(feature, hf.Image)]
-    images = images or [name for name in IMAGE_COLUMNS if name in rows.features and name != label]
+    return images or [name for name in IMAGE_COLUMNS if name in rows.features and name != label]
+
+
+def _label_columns(rows: datasets.Dataset) -> list[str]:
+    import datasets as hf
+
     declared = {name: getattr(feature, "feature", feature) for name, feature in rows.features.items()}
     labels = [name for name, feature in declared.items() if isinstance(feature, hf.ClassLabel)]
-    labels = labels or [name for name in LABEL_COLUMNS if name in rows.features]
-    for kind, given, candidates in (("image", image, images), ("label", label, labels)):
-        if given is not None and given not in rows.features:
-            raise unknown_name(f"{kind} column", given, rows.column_names)
-        if given is None and len(candidates) != 1:
-            raise ValueError(f"cannot tell the {kind} column among {', '.join(rows.column_names)}; pass {kind}_column=")
-    return image or images[0], label or labels[0]
+    return labels or [name for name in LABEL_COLUMNS if name in rows.features]
+
+
+def _one_column(kind: str, rows: datasets.Dataset, given: str | None, candidates: list[str]) -> str:
+    if given is not None and given not in rows.features:
+        raise unknown_name(f"{kind} column", given, rows.column_names)
+    if given is None and len(candidates) != 1:
+        raise ValueError(f"cannot tell the {kind} column among {', '.join(rows.column_names)}; pass {kind}_column=")
+    return given or candidates[0]
 
 
 def _image_rows(rows: datasets.Dataset, image: str) -> datasets.Dataset:
@@ -128,74 +162,95 @@ def _from_datasets(found: dict[str, datasets.Dataset], image: str | None, label:
     """Build a source from HF datasets by split."""
     import datasets as hf
 
+    splits, image, label = _divided(found, image, label)
+    others = {name: _other_columns(rows, image) for name, rows in splits.items()}
+    images = {name: _image_rows(rows, image) for name, rows in splits.items()}
+    labelled = {name: rows for name, rows in splits.items() if label in rows.features and name != UNLABELLED}
+    several = isinstance(splits["train"].features[label], hf.List)
+    names, labels = (number_label_sets if several else number_labels)(labelled, label)
+    tables: dict[str, ImageTable] = {}
+    unlabelled: dict[str, EncodedImages] = {}
+    for name, rows in images.items():
+        values: list[Any] = list(labels.get(name, [None] * len(rows)))
+        known = [row for row, value in enumerate(values) if value is not None]
+        if len(known) < len(rows):
+            rest = [row for row, value in enumerate(values) if value is None]
+            unlabelled[name] = EncodedImages(rows.select(rest), image)
+        if not known:
+            continue
+        kept = [values[row] for row in known]
+        numbers, sets = (rarest_labels(kept, len(names)), kept) if several else (kept, None)
+        rest_of_row = others[name]
+        tables[name] = ImageTable(
+            _some(rows, known), image, numbers, sets, None if rest_of_row is None else _some(rest_of_row, known)
+        )
+    source = _checked(Source(tables, names, unlabelled))
+    _say_what_has_no_label(unlabelled, tables)
+    return source
+
+
+def _some(rows: datasets.Dataset, chosen: list[int]) -> datasets.Dataset:
+    return rows if len(chosen) == len(rows) else rows.select(chosen)
+
+
+def _divided(
+    found: dict[str, datasets.Dataset], image: str | None, label: str | None
+) -> tuple[dict[str, datasets.Dataset], str, str]:
+    """Return the rows of each split, of which none is empty, and the columns of images and labels."""
     splits = {name: rows.with_format(None) for name, rows in _canonical_splits(found).items() if len(rows)}
     if "train" not in splits:
         raise ValueError("the train split is empty; it must have images of every class")
     image, label = _find_columns(splits["train"], image, label)
     for name, rows in splits.items():
-        if absent := [column for column in (image, label) if column not in rows.column_names]:
-            raise ValueError(f"the {name} split has no column {absent[0]!r}, only {', '.join(rows.column_names)}")
-    images = {name: _image_rows(rows, image) for name, rows in splits.items()}
-    if isinstance(splits["train"].features[label], hf.List):
-        names, sets = number_label_sets(splits, label)
-        numbers = {name: rarest_labels(found, len(names)) for name, found in sets.items()}
-        tables = {name: ImageTable(rows, image, numbers[name], sets[name]) for name, rows in images.items()}
-    else:
-        names, labels = number_labels(splits, label)
-        tables = {name: ImageTable(rows, image, labels[name]) for name, rows in images.items()}
-    return _checked(Source(tables, names))
+        if image not in rows.features or (label not in rows.features and _label_columns(rows)):
+            lacking = label if image in rows.features else image
+            raise ValueError(f"the {name} split has no column {lacking!r}, only {', '.join(rows.column_names)}")
+    splits = divide_by_columns(splits, {image, label}, only=len(found) == 1)
+    if "train" not in splits:
+        raise ValueError(f"the source has no row for training, only for {' and '.join(splits)}; mend its splits")
+    order = ("train", "val", "test", UNLABELLED)
+    return {name: splits[name] for name in sorted(splits, key=order.index)}, image, label
+
+
+def _other_columns(rows: datasets.Dataset, image: str) -> datasets.Dataset | None:
+    others = [name for name in rows.column_names if name not in (image, FOLDER_SPLIT)]
+    return rows.select_columns(others) if others else None
+
+
+def _say_what_has_no_label(unlabelled: dict[str, EncodedImages], tables: dict[str, ImageTable]) -> None:
+    for name, images in unlabelled.items():
+        number = len(images.rows)
+        if name in tables:
+            total = number + len(tables[name].labels)
+            said = f"{number} of the {total} images of the {name} split have no label, and are left out of it"
+        elif name in ("val", "test"):
+            said = f"the {name} split has no labels, so that one is taken from train; its {number} images are left out"
+        else:
+            said = f"{number} images without labels are left out"
+        warnings.warn(f"{said}; predicting is for them", stacklevel=2)
 
 
 def _checked(source: Source) -> Source:
-    train = source.splits["train"]
-    labels = train.labels if train.label_sets is None else [label for labels in train.label_sets for label in labels]
-    present = {source.class_names[label] for label in labels} or {"none"}
-    if len(present) < 2:
-        raise ValueError(f"the train split has one class only ({present.pop()!r}); there is nothing to classify")
+    if "train" not in source.splits:
+        raise ValueError("the train split has no labels; there is nothing to learn from")
+    present = {name: _classes_of(table) for name, table in source.splits.items()}
+    if len(present["train"]) < 2:
+        one = source.class_names[present["train"].pop()] if present["train"] else "none"
+        raise ValueError(f"the train split has one class only ({one!r}); there is nothing to classify")
+    for name, labels in present.items():
+        if labels and not labels & present["train"]:
+            shown = ", ".join(repr(source.class_names[label]) for label in sorted(labels)[:5])
+            raise ValueError(
+                f"no class of the {name} split is in the train split: {shown}; give classes the same names in both, or"
+                " put images without labels directly into the folder of their split"
+            )
     return source
 
 
-def _digits() -> Source:
-    """Return scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (Alpaydin & Kaynak 1998, 10.24432/C50P49)."""
-    import datasets as hf
-    import numpy as np
-
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise missing_extra("scikit-learn", "offline", "the data 'sklearn:digits'") from error
-    digits = load_digits()
-    images = [np.asarray(image * (255 / 16)).round().astype(np.uint8) for image in digits.images]
-    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=[str(digit) for digit in range(10)])})
-    rows = hf.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
-    return _from_datasets({"train": rows}, "image", "label")
-
-
-def _load_hub(source: str) -> dict[str, datasets.Dataset]:
-    """Load a data set of the hub, or of the hub's cache, by its id."""
-    import datasets as hf
-
-    return dict(hf.load_dataset(source))
-
-
-def _hub(source: str, image: str | None, label: str | None) -> Source:
-    try:
-        found = _load_hub(source)
-    except Exception as error:  # the hub client has many kinds
-        raise ValueError(
-            f"{source!r} is neither a known name ({', '.join((*BUILT_IN, *NAMED_SETS))}) nor an existing folder, and"
-            f" could not be loaded from the hub: {error}\nWithout a network: run"
-            f" 'hf download --repo-type dataset {source} --local-dir DIR' where there is one, and give DIR as source"
-        ) from error
-    return _from_datasets(found, image, label)
-
-
-def _named(source: str, image: str | None, label: str | None) -> Source:
-    found = load_named(source, _load_hub)
-    built = _from_datasets(found.splits, image or found.image, label or found.label)
-    if found.class_names and len(found.class_names) == len(built.class_names):
-        return Source(built.splits, found.class_names)
-    return built
+def _classes_of(table: ImageTable) -> set[int]:
+    if table.label_sets is None:
+        return set(table.labels)
+    return {label for labels in table.label_sets for label in labels}
 
 
 def load_source(source: str, image_column: str | None = None, label_column: str | None = None) -> Source:
@@ -231,23 +286,41 @@ def load_source(source: str, image_column: str | None = None, label_column: str 
         >>> len(source.splits["train"].labels), source.class_names[:3]
         (1797, ('0', '1', '2'))
     """
-    if source in BUILT_IN:
-        return _digits()
-    if source.startswith("sklearn:"):
-        raise unknown_name("built-in data", source, BUILT_IN)
-    if is_named(source):
-        return _named(source, image_column, label_column)
-    path = Path(source).expanduser()
-    try:
-        if path.is_dir():
-            return _from_datasets(read_folder(path, image_column, label_column), image_column, label_column)
-        if path.is_file() and path.suffix.lower() == ".csv":
-            return _from_datasets(read_table(path, image_column, label_column), image_column, label_column)
-        is_file = path.exists()
-    except PermissionError as error:
-        raise PermissionError(f"no permission to read {error.filename or path}; change it or copy the data") from error
-    if is_file:
-        raise NotADirectoryError(f"{source!r} is a file; give the folder that it is in")
-    if path.is_absolute() or source.startswith(".") or source.count("/") > 1:
-        raise FileNotFoundError(f"no folder of images or tables at {source!r}")
-    return _hub(source, image_column, label_column)
+    found = find_splits(source, image_column, label_column)
+    built = _from_datasets(found.splits, image_column or found.image, label_column or found.label)
+    if found.class_names and len(found.class_names) == len(built.class_names):
+        return dataclasses.replace(built, class_names=found.class_names)
+    return built
+
+
+def load_unlabelled(
+    source: str, image_column: str | None = None, label_column: str | None = None
+) -> dict[str, EncodedImages]:
+    """Find the images of a source that have no label, or where all of them have one, or none has, all of them.
+
+    Args:
+        source: As for :func:`load_source`; no column of labels and no split is needed.
+        image_column: Column of the images in a table; ``None`` finds it.
+        label_column: Column of the labels in a table; ``None`` finds it.
+
+    Returns:
+        Images by the split that they are in.
+
+    Raises:
+        ValueError: As for :func:`load_source`.
+    """
+    found = find_splits(source, image_column, label_column, labels_needed=False)
+    image_column, label_column = image_column or found.image, label_column or found.label
+    splits = {name: rows.with_format(None) for name, rows in found.splits.items() if len(rows)}
+    everything, unlabelled = {}, {}
+    for name, rows in splits.items():
+        image = _one_column("image", rows, image_column, _image_columns(rows, label_column))
+        labels = [label_column] if label_column in rows.features else _label_columns(rows)
+        without = [
+            row for row, value in enumerate(rows[labels[0]] if labels else [None] * len(rows)) if is_no_label(value)
+        ]
+        images = _image_rows(rows, image)
+        everything[name] = EncodedImages(images, image)
+        if without or split_of(name) == UNLABELLED:
+            unlabelled[name] = EncodedImages(images.select(without) if split_of(name) != UNLABELLED else images, image)
+    return unlabelled or everything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 
-def _rank(seed: int, row: int) -> bytes:
+def rank(seed: int, row: int) -> bytes:
+    """Return the place of a row in an order that is drawn: the same on every platform."""
     return hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
 
 
@@ -20,7 +22,7 @@ def _shuffled_by_class(labels: Sequence[int], seed: int) -> list[list[int]]:
     rows: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for row, label in enumerate(labels):
         rows[label].append(row)
-    return [sorted(group, key=lambda row: _rank(seed, row)) for group in rows.values()]
+    return [sorted(group, key=lambda row: rank(seed, row)) for group in rows.values()]
 
 
 def _indices(rows: list[int]) -> Indices:
@@ -91,10 +93,48 @@ def split_off(labels: Sequence[int], size: int | float, seed: int) -> tuple[Indi
     # many small classes not always the same ones give a row.
     chosen: list[int] = []
     seen = 0
-    for group in sorted(_shuffled_by_class(labels, seed), key=lambda group: _rank(seed, group[0])):
+    for group in sorted(_shuffled_by_class(labels, seed), key=lambda group: rank(seed, group[0])):
         seen += len(group)
         chosen += group[: seen * int(number) // total - len(chosen)]
     return _indices(chosen), _indices(sorted(set(range(total)) - set(chosen)))
+
+
+def give_back(held_out: Indices, label_sets: Sequence[tuple[int, ...]], seed: int, replace: bool = True) -> Indices:
+    """Leave an image of every class among those that are not held out.
+
+    Args:
+        held_out: Rows that were split off.
+        label_sets: The labels of each row.
+        seed: Which rows to give back.
+        replace: Hold other rows out in their place, of classes that have more than one left, so that the size stays.
+
+    Returns:
+        The rows to hold out, in rising order: the same ones where no class lost all of its rows. At least one stays.
+
+    Example:
+        >>> give_back(np.array([0, 1]), [(0,), (1,), (1,), (1,)], seed=0).tolist()
+        [1, 2]
+    """
+    chosen = set(held_out.tolist())
+    left = Counter(label for row, labels in enumerate(label_sets) if row not in chosen for label in labels)
+    lacking = sorted({label for row in chosen for label in label_sets[row]} - set(left))
+    returned: set[int] = set()
+    for label in lacking:
+        if left[label] or len(chosen) == 1:
+            continue
+        row = max((row for row in chosen if label in label_sets[row]), key=lambda row: rank(seed, row))
+        chosen.remove(row)
+        returned.add(row)
+        left.update(label_sets[row])
+    for _ in range(len(returned) if replace else 0):
+        free = [row for row in range(len(label_sets)) if row not in chosen | returned]
+        spare = [row for row in free if label_sets[row] and all(left[label] > 1 for label in label_sets[row])]
+        if not spare:
+            break
+        row = max(spare, key=lambda row: (min(left[label] for label in label_sets[row]), rank(seed, row)))
+        chosen.add(row)
+        left.subtract(label_sets[row])
+    return _indices(list(chosen))
 
 
 def k_folds(labels: Sequence[int], number: int, seed: int) -> list[Indices]:

@@ -1,11 +1,13 @@
-"""Images in a folder that nobody has labelled."""
+"""Images that nobody has labelled: those of a folder, or of a source."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch import Tensor
@@ -15,26 +17,42 @@ from nc_finetune.data.file_listing import visible_files
 from nc_finetune.data.image_files import is_image_file
 from nc_finetune.data.labelled_images import OnBadImage, SkippingLoader, collate, shared_flags
 from nc_finetune.data.left_out import LeftOut
+from nc_finetune.data.relative_paths import below_one_folder
+from nc_finetune.data.sources import EncodedImages, load_unlabelled
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.errors import unknown_name
 
 
-class _Images(Dataset[Tensor]):
-    def __init__(self, paths: Sequence[Path], decode: DecodeAndResize, bad: Tensor | None) -> None:
-        self.paths = paths
+class UnlabelledImages(Dataset[Tensor]):
+    """Images without labels, uint8 of shape ``(3, image_size, image_size)``.
+
+    Args:
+        encoded: Returns each image as ``{"bytes": ..., "path": ...}``.
+        decode: From that to a tensor.
+        skip: Leave images out that do not decode.
+    """
+
+    def __init__(self, encoded: Sequence[Callable[[], dict[str, Any]]], decode: DecodeAndResize, skip: bool) -> None:
+        self.encoded = encoded
         self.decode = decode
-        self.bad = bad
+        self.bad = shared_flags(len(encoded)) if skip else None
+
+    @classmethod
+    def of_tables(cls, tables: Iterable[EncodedImages], decode: DecodeAndResize, skip: bool) -> UnlabelledImages:
+        """Take all rows of some tables, one table after the other."""
+        return cls([partial(table.encoded, row) for table in tables for row in range(len(table.rows))], decode, skip)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.encoded)
 
     def __getitem__(self, item: int) -> Tensor:
-        path = self.paths[item]
+        encoded = self.encoded[item]()
         try:
-            return self.decode({"bytes": None, "path": str(path)})
+            return self.decode(encoded)
         except Exception as error:  # every codec has its own kinds
+            name = encoded["path"] or f"in place {item}"
             raise ValueError(
-                f"the image {path} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
+                f"the image {name} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
             ) from error
 
     def __getitems__(self, items: Sequence[int]) -> list[Tensor]:
@@ -49,8 +67,43 @@ class _Images(Dataset[Tensor]):
                 self.bad[item] = 1
         return found
 
+    def is_bad(self) -> list[bool]:
+        """Tell which images did not decode so far."""
+        return [False] * len(self) if self.bad is None else [bool(flag) for flag in self.bad.tolist()]
 
-class UnlabelledFolder(L.LightningDataModule):
+    def names(self) -> list[str]:
+        """Return the file of each image, below the folder that all are in; where there is none, its place."""
+        paths = [image()["path"] or "" for image in self.encoded]
+        return [path or f"image {place}" for place, path in enumerate(below_one_folder(paths))]
+
+
+class _UnlabelledData(L.LightningDataModule):
+    """What ``trainer.predict`` and its writer need: images in an order, and their names."""
+
+    class_names: tuple[str, ...]
+    batch_size: int
+    num_workers: int
+    _files: tuple[str, ...]
+    _images: UnlabelledImages
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The images in the order of the batches, without those that were skipped."""
+        return tuple(file for file, is_bad in zip(self._files, self._images.is_bad(), strict=True) if not is_bad)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The images that did not decode so far."""
+        return tuple(file for file, is_bad in zip(self._files, self._images.is_bad(), strict=True) if is_bad)
+
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        """Return the images in the order of ``files``."""
+        return SkippingLoader(
+            self._images, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate
+        )
+
+
+class UnlabelledFolder(_UnlabelledData):
     """All images below a folder, for ``trainer.predict``: batches of uint8, shape ``(N, 3, image_size, image_size)``.
 
     Args:
@@ -80,10 +133,7 @@ class UnlabelledFolder(L.LightningDataModule):
         on_bad_image: OnBadImage = "raise",
     ) -> None:
         super().__init__()
-        if interpolation not in INTERPOLATIONS:
-            raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
-        if min(image_size, batch_size) < 1:
-            raise ValueError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}")
+        _check(interpolation, image_size, batch_size)
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"no folder of images at {root}")
@@ -94,26 +144,57 @@ class UnlabelledFolder(L.LightningDataModule):
         if (left_out := LeftOut.of(files, found)).files:
             warnings.warn(f"{root}: {left_out}", stacklevel=2)
         self.class_names = tuple(class_names)
-        self._files = tuple(file.as_posix() for file in found)
-        skip = on_bad_image == "skip"
-        self._bad = shared_flags(len(found)) if skip else None
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self._images = _Images([root / file for file in found], DecodeAndResize(image_size, interpolation), self._bad)
+        self._files = tuple(file.as_posix() for file in found)
+        encoded = [partial(_file, str(root / file)) for file in found]
+        self._images = UnlabelledImages(encoded, DecodeAndResize(image_size, interpolation), on_bad_image == "skip")
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The images relative to the folder, in the order of the batches, without those that were skipped."""
-        bad = [0] * len(self._files) if self._bad is None else self._bad.tolist()
-        return tuple(file for file, is_bad in zip(self._files, bad, strict=True) if not is_bad)
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """The images that did not decode so far."""
-        return tuple(sorted(set(self._files) - set(self.files)))
+class UnlabelledSource(_UnlabelledData):
+    """The images of a source that have no label, or all of them where each has one, for ``trainer.predict``.
 
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """Return the images in the order of ``files``."""
-        return SkippingLoader(
-            self._images, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=collate
-        )
+    Args:
+        source: As for :func:`~nc_finetune.data.load_source`: tables, archives, a short name, an id of the hub.
+        class_names: K names of the classes that a model tells apart.
+        image_size: Height and width of the images in pixels.
+        interpolation: Filter for resizing.
+        batch_size: Images a batch.
+        num_workers: Processes that decode; 0 decodes in the main process.
+        on_bad_image: What becomes of images that do not decode: ``"raise"`` or ``"skip"``.
+
+    Raises:
+        ValueError: If the source cannot be read, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        class_names: Sequence[str],
+        *,
+        image_size: int = 224,
+        interpolation: str = "bicubic",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        on_bad_image: OnBadImage = "raise",
+    ) -> None:
+        super().__init__()
+        _check(interpolation, image_size, batch_size)
+        self.class_names = tuple(class_names)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        tables = load_unlabelled(source).values()
+        decode = DecodeAndResize(image_size, interpolation)
+        self._images = UnlabelledImages.of_tables(tables, decode, on_bad_image == "skip")
+        self._files = tuple(self._images.names())
+
+
+def _check(interpolation: str, image_size: int, batch_size: int) -> None:
+    if interpolation not in INTERPOLATIONS:
+        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+    if min(image_size, batch_size) < 1:
+        raise ValueError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}")
+
+
+def _file(path: str) -> dict[str, Any]:
+    return {"bytes": None, "path": path}

@@ -7,6 +7,7 @@ import statistics
 import time
 
 from nc_finetune.data.labelled_images import Drawn, LabelledImages
+from nc_finetune.data.unlabelled_folder import UnlabelledImages
 
 # More seldom help, and each holds a copy of what the process has.
 MOST_WORKERS = 8
@@ -23,7 +24,7 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
-def choose_workers(images: LabelledImages, processes: int = 1) -> int:
+def choose_workers(images: LabelledImages | UnlabelledImages, processes: int = 1) -> int:
     """Choose how many processes read a split.
 
     None where reading all of it takes less than a second, as of small images or those that a pixel cache holds, and
@@ -45,13 +46,14 @@ def choose_workers(images: LabelledImages, processes: int = 1) -> int:
     return spare
 
 
-def _seconds_to_read(images: LabelledImages) -> float:
+def _seconds_to_read(images: LabelledImages | UnlabelledImages) -> float:
     step = max(len(images) // _TRIED, 1)
     seconds: list[float] = []
     for item in range(0, len(images), step)[:_TRIED]:
         start = time.perf_counter()
         try:
-            images[Drawn(item, seed=0)]  # with a seed, it leaves the random numbers alone
+            # With a seed, it leaves the random numbers alone.
+            images[Drawn(item, seed=0)] if isinstance(images, LabelledImages) else images[item]
         except ValueError:  # it does not decode, and is told of when its turn comes
             return 0.0
         seconds.append(time.perf_counter() - start)

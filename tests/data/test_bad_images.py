@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData
-from nc_finetune.data import UnlabelledFolder, sources
+from nc_finetune.data import UnlabelledFolder, locations
 from nc_finetune.data.transforms import DecodeAndResize
 
 
@@ -229,7 +229,7 @@ def test_skip_works_on_every_kind_of_source(
         write_rows(tmp_path / "train.parquet", contents)
     if kind == "hub":
         found = datasets.load_dataset("parquet", data_files={"train": str(tmp_path / "train.parquet")})
-        monkeypatch.setattr(sources, "_load_hub", lambda name: dict(found))
+        monkeypatch.setattr(locations, "_load_hub", lambda name: dict(found))
         source = "someone/pets"
     data = data_of(Path(source), on_bad_image="skip", num_workers=num_workers)
     number = sum(len(labels) for split in ("train", "val", "test") for _, labels in data.eval_dataloader(split))

@@ -12,8 +12,9 @@ import pytest
 from made_up_images import make_rows, write_images, write_parquet
 from PIL import Image
 
-from nc_finetune.data.folders import by_split, read_folder, visible_files
+from nc_finetune.data.folders import read_folder, visible_files
 from nc_finetune.data.sources import load_source
+from nc_finetune.data.split_names import by_split
 from nc_finetune.data.transforms import DecodeAndResize
 
 
@@ -70,8 +71,8 @@ def test_tables_that_name_no_split_are_train(tmp_path: Path) -> None:
 
 def test_a_table_that_names_no_split_beside_one_that_does_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", [0, 1])
-    write_parquet(tmp_path / "holdout.parquet", [0, 1])
-    with pytest.raises(ValueError, match=r"cannot tell the split of .*holdout\.parquet beside files that name theirs"):
+    write_parquet(tmp_path / "extra.parquet", [0, 1])
+    with pytest.raises(ValueError, match=r"cannot tell the split of .*extra\.parquet beside files that name theirs"):
         read_folder(tmp_path)
 
 
@@ -125,9 +126,9 @@ def test_table_without_rows(tmp_path: Path, kind: str) -> None:
         read_folder(tmp_path)
 
 
-def test_tables_whose_columns_differ(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", [0, 1])
-    make_rows([0, 1]).remove_columns("label").to_parquet(str(tmp_path / "test.parquet"))
+def test_shards_of_a_split_whose_columns_differ(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1])
+    make_rows([0, 1]).remove_columns("label").to_parquet(str(tmp_path / "train-1.parquet"))
     with pytest.raises(ValueError, match=r"cannot be read: Couldn't cast"):
         read_folder(tmp_path)
 
@@ -188,7 +189,8 @@ def test_images_in_folders_below_a_class(tmp_path: Path) -> None:
 
 def test_images_beside_the_folders_of_classes_are_left_out(tmp_path: Path) -> None:
     write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "train/overview.png", "overview.png")
-    assert classes(read_folder(tmp_path)["train"]) == {"cat": 1, "dog": 1}
+    with pytest.warns(UserWarning, match=r"left out 2 images that are in no folder of a class and a split"):
+        assert classes(read_folder(tmp_path)["train"]) == {"cat": 1, "dog": 1}
 
 
 def test_class_names_with_odd_characters(tmp_path: Path) -> None:
@@ -251,8 +253,11 @@ def test_folders_without_images_beside_a_train_folder_do_not_make_it_a_class(tmp
 
 
 def test_folders_of_other_images_beside_splits_are_left_out(tmp_path: Path) -> None:
-    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "unlabelled/1.png")
-    found = {split: classes(rows) for split, rows in read_folder(tmp_path).items()}
+    write_images(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "old photos/1.png")
+    with pytest.warns(
+        UserWarning, match=r"left out 1 images that are in no folder of a class.*, e\.g\. old photos/1\.png"
+    ):
+        found = {split: classes(rows) for split, rows in read_folder(tmp_path).items()}
     assert found == {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1}}
 
 

@@ -41,11 +41,74 @@ def test_a_class_has_the_same_number_in_every_split(feature: Any, train: list[An
     assert labels == {"train": [1, 2], "test": [0, 2]}
 
 
-def test_labels_of_an_unlabelled_test_split_are_refused() -> None:
-    # Test splits of the hub often have -1 throughout.
-    splits = {"train": make_rows([0, 1]), "test": make_rows([-1, -1])}
-    with pytest.raises(ValueError, match=r"lie in \[0, 2\), the test split has -1; leave rows without a label out$"):
+@pytest.mark.parametrize(
+    ("feature", "labels", "expected"),
+    [
+        (None, [-1, 1, -1], [None, 1, None]),  # as test splits of the hub have it
+        (INTEGER, [0, None, 4], [0, None, 1]),
+        (STRING, ["b", None, " ", "a"], [1, None, None, 0]),
+        (datasets.Value("float64"), [1.0, float("nan"), 0.0, None], [1, None, 0, None]),
+        (datasets.ClassLabel(names=["a", "b"]), [0, None], [0, None]),
+        (STRING, ["2.0", "", "10.0"], [0, None, 1]),  # pandas, once a cell is empty
+        (STRING, ["-1", "7", "5"], [None, 1, 0]),
+    ],
+)
+def test_what_stands_for_no_label(feature: Any, labels: list[Any], expected: list[Any]) -> None:
+    splits = {"train": make_rows([0, 1], feature), "test": make_rows(labels, feature)} if feature is None else {}
+    numbered = number_labels(
+        splits or {"test": make_rows(labels, feature), "train": make_rows(labels, feature)}, "label"
+    )
+    assert numbered[1]["test"] == expected
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "names"),
+    [
+        *((datasets.Value(kind), [10, 2, 1, 2], ("1", "2", "10")) for kind in ("uint8", "int16", "int32", "uint64")),
+        *((datasets.Value(kind), [10.0, 2.0, 1.0, 2.0], ("1", "2", "10")) for kind in ("float32", "float64")),
+        (STRING, ["10", "2", "1", "2"], ("1", "2", "10")),
+        (STRING, ["10.0", "2.0", "1.0", "2.0"], ("1", "2", "10")),
+        (datasets.Value("large_string"), ["10", "2", "1", "2"], ("1", "2", "10")),
+    ],
+)
+def test_whole_numbers_of_every_type_are_classes_in_their_order(feature: Any, labels: list[Any], names: Any) -> None:
+    assert number_labels({"train": make_rows(labels, feature)}, "label") == (names, {"train": [2, 1, 0, 1]})
+
+
+def test_a_split_may_name_the_classes_that_train_declares() -> None:
+    splits = {"train": make_rows([1, 0]), "val": make_rows(["dog", "cat"], STRING), "test": make_rows([1, -1], INTEGER)}
+    assert number_labels(splits, "label")[1] == {"train": [1, 0], "val": [1, 0], "test": [1, None]}
+
+
+ALIKE = [
+    ("Cat", "cat"),
+    ("cat ", "cat"),
+    ("Ｃａｔ", "Cat"),
+    ("sea-lion", "sea lion"),
+    ("sea_lion", "Sea Lion"),
+    ("c\u200bat", "cat"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_classes_of_two_splits_that_hardly_differ_are_refused(one: str, other: str) -> None:
+    splits = {"train": make_rows([one, "dog"], STRING), "val": make_rows([other, "dog"], STRING)}
+    with pytest.raises(
+        ValueError, match=rf"{one!r} \(train\) and {other!r} \(val\) hardly differ".replace("\\u", "\\\\u")
+    ):
         number_labels(splits, "label")
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_classes_of_one_split_that_hardly_differ_stay_with_a_warning(one: str, other: str) -> None:
+    with pytest.warns(UserWarning, match=r"hardly differ stay classes of their own"):
+        names, _ = number_labels({"train": make_rows([one, other], STRING)}, "label")
+    assert set(names) == {one, other}
+
+
+def test_composed_and_decomposed_letters_are_one_class() -> None:
+    splits = {"train": make_rows(["B\u00e4r", "dog"], STRING), "val": make_rows(["Ba\u0308r", "dog"], STRING)}
+    assert number_labels(splits, "label") == (("B\u00e4r", "dog"), {"train": [0, 1], "val": [0, 1]})
 
 
 def test_labels_beyond_the_declared_classes_are_refused() -> None:
@@ -56,16 +119,13 @@ def test_labels_beyond_the_declared_classes_are_refused() -> None:
 
 
 def test_negative_integers_are_no_classes() -> None:
-    with pytest.raises(ValueError, match=r"the train split has -2, -1; leave rows without a label out"):
+    with pytest.raises(ValueError, match=r"the train split has -2; leave rows without a label out"):
         number_labels({"train": make_rows([0, 1, -1, -2], INTEGER)}, "label")
 
 
 @pytest.mark.parametrize(
     ("feature", "labels", "shown"),
     [
-        (INTEGER, [0, None], "None"),
-        (STRING, ["a", None], "None"),
-        (datasets.ClassLabel(names=["a", "b"]), [0, None], "None"),
         (datasets.Value("float64"), [0.5, 1.0], "0.5"),
         (datasets.Sequence(INTEGER), [[0, 1], [2]], r"\[0, 1\]"),
     ],
