@@ -286,7 +286,7 @@ TABLES: dict[str, tuple[Act, str]] = {
     "table of labels: empty": (table(""), "is empty: expected a line with the names of columns"),
     "table of labels: a line too short": (table("file,label\n1.png,cat\n2.png\n"), "line 3: 1 cells where"),
     "table of labels: an image twice": (table("file,label\n1.png,cat\n1.png,dog\n"), r"'1\.png' is there twice"),
-    "table of labels: no label": (table("file,label\n1.png,cat\n2.png, \n"), r"'2\.png' has no label"),
+    "table of labels: no label": (table("file,label\n1.png,\n2.png, \n"), "the train split has no labels"),
     "table of labels: a missing image": (table("file,label\n1.png,cat\n9.png,dog\n"), r"'9\.png' is not below"),
     "table of labels: ../": (table("file,label\n../2.png,cat\n1.png,dog\n"), "is not below .*; name files relative"),
     "table of labels: absolute path": (table("file,label\n/etc/passwd,cat\n1.png,dog\n"), "'/etc/passwd' is not below"),
@@ -300,14 +300,17 @@ TABLES: dict[str, tuple[Act, str]] = {
     "table: parquet beside arrow": (two_kinds, "holds arrow and parquet files; keep one kind"),
     "table: a split lacks the column": (other_columns, "the test split has no column 'label'"),
     "table: splits with other classes": (other_classes, "every split must declare the same classes in the same order"),
-    "table: labels of -1": (rows([0, -1, 1, 0]), r"labels must be strings or lie in \[0, 2\), the train split has -1"),
+    "table: labels of -2": (
+        rows([0, -2, 1, 0], datasets.Value("int64")),
+        r"labels must be strings or lie in \[0, inf\), the train split has -2",
+    ),
     "table: labels that are numbers with a fraction": (
         rows([0.5, 1.5], datasets.Value("float32")),
         r"the train split has 0\.5; leave rows without a label out",
     ),
-    "table: a label is missing": (
-        rows(["cat", None], datasets.Value("string")),
-        "the train split has None; leave rows without a label out",
+    "table: all labels are missing": (
+        rows([None, None], datasets.Value("string")),
+        "the train split has no labels; there is nothing to learn from",
     ),
     "idx files: cut off": (cut_idx, "announces 3,920 bytes and holds 3,919; download it again"),
     "CIFAR: Python edition (pickles)": (

@@ -14,7 +14,7 @@ from nc_finetune.data.idx_files import is_idx_folder, read_idx_folder
 from nc_finetune.data.image_files import is_image_file
 from nc_finetune.data.label_tables import LabelTable, find_label_tables
 from nc_finetune.data.labels import check_spellings
-from nc_finetune.data.relative_paths import with_whole_paths
+from nc_finetune.data.relative_paths import names_files, with_whole_paths
 from nc_finetune.data.split_names import UNLABELLED, by_split, split_in, split_of, words_of
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _read_one_split(path: Path, kind: str, files: Sequence[Path], image_column: 
 
     rows = read(files)
     folders = dict.fromkeys(file.parent for file in files)
-    if len(folders) == 1 or with_whole_paths(rows, image_column, path, path) is rows:
+    if len(folders) == 1 or not names_files(rows, image_column):
         return with_whole_paths(rows, image_column, files[0].parent, path)
     each = {folder: read([file for file in files if file.parent == folder]) for folder in folders}
     return hf.concatenate_datasets(

@@ -40,13 +40,17 @@ def group_names(source: Source, group: str) -> dict[str, list[str]]:
     paths = [path for table in tables.values() for path in _paths(table)]
     if not any(paths):
         raise ValueError(_unknown(source, group, "and the images have no names of files"))
-    for shown in ([Path(path).name for path in paths], below_one_folder(paths)):
-        found = [pattern.search(path) for path in shown]
-        if all(found):
-            names = iter([_matched(match) for match in found])
-            return {split: [next(names) for _ in table.labels] for split, table in tables.items()}
-    without = next(path for path, match in zip(paths, found, strict=True) if not match)
-    raise ValueError(_unknown(source, group, f"and as a regular expression it is not in {without!r}"))
+    attempts = [(shown, [pattern.search(path) for path in shown]) for shown in (_names(paths), below_one_folder(paths))]
+    _, found = min(attempts, key=lambda attempt: attempt[1].count(None))
+    if None in found:
+        without = below_one_folder(paths)[found.index(None)]
+        raise ValueError(_unknown(source, group, f"and as a regular expression it is not in {without!r}"))
+    names = iter([_matched(match) for match in found])
+    return {split: [next(names) for _ in table.labels] for split, table in tables.items()}
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    return [Path(path).name for path in paths]
 
 
 def _paths(table: ImageTable) -> list[str]:
@@ -191,7 +195,8 @@ def take_per_class_in_groups(
 def k_folds_of_groups(labels: Sequence[int], names: Sequence[str], number: int, seed: int) -> list[Indices]:
     """Divide rows into folds of whole groups with the shares of the classes, as scikit-learn's StratifiedGroupKFold.
 
-    Large groups come first, each into the fold where the shares of the classes differ least between folds.
+    Groups whose classes differ most in number come first, each into the fold where the shares of the classes then
+    differ least between folds.
 
     Args:
         labels: The label of each row.
@@ -216,7 +221,7 @@ def k_folds_of_groups(labels: Sequence[int], names: Sequence[str], number: int, 
         )
     folds = np.zeros((number, len(groups.totals)))
     members: list[list[int]] = [[] for _ in range(number)]
-    for group in sorted(groups.order, key=lambda group: -groups.counts[group].sum()):
+    for group in sorted(groups.order, key=lambda group: -groups.counts[group].std()):
         share = groups.counts[group] / groups.totals
         spread = [
             float((folds + share * (np.arange(number) == fold)[:, None]).std(axis=0).mean()) for fold in range(number)

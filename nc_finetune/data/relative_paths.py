@@ -51,6 +51,12 @@ def with_whole_paths(rows: datasets.Dataset, image_column: str | None, folder: P
     return hf.concatenate_datasets([images, others], axis=1) if others.column_names else images
 
 
+def names_files(rows: datasets.Dataset, image_column: str | None) -> bool:
+    """Tell a table that names files of images from one that holds the images."""
+    column = _image_column(rows, image_column)
+    return column is not None and _paths(rows, column) is not None
+
+
 def _image_column(rows: datasets.Dataset, given: str | None) -> str | None:
     import datasets as hf
 

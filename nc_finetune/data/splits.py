@@ -120,21 +120,26 @@ def give_back(held_out: Indices, label_sets: Sequence[tuple[int, ...]], seed: in
     lacking = sorted({label for row in chosen for label in label_sets[row]} - set(left))
     returned: set[int] = set()
     for label in lacking:
-        if left[label] or len(chosen) == 1:
+        if left[label]:
             continue
+        spare = _spare(label_sets, left, chosen | returned, seed) if replace else None
+        if spare is None and len(chosen) == 1:
+            break
         row = max((row for row in chosen if label in label_sets[row]), key=lambda row: rank(seed, row))
         chosen.remove(row)
         returned.add(row)
         left.update(label_sets[row])
-    for _ in range(len(returned) if replace else 0):
-        free = [row for row in range(len(label_sets)) if row not in chosen | returned]
-        spare = [row for row in free if label_sets[row] and all(left[label] > 1 for label in label_sets[row])]
-        if not spare:
-            break
-        row = max(spare, key=lambda row: (min(left[label] for label in label_sets[row]), rank(seed, row)))
-        chosen.add(row)
-        left.subtract(label_sets[row])
+        if spare is not None:
+            chosen.add(spare)
+            left.subtract(label_sets[spare])
     return _indices(list(chosen))
+
+
+def _spare(label_sets: Sequence[tuple[int, ...]], left: Counter[int], taken: set[int], seed: int) -> int | None:
+    """Return a row of a class that has most rows left, and more than one of each of its labels."""
+    free = [row for row, labels in enumerate(label_sets) if row not in taken and labels]
+    spare = [row for row in free if all(left[label] > 1 for label in label_sets[row])]
+    return max(spare, key=lambda row: (min(left[label] for label in label_sets[row]), rank(seed, row)), default=None)
 
 
 def k_folds(labels: Sequence[int], number: int, seed: int) -> list[Indices]:

@@ -126,11 +126,11 @@ def test_table_without_rows(tmp_path: Path, kind: str) -> None:
         read_folder(tmp_path)
 
 
-def test_shards_of_a_split_whose_columns_differ(tmp_path: Path) -> None:
+def test_a_shard_without_labels_is_said(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1])
     make_rows([0, 1]).remove_columns("label").to_parquet(str(tmp_path / "train-1.parquet"))
-    with pytest.raises(ValueError, match=r"cannot be read: Couldn't cast"):
-        read_folder(tmp_path)
+    with pytest.warns(UserWarning, match=r"2 of the 4 images of the train split have no label"):
+        assert load_source(str(tmp_path)).splits["train"].labels == [0, 1]
 
 
 def test_saved_dataset_is_train(tmp_path: Path) -> None:

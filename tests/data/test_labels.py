@@ -83,7 +83,7 @@ def test_a_split_may_name_the_classes_that_train_declares() -> None:
 ALIKE = [
     ("Cat", "cat"),
     ("cat ", "cat"),
-    ("Ｃａｔ", "Cat"),
+    ("\uff23\uff41\uff54", "Cat"),
     ("sea-lion", "sea lion"),
     ("sea_lion", "Sea Lion"),
     ("c\u200bat", "cat"),
@@ -93,10 +93,9 @@ ALIKE = [
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_classes_of_two_splits_that_hardly_differ_are_refused(one: str, other: str) -> None:
     splits = {"train": make_rows([one, "dog"], STRING), "val": make_rows([other, "dog"], STRING)}
-    with pytest.raises(
-        ValueError, match=rf"{one!r} \(train\) and {other!r} \(val\) hardly differ".replace("\\u", "\\\\u")
-    ):
+    with pytest.raises(ValueError, match=r"hardly differ: case, spaces") as error:
         number_labels(splits, "label")
+    assert f"{one!r} (train) and {other!r} (val)" in str(error.value)
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
