@@ -61,11 +61,10 @@ def read_folder(
 
 def holds_tables_alone(path: Path) -> bool:
     """Tell a folder of tables, archives or idx files, with no file of an image beside them."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     files = visible_files(path)
-    has_images = any(file.suffix.lower() in IMG_EXTENSIONS for file in files)
-    return not has_images and (is_idx_folder(files) or any(file.suffix.lower() in TABLE_KINDS for file in files))
+    return not any(map(is_image_file, files)) and (
+        is_idx_folder(files) or any(file.suffix.lower() in TABLE_KINDS for file in files)
+    )
 
 
 def read_table(
