@@ -12,9 +12,19 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from typing_extensions import Self
 
+from nc_finetune._arguments import (
+    DEFAULT_WEIGHTS,
+    check_backbone,
+    check_batch,
+    check_head,
+    check_head_factory,
+    check_images,
+    check_method,
+    check_rates,
+    images_of,
+)
 from nc_finetune.backbones import (
     Backbone,
     OpenClipBackbone,
@@ -32,9 +42,27 @@ from nc_finetune.delta_io import CHECKPOINT_KEY, read_and_write_deltas
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.frozen import FrozenPart, averages_of, frozen_state
 from nc_finetune.heads import ZeroShotHead
-from nc_finetune.losses import ClassBalanced
-from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, named_blocks, parameter_groups
-from nc_finetune.metrics import MAIN_METRICS, check_targets, classification_metrics
+from nc_finetune.losses import (
+    ClassBalanced,
+    check_loss,
+    has_independent_classes,
+    loss_value,
+    match_loss_state,
+    mean_and_weight,
+    takes_several_labels,
+)
+from nc_finetune.methods import (
+    AUTO,
+    FinetuningMethod,
+    LinearProbe,
+    ScheduleName,
+    check_schedule,
+    follow,
+    named_blocks,
+    parameter_groups,
+    rate_factor,
+)
+from nc_finetune.metrics import MAIN_METRICS, WeightedMean, classification_metrics
 from nc_finetune.model_config import described_key_layer
 from nc_finetune.model_file import (
     checkpoint_arguments,
@@ -52,35 +80,26 @@ class DivergedError(TrainingStoppedError):
     """Training cannot go on because the loss is not finite."""
 
 
-def _check_batch(batch: Any, num_classes: int, multilabel: bool) -> tuple[Tensor, Tensor]:
-    """Refuse a batch that is not (images, labels), while it is still on the CPU and looking costs nothing."""
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        parts = f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else ""
-        raise TypeError(f"a batch must be (images, labels), two tensors; got {type(batch).__name__}{parts}")
-    images, labels = batch
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}")
-    return images, check_targets(labels, len(images), num_classes, multilabel)
-
-
 class ImageClassifier(L.LightningModule):
     """Fine-tune a pre-trained backbone for image classification.
 
     Batches are ``(images, labels)``: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in 0...1
     (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in ``[0, num_classes)``.
 
-    With a loss for several labels a sample (:class:`~nc_finetune.losses.PickAllLabelsLoss`, or any with an attribute
-    ``multilabel = True``) labels have shape ``(N, num_classes)``, 0 or 1.
+    With a loss for several labels a sample (:class:`~nc_finetune.losses.PickAllLabelsLoss`, ``BCEWithLogitsLoss``,
+    ``MultiLabelSoftMarginLoss``, or any with an attribute ``multilabel = True``) labels have shape
+    ``(N, num_classes)``, 0 or 1.
 
     Logs ``train/loss``, and of ``val/`` and ``test/`` ``loss``, ``accuracy`` and ``balanced_accuracy``, in which every
     class counts the same (shares in ``[0, 1]``); for several labels ``average_precision`` in place of both, see
     :func:`~nc_finetune.metrics.classification_metrics`.
 
     The optimizer gets up to three groups, each with its own learning rate: ``head`` (and the loss, should it have
-    parameters), ``block``, the key layer, and ``backbone``, what else is tuned of it. All fall to zero along a cosine,
-    step by step. The defaults did best with AdamW on few images a class, batches of 32 and EfficientNet-Lite0: 1e-3 for
-    the head (1e-2 cost 4 points), 3e-3 for a key layer, biases, norms and adapters, 3e-4 for everything. They were not
-    measured on transformers: try lower ones there.
+    parameters), ``block``, the key layer, and ``backbone``, what else is tuned of it. All follow one schedule, step by
+    step; a fit that is resumed for longer falls along all of its steps, those before included. The defaults did best
+    with AdamW on few images a class, batches of 32 and EfficientNet-Lite0: 1e-3 for the head (1e-2 cost 4 points), 3e-3
+    for a key layer, biases, norms and adapters, 3e-4 for everything. They were not measured on transformers: try lower
+    ones there.
 
     Args:
         backbone: Name of a timm model, ``"open_clip:..."`` for a visual tower of open_clip, or a backbone.
@@ -97,6 +116,8 @@ class ImageClassifier(L.LightningModule):
         rest_learning_rate: Rate of what is tuned beside a key layer, as ``FullFinetuning(key_layer=...)`` does;
             ``None`` takes the method's default.
         optimizer: Builds the optimizer from parameter groups that carry their learning rates.
+        schedule: How the rates go: ``"cosine"`` or ``"linear"`` fall to zero at the end, ``"constant"`` stays.
+        warmup: Steps over which the rates rise before that; below 1 their share of all steps.
 
     Attributes:
         split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
@@ -107,6 +128,7 @@ class ImageClassifier(L.LightningModule):
     Raises:
         ValueError: If ``num_classes`` is below 2, the backbone, its weights or the key layer are unknown, or a head is
             given to a method that brings its own.
+        TypeError: If backbone, method, head or loss is something else, such as a class where an object belongs.
         DivergedError: At the end of a training epoch in which the loss was not finite.
 
     Example:
@@ -121,7 +143,7 @@ class ImageClassifier(L.LightningModule):
         backbone: str | Backbone,
         num_classes: int,
         *,
-        weights: str | None = "default",
+        weights: str | None = DEFAULT_WEIGHTS,
         method: FinetuningMethod | None = None,
         head: Callable[[int, int], nn.Module] | None = None,
         loss: nn.Module | None = None,
@@ -129,27 +151,38 @@ class ImageClassifier(L.LightningModule):
         head_learning_rate: float = 1e-3,
         rest_learning_rate: float | None = None,
         optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW,
+        schedule: ScheduleName = "cosine",
+        warmup: int | float = 0,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
+        check_backbone(backbone, weights)
+        check_method(method)
+        check_head_factory(head)
+        check_loss(loss)
+        check_schedule(schedule, warmup)
         self.num_classes = num_classes
         self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()
         build_head = self._choose_head(head)
         self.head = build_head(self.backbone.num_features, num_classes)
+        check_head(self.head)
         self.head_config = describe_if_possible(build_head)
         self.loss = loss or nn.CrossEntropyLoss()
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
         self.rest_learning_rate = rest_learning_rate
         self.optimizer = optimizer
-        self.multilabel = bool(getattr(self.loss, "multilabel", False))
+        self.schedule: ScheduleName = schedule
+        self.warmup = warmup
+        self.multilabel = takes_several_labels(self.loss)
+        self.independent_classes = has_independent_classes(self.loss)
         self.val_metrics = classification_metrics(num_classes, self.multilabel)
         self.test_metrics = classification_metrics(num_classes, self.multilabel)
         # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = WeightedMean()
+        self.test_loss = WeightedMean()
         self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._train_modes: list[bool] = []
         self.automatic_optimization = self.method.trains
@@ -326,10 +359,12 @@ class ImageClassifier(L.LightningModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check a batch before it leaves the CPU."""
-        if isinstance(batch, Tensor) and self.trainer.predicting:  # images alone
-            return batch
+        if self.trainer.predicting and not self._is_kept(batch):
+            images = images_of(batch)
+            check_images(images)
+            return images
         kept = self._is_kept(batch)
-        images, labels = batch if kept else _check_batch(batch, self.num_classes, self.multilabel)
+        images, labels = batch if kept else check_batch(batch, self.num_classes, self.multilabel)
         return images, labels.long()  # the loss takes no narrower integers
 
     def on_train_epoch_start(self) -> None:
@@ -352,7 +387,7 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
-        loss: Tensor = self.loss(self(images), labels)
+        loss = loss_value(self.loss, self(images), labels)
         self._diverged = self._diverged.to(loss.device) | ~loss.detach().isfinite()
         self.log("train/loss", loss, batch_size=len(labels))
         return loss
@@ -396,13 +431,13 @@ class ImageClassifier(L.LightningModule):
         self._evaluate("test", self.test_metrics, batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, labels).
+        """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, ...).
 
-        A softmax, also for several labels an image: it is what a pick-all-labels loss trains, which draws the
-        probabilities of m labels to 1/m each.
+        A softmax, also for several labels an image where a pick-all-labels loss trains it, which draws the
+        probabilities of m labels to 1/m each; a sigmoid of each class where the loss treats classes on their own, as
+        ``BCEWithLogitsLoss`` does.
         """
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        return torch.softmax(self(images).float(), dim=1)
+        return self._probabilities(self(images_of(batch)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how the model is built, so that it can be exported and used without its recipe."""
@@ -415,6 +450,9 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If the model names another one itself.
         """
+        match_loss_state(self.loss, checkpoint.get("state_dict", {}))
+        for state in checkpoint.get("lr_schedulers", []):  # of a version whose cosine was torch's own
+            state.setdefault("lr_lambdas", [None] * len(state.get("base_lrs", [])))
         found = described_key_layer(checkpoint.get(CHECKPOINT_KEY))
         if found in (None, AUTO):
             return
@@ -435,11 +473,26 @@ class ImageClassifier(L.LightningModule):
             warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned `None`")
             return None
         optimizer = self.optimizer(self._parameter_groups())
+        check_rates(optimizer)
         steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            return optimizer
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(int(steps), 1))
+        if not math.isfinite(steps) and self.schedule != "constant":
+            warnings.warn(
+                f"the fit has no end (max_steps=-1 and no max_epochs), so that the rates cannot fall along a"
+                f" {self.schedule}: they stay constant",
+                stacklevel=2,
+            )
+        factor = rate_factor(self.schedule, self.warmup, steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, torch.optim.lr_scheduler.LambdaLR):
+                follow(config.scheduler)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.independent_classes else torch.softmax(logits.float(), dim=1)
 
     def _choose_head(self, given: Callable[[int, int], nn.Module] | None) -> Callable[[int, int], nn.Module]:
         if given is not None and self.method.own_head is not None:
@@ -502,9 +555,9 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = getattr(self, f"{stage}_loss")
-        loss.update(self.loss(logits, labels).expand(len(labels)))  # each image once; "disable" ignores weights
+        loss.update(*mean_and_weight(self.loss, logits, labels))
         self.log(f"{stage}/loss", loss, batch_size=len(labels))
-        probabilities = torch.softmax(logits.float(), dim=1)
+        probabilities = self._probabilities(logits)
         metric: Any  # what Lightning and torchmetrics say of the items of a ModuleDict does not fit together
         for name, metric in metrics.items():
             metric.update(probabilities, labels)

@@ -21,7 +21,7 @@ from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.heads import HEAD_NAMES
-from nc_finetune.losses import LOSS_NAMES, PickAllLabelsLoss
+from nc_finetune.losses import LOSS_NAMES, PickAllLabelsLoss, takes_several_labels
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 from nc_finetune.trust import check_import_path
 
@@ -272,7 +272,7 @@ class LossSpec:
             ValueError: If it takes one label an image and the data have several, or the other way round.
         """
         built = self.build(data.multi_label)
-        if bool(getattr(built, "multilabel", False)) != data.multi_label:
+        if takes_several_labels(built) != data.multi_label:
             has, other = ("several labels", "one") if data.multi_label else ("one label", "several")
             raise ValueError(
                 f"the images of {data.source!r} have {has} each, and {self.loss} takes {other}; leave losses out of the"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nc_finetune.losses.class_weights import class_weights
+from nc_finetune.losses.targets import loss_value, takes_several_labels
 
 
 class ClassBalanced(nn.Module):
@@ -43,7 +44,7 @@ class ClassBalanced(nn.Module):
     @property
     def multilabel(self) -> bool:
         """Whether labels are vectors of 0 and 1: what the loss inside says."""
-        return bool(getattr(self.loss, "multilabel", False))
+        return takes_several_labels(self.loss)
 
     def use_class_counts(self, counts: Sequence[int]) -> None:
         """Set the weights.
@@ -57,5 +58,4 @@ class ClassBalanced(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar."""
-        value: Tensor = self.loss(logits, labels)
-        return value
+        return loss_value(self.loss, logits, labels)

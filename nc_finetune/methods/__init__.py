@@ -10,6 +10,10 @@ from nc_finetune.methods.linear_probe import LinearProbe as LinearProbe
 from nc_finetune.methods.linear_probe import SkipProbe as SkipProbe
 from nc_finetune.methods.optimizer_groups import parameter_groups as parameter_groups
 from nc_finetune.methods.probe_first import ProbeFirst as ProbeFirst
+from nc_finetune.methods.schedule import ScheduleName as ScheduleName
+from nc_finetune.methods.schedule import check_schedule as check_schedule
+from nc_finetune.methods.schedule import follow as follow
+from nc_finetune.methods.schedule import rate_factor as rate_factor
 from nc_finetune.methods.side import SideFinetuning as SideFinetuning
 from nc_finetune.methods.skip_connection import SkipConnectionFinetuning as SkipConnectionFinetuning
 from nc_finetune.methods.skips import SkipConnections as SkipConnections

@@ -5,3 +5,4 @@ from nc_finetune.metrics.classification import MAIN_METRICS as MAIN_METRICS
 from nc_finetune.metrics.classification import check_targets as check_targets
 from nc_finetune.metrics.classification import classification_metrics as classification_metrics
 from nc_finetune.metrics.neural_collapse import NeuralCollapse as NeuralCollapse
+from nc_finetune.metrics.weighted_mean import WeightedMean as WeightedMean
