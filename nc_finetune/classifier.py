@@ -393,8 +393,13 @@ class ImageClassifier(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Stop if a loss of this epoch was not finite; looking at every step would wait for the device each time."""
+        """Stop if a loss of this epoch was not finite; looking at every step would wait for the device each time.
+
+        Where nothing is trained no step is counted, so that ``max_steps`` would never come: one epoch is all.
+        """
         self._align_averages()
+        if not self.method.trains and self.trainer.max_epochs in (None, -1):
+            self.trainer.should_stop = True
         if self.trainer.strategy.reduce_boolean_decision(bool(self._diverged), all=False):
             self._diverged = torch.tensor(False)
             raise DivergedError(
@@ -430,7 +435,7 @@ class ImageClassifier(L.LightningModule):
         """Log loss and accuracy of a test batch."""
         self._evaluate("test", self.test_metrics, batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, ...).
 
         A softmax, also for several labels an image where a pick-all-labels loss trains it, which draws the

@@ -27,6 +27,7 @@ class ModelConfig:
         image_size: Height and width in pixels of the images that the model was fine-tuned on; ``None`` if not known.
         interpolation: The filter that resized them.
         multi_label: Whether an image may have several labels.
+        independent_classes: Whether probabilities are sigmoids, each class on its own.
         format_version: Version of this description.
     """
 
@@ -40,6 +41,7 @@ class ModelConfig:
     image_size: int | None = None
     interpolation: str | None = None
     multi_label: bool = False
+    independent_classes: bool = False
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
         image_size=getattr(data, "image_size", None),
         interpolation=getattr(data, "interpolation", None),
         multi_label=bool(getattr(model, "multilabel", False)),
+        independent_classes=bool(getattr(model, "independent_classes", False)),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 
 from nc_finetune.backbones import Backbone, Preprocessing
 from nc_finetune.class_config import build, describe, describe_if_possible
@@ -146,7 +147,7 @@ def model_arguments(
     if "method" in parts and parts["method"].own_head is not None:
         parts.pop("head", None)
     if config.multi_label:
-        parts["loss"] = PickAllLabelsLoss()
+        parts["loss"] = nn.BCEWithLogitsLoss() if config.independent_classes else PickAllLabelsLoss()
     return {"num_classes": config.num_classes, **parts}
 
 

@@ -24,7 +24,8 @@ class PredictionWriter(L.Callback):
 
     Of a model for several labels an image (its ``multilabel`` is true), ``prediction`` names all that are at least half
     as probable as the most probable one, divided by ``|``: a pick-all-labels loss draws the probabilities, a softmax,
-    of m labels to 1/m each, and those of the others to 0.
+    of m labels to 1/m each, and those of the others to 0. Where each class has a probability of its own, as behind a
+    ``BCEWithLogitsLoss``, it names all of at least a half, perhaps none.
 
     Args:
         path: The CSV file; an older one is replaced when predicting has ended.
@@ -43,7 +44,12 @@ class PredictionWriter(L.Callback):
 
         Raises:
             RuntimeError: If several processes predict: each would write its own share.
+            ValueError: If there are several loaders, whose images have no one order.
         """
+        if len(trainer.num_predict_batches) > 1:
+            raise ValueError(
+                f"predictions are written of one loader, got {len(trainer.num_predict_batches)}; predict each alone"
+            )
         if trainer.world_size > 1:
             raise RuntimeError(f"predictions are written by one process, got {trainer.world_size}; set devices=1")
         self._rows = []
@@ -68,17 +74,22 @@ class PredictionWriter(L.Callback):
         files = getattr(data, "files", None)
         items = getattr(data, "predicted_items", range(len(self._rows))) if files is None else files
         kind = "index" if files is None else "file"
-        several = bool(getattr(pl_module, "multilabel", False))
+        limited = trainer.limit_predict_batches not in (1, None) or bool(getattr(trainer, "fast_dev_run", False))
         lines = [
-            [item, _prediction(names, row, several), *(f"{value:.6g}" for value in row)]
-            for item, row in zip(items, self._rows, strict=True)
+            [item, _prediction(names, row, _threshold(pl_module, row)), *(f"{value:.6g}" for value in row)]
+            for item, row in zip(items, self._rows, strict=not limited)  # the first ones, where there is a limit
         ]
         write_text_atomically(self.path, csv_text([[kind, "prediction", *names], *lines]))
 
 
-def _prediction(names: Sequence[str], probabilities: Sequence[float], several: bool) -> str:
-    largest = max(probabilities)
-    if not several:
-        return names[probabilities.index(largest)]
-    chosen = [name for name, value in zip(names, probabilities, strict=True) if value >= _SHARE_OF_LARGEST * largest]
-    return "|".join(chosen)
+def _threshold(module: L.LightningModule, probabilities: Sequence[float]) -> float | None:
+    """Return the probability from which a label is named; ``None`` names the most probable one alone."""
+    if not getattr(module, "multilabel", False):
+        return None
+    return _SHARE_OF_LARGEST * (1 if getattr(module, "independent_classes", False) else max(probabilities))
+
+
+def _prediction(names: Sequence[str], probabilities: Sequence[float], threshold: float | None) -> str:
+    if threshold is None:
+        return names[probabilities.index(max(probabilities))]
+    return "|".join(name for name, value in zip(names, probabilities, strict=True) if value >= threshold)
