@@ -156,7 +156,7 @@ def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[
         else:
             if rate is not None:
                 scores[f"{rate:g}"] = fit.val_score
-            if best is None or fit.val_score > best.val_score:
+            if best is None or (not fit.val_score <= best.val_score and not math.isnan(fit.val_score)):
                 best = fit
         advance()
     return best, scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -86,8 +85,7 @@ class CollapseMonitor(CollapseCallback):
         ratios = [found["trace_ratio"] for found in values.values()]
         if len(ratios) < 2:
             return named
-        finite = all(math.isfinite(ratio) for ratio in ratios)
-        law = separation_law(torch.tensor(ratios if finite else [math.nan] * len(ratios), dtype=torch.float64))
+        law = separation_law(torch.tensor(ratios, dtype=torch.float64))
         slope, r_squared = law.slope.item(), law.r_squared.item()
         return {**named, "collapse/separation_slope": slope, "collapse/separation_r_squared": r_squared}
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nc_finetune.functional.class_statistics import ClassStatistics
+from nc_finetune.functional.undefined import named, warn_undefined
 
-_MAX_NAMED = 20  # classes in a message
 Between = Literal["classes", "samples"]
 
 
@@ -62,9 +61,8 @@ def undefined_reason(statistics: ClassStatistics) -> str | None:
     counts, means = statistics.counts, statistics.means
     if counts.numel() < 2:
         return "at least two classes are needed"
-    if missing := (counts == 0).nonzero().flatten().tolist():
-        further = f" and {len(missing) - _MAX_NAMED} more of {counts.numel()}" if len(missing) > _MAX_NAMED else ""
-        return f"no samples of class {', '.join(map(str, missing[:_MAX_NAMED]))}{further}"
+    if (missing := counts == 0).any():
+        return f"no samples of class {named(missing)}"
     if not (means.isfinite().all() and statistics.spreads.isfinite().all()):
         return "the features are not finite"
     factor, rounding = between_class_factor(statistics)
@@ -85,5 +83,5 @@ def is_undefined(statistics: ClassStatistics, measure: str) -> bool:
     """
     reason = undefined_reason(statistics)
     if reason is not None:
-        warnings.warn(f"{measure} is undefined and reported as nan: {reason}.", stacklevel=3)
+        warn_undefined(measure, reason)
     return reason is not None

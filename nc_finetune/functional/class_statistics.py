@@ -114,8 +114,31 @@ def update_class_statistics_(statistics: ClassStatistics, features: Tensor, targ
         >>> sums.counts.tolist()
         [2.0, 1.0]
     """
-    for chunk, labels in row_chunks(features, target):
-        _add_batch_(statistics, chunk, labels)
+    labels = as_labels(target, statistics.counts)
+    for chunk, chunk_labels in row_chunks(features, labels):
+        _add_batch_(statistics, chunk, chunk_labels)
+
+
+def as_labels(target: Tensor, counts: Tensor) -> Tensor:
+    """Return labels as int64, or refuse those of no class before anything is changed; makes no device-to-host copy.
+
+    Args:
+        target: Shape ``(N,)``, of any integer dtype.
+        counts: Anything of shape ``(K,)``.
+
+    Raises:
+        ValueError: If a label lies outside ``[0, K)``; on an accelerator that is the device's own error.
+
+    Example:
+        >>> as_labels(torch.tensor([1, 0], dtype=torch.uint8), torch.zeros(2))
+        tensor([1, 0])
+    """
+    labels = target.long()  # the smaller dtypes index nothing, and uint8 would be taken for a mask
+    try:
+        counts.index_select(0, labels)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"labels must be integers in [0, {counts.numel()}): {error}") from error
+    return labels
 
 
 def row_chunks(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,11 +158,8 @@ def row_chunks(features: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tenso
 
 def _add_batch_(statistics: ClassStatistics, features: Tensor, target: Tensor) -> None:
     counts, means, spreads, scatter = statistics
-    try:
-        unseen = (counts == 0).to(counts.dtype).index_select(0, target).unsqueeze(1)
-        counts.index_add_(0, target, torch.ones_like(target, dtype=counts.dtype))
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(f"labels must be integers in [0, {counts.numel()}): {error}") from error
+    unseen = (counts == 0).to(counts.dtype).index_select(0, target).unsqueeze(1)
+    counts.index_add_(0, target, torch.ones_like(target, dtype=counts.dtype))
     deviations = features.to(means.dtype)
     before = deviations - means.index_select(0, target)
     means.index_add_(0, target, before * counts.reciprocal().index_select(0, target).unsqueeze(1))
@@ -220,6 +240,9 @@ def merge_class_statistics(first: ClassStatistics, second: ClassStatistics) -> C
     Returns:
         The statistics of the union.
 
+    Raises:
+        ValueError: If they are of other classes or features.
+
     Example:
         >>> import torch
         >>> def of(values):
@@ -228,6 +251,9 @@ def merge_class_statistics(first: ClassStatistics, second: ClassStatistics) -> C
         >>> merge_class_statistics(of([1.0]), of([3.0])).scatter
         tensor([[2.]], dtype=torch.float64)
     """
+    if first.means.shape != second.means.shape:
+        shapes = tuple(first.means.shape), tuple(second.means.shape)
+        raise ValueError(f"only statistics of equally many classes and features merge, got means of {shapes}")
     total = (first.counts + second.counts).clamp(min=1).unsqueeze(1)
     offset = second.means - first.means
     means = first.means + offset * second.counts.unsqueeze(1) / total
@@ -294,6 +320,7 @@ def class_statistics(features: Tensor, target: Tensor, num_classes: int | None =
     check_features(features, target)
     if target.numel() == 0:
         raise ValueError("at least one sample is needed, got none")
+    target = target.long()
     num_classes = int(target.max()) + 1 if num_classes is None else num_classes
     if target.min() < 0 or target.max() >= num_classes:
         raise ValueError(f"labels must lie in [0, {num_classes}), got {int(target.min())} to {int(target.max())}")
@@ -315,6 +342,7 @@ def check_features(features: Tensor, target: Tensor, num_features: int | None = 
     """
     width = "D" if num_features is None else num_features
     fits = features.ndim == 2 and num_features in (None, features.shape[1]) and target.shape == features.shape[:1]
+    fits = fits and features.shape[1] > 0
     if not fits:
         raise ValueError(
             f"features must have shape (N, {width}) and target (N,), got {tuple(features.shape)} and"

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nc_finetune.functional.class_statistics import as_labels, check_features
+
 # Beyond so many, the spectrum of features is flat enough.
 _AXES = 128
 
@@ -47,8 +49,8 @@ def logistic_path(
     solved at once, and lead to the weak ones.
 
     Args:
-        features: Shape ``(N, D)``.
-        labels: Shape ``(N,)``, in ``[0, num_classes)``.
+        features: Shape ``(N, D)``, floating point; those of 16 bits are fitted in float32.
+        labels: Shape ``(N,)``, integers in ``[0, num_classes)``.
         num_classes: K.
         l2: Penalties, above 0, in any order.
         max_iterations: Of each fit.
@@ -56,10 +58,11 @@ def logistic_path(
             about equally steep: the objective is then within about half the sum of squares of these of its minimum.
 
     Returns:
-        One fit for each penalty, from the strongest to the weakest, in the dtype of the features.
+        One fit for each penalty, from the strongest to the weakest; float64 where the features are, else float32.
 
     Raises:
-        ValueError: If there are no penalties, one is not above 0, or the features are not finite.
+        ValueError: If there are no penalties, one is not above 0, there are no samples, a label is out of range, or the
+            features are not finite.
 
     Source:
         Liu & Nocedal 1989, On the limited memory BFGS method for large scale optimization, 10.1007/BF01589116.
@@ -72,8 +75,13 @@ def logistic_path(
     """
     if not l2 or min(l2) <= 0:
         raise ValueError(f"l2 must hold penalties above 0, got {list(l2)}")
+    check_features(features, labels)
+    if not len(features):
+        raise ValueError("at least one sample is needed, got none")
     if not features.isfinite().all():
         raise ValueError("features must be finite; look for broken images, or a network that diverged")
+    labels = as_labels(labels, features.new_zeros(num_classes))
+    features = features if features.dtype == torch.float64 else features.float()
     limits = (max_iterations, tolerance)
     mean = features.mean(0)
     centred = features - mean

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from nc_finetune.functional.simplex_etf import check_class_means, frame_distance
+from nc_finetune.functional.simplex_etf import check_class_means, frame_distance, is_undefined_frame
+from nc_finetune.functional.undefined import nan_like, warn_undefined
 
 
 def _check_weight(weight: Tensor, means: Tensor) -> Tensor:
@@ -14,6 +16,23 @@ def _check_weight(weight: Tensor, means: Tensor) -> Tensor:
             f" got {tuple(weight.shape)}"
         )
     return weight.to(means.dtype)
+
+
+def _distance(weight: Tensor, means: Tensor, measure: str, *, simplex: bool) -> Tensor:
+    """Compare ``W M^T`` with a frame, or say why it cannot be."""
+    rows = check_class_means(means)
+    weight = _check_weight(weight, rows)
+    if is_undefined_frame(means, measure, centred=simplex):
+        return nan_like(means)
+    product = weight @ (rows - rows.mean(dim=0) if simplex else rows).T
+    if not product.isfinite().all():
+        warn_undefined(measure, "the classifier is not finite")
+        return nan_like(means)
+    rounding = torch.finfo(rows.dtype).eps * torch.linalg.matrix_norm(weight) * torch.linalg.matrix_norm(rows)
+    if torch.linalg.matrix_norm(product) <= rounding:
+        warn_undefined(measure, "the classifier is zero, or orthogonal to the class means")
+        return nan_like(means)
+    return frame_distance(product, simplex=simplex)
 
 
 def nc3_etf_distance(weight: Tensor, means: Tensor) -> Tensor:
@@ -26,7 +45,8 @@ def nc3_etf_distance(weight: Tensor, means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where all means coincide or the weight is zero.
+        Scalar float64 tensor; ``nan``, with a warning, where all means coincide, the weight is zero, or a value is not
+        finite.
 
     Raises:
         ValueError: If the shapes are others.
@@ -35,12 +55,10 @@ def nc3_etf_distance(weight: Tensor, means: Tensor) -> Tensor:
         Zhu et al. 2021, A geometric analysis of neural collapse with unconstrained features, arXiv:2105.02375.
 
     Example:
-        >>> import torch
         >>> round(nc3_etf_distance(5 * torch.eye(4), torch.eye(4)).item(), 12)
         0.0
     """
-    means = check_class_means(means)
-    return frame_distance(_check_weight(weight, means) @ (means - means.mean(dim=0)).T, simplex=True)
+    return _distance(weight, means, "NC3 (ETF distance)", simplex=True)
 
 
 def nc3_of_distance(weight: Tensor, means: Tensor) -> Tensor:
@@ -54,7 +72,8 @@ def nc3_of_distance(weight: Tensor, means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where the means or the weight are zero.
+        Scalar float64 tensor; ``nan``, with a warning, where the means or the weight are zero, or a value is not
+        finite.
 
     Raises:
         ValueError: If the shapes are others.
@@ -64,9 +83,7 @@ def nc3_of_distance(weight: Tensor, means: Tensor) -> Tensor:
         arXiv:2202.08087.
 
     Example:
-        >>> import torch
         >>> nc3_of_distance(5 * torch.eye(4), torch.eye(4)).item()
         0.0
     """
-    means = check_class_means(means)
-    return frame_distance(_check_weight(weight, means) @ means.T, simplex=False)
+    return _distance(weight, means, "NC3 (OF distance)", simplex=False)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from nc_finetune.functional.undefined import named, nan_like, warn_undefined
+
 
 def check_class_means(means: Tensor) -> Tensor:
     """Return class means in float64, or refuse what is none.
@@ -84,6 +86,44 @@ def centred_means(means: Tensor) -> Tensor:
     return means - means.mean(dim=0)
 
 
+def _rounding(means: Tensor) -> Tensor:
+    """Bound the length of what centring leaves of class means that are the same, in the precision that they came in."""
+    precision = means.dtype if means.is_floating_point() else torch.float64
+    lengths: Tensor = torch.linalg.vector_norm(means.detach().double(), dim=1)
+    return torch.finfo(precision).eps * lengths.max()
+
+
+def _undefined_reason(means: Tensor) -> str | None:
+    """Say why centred class means have no shape, or ``None`` where they have."""
+    if not means.isfinite().all():
+        return "the class means are not finite"
+    if torch.linalg.vector_norm(centred_means(means), dim=1).max() <= _rounding(means):
+        return "all class means coincide"
+    return None
+
+
+def is_undefined_frame(means: Tensor, measure: str, *, centred: bool = True) -> bool:
+    """Tell whether class means have no shape that could be compared with a frame; if so, warn once and say why.
+
+    Args:
+        means: Shape ``(K, D)``.
+        measure: Its name in the warning.
+        centred: Whether the measure is of the means around their own mean.
+
+    Returns:
+        Whether the caller must report ``nan``: means that are not finite, coincide, or, uncentred, are zero.
+    """
+    if centred:
+        reason = _undefined_reason(means)
+    elif means.isfinite().all():
+        reason = None if means.any() else "all class means are zero"
+    else:
+        reason = "the class means are not finite"
+    if reason is not None:
+        warn_undefined(measure, reason)
+    return reason is not None
+
+
 def nc2_equinorm(means: Tensor) -> Tensor:
     """Coefficient of variation of the lengths of the centred class means, in ``[0, inf)``; 0 when they are equal.
 
@@ -93,7 +133,7 @@ def nc2_equinorm(means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where all means coincide.
+        Scalar float64 tensor; ``nan``, with a warning, where all means coincide or one is not finite.
 
     Raises:
         ValueError: If the shape is another.
@@ -105,7 +145,10 @@ def nc2_equinorm(means: Tensor) -> Tensor:
         >>> nc2_equinorm(torch.eye(4)).item()
         0.0
     """
-    lengths = torch.linalg.vector_norm(centred_means(means), dim=1)
+    centred = centred_means(means)
+    if is_undefined_frame(means, "NC2 (equinorm)"):
+        return nan_like(means)
+    lengths = torch.linalg.vector_norm(centred, dim=1)
     variation: Tensor = lengths.std(correction=0) / lengths.mean()
     return variation
 
@@ -119,7 +162,8 @@ def nc2_equiangle(means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where a class mean lies on the global mean and has no direction.
+        Scalar float64 tensor; ``nan``, with a warning, where a class mean lies on the global mean and has no
+        direction, or is not finite.
 
     Raises:
         ValueError: If the shape is another.
@@ -132,6 +176,11 @@ def nc2_equiangle(means: Tensor) -> Tensor:
         0.0
     """
     centred = centred_means(means)
+    if is_undefined_frame(means, "NC2 (equiangle)"):
+        return nan_like(means)
+    if (central := torch.linalg.vector_norm(centred, dim=1) <= _rounding(means)).any():
+        warn_undefined("NC2 (equiangle)", f"the global mean is that of class {named(central)}, which has no direction")
+        return nan_like(means)
     directions = centred / torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     first, second = torch.triu_indices(len(means), len(means), offset=1, device=means.device)
     cosines = (directions @ directions.T)[first, second]
@@ -148,7 +197,7 @@ def nc2_etf_distance(means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where all means coincide.
+        Scalar float64 tensor; ``nan``, with a warning, where all means coincide or one is not finite.
 
     Raises:
         ValueError: If the shape is another.
@@ -161,6 +210,8 @@ def nc2_etf_distance(means: Tensor) -> Tensor:
         0.0
     """
     centred = centred_means(means)
+    if is_undefined_frame(means, "NC2 (ETF distance)"):
+        return nan_like(means)
     return frame_distance(centred @ centred.T, simplex=True)
 
 
@@ -174,7 +225,7 @@ def nc2_of_distance(means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where all means are zero.
+        Scalar float64 tensor; ``nan``, with a warning, where all means are zero or one is not finite.
 
     Raises:
         ValueError: If the shape is another.
@@ -188,6 +239,8 @@ def nc2_of_distance(means: Tensor) -> Tensor:
         0.0
     """
     means = check_class_means(means)
+    if is_undefined_frame(means, "NC2 (OF distance)", centred=False):
+        return nan_like(means)
     return frame_distance(means @ means.T, simplex=False)
 
 
@@ -200,7 +253,7 @@ def effective_rank(means: Tensor) -> Tensor:
         means: Class means, shape ``(K, D)``, K at least 2.
 
     Returns:
-        Scalar float64 tensor; ``nan`` where all means coincide.
+        Scalar float64 tensor; ``nan``, with a warning, where all means coincide or one is not finite.
 
     Raises:
         ValueError: If the shape is another.
@@ -212,6 +265,9 @@ def effective_rank(means: Tensor) -> Tensor:
         >>> round(effective_rank(torch.eye(4)).item(), 12)
         3.0
     """
-    values = torch.linalg.svdvals(centred_means(means)).square()
+    centred = centred_means(means)
+    if is_undefined_frame(means, "effective rank"):
+        return nan_like(means)
+    values = torch.linalg.svdvals(centred).square()
     rank: Tensor = torch.special.entr(values / values.sum()).sum().exp()
     return rank

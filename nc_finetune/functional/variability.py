@@ -15,12 +15,13 @@ from nc_finetune.functional.class_statistics import (
     spread_along,
     within_class_scatter,
 )
+from nc_finetune.functional.undefined import nan_like, warn_undefined
 
 Normalize = Literal["none", "classes"]
 
 
 def _nan(statistics: ClassStatistics) -> Tensor:
-    return statistics.means.new_tensor(float("nan"))
+    return nan_like(statistics.means)
 
 
 def _whitener(statistics: ClassStatistics, between: Between) -> Tensor:
@@ -37,7 +38,7 @@ def _whitener(statistics: ClassStatistics, between: Between) -> Tensor:
 def _projected_spread(whitener: Tensor, means: Tensor, features: Tensor, target: Tensor) -> Tensor:
     """Sum |P^T (h_i - m_{y_i})|^2 over a batch: what NC1 needs of features that are too wide for a scatter."""
     parts = [
-        ((chunk.to(means.dtype) - means[labels]) @ whitener).square().sum()
+        ((chunk.to(means.dtype) - means.index_select(0, labels.long())) @ whitener).square().sum()
         for chunk, labels in row_chunks(features, target)
     ]
     return torch.stack(parts).sum() if parts else means.new_zeros(())
@@ -143,14 +144,18 @@ def _cdnv_compute(statistics: ClassStatistics) -> Tensor:
     variances = statistics.spreads / statistics.counts
     distances = torch.cdist(statistics.means, statistics.means, compute_mode="donot_use_mm_for_euclid_dist").square()
     first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
-    return ((variances[first] + variances[second]) / (2 * distances[first, second])).mean()
+    ratios = (variances[first] + variances[second]) / (2 * distances[first, second])
+    if ratios.isnan().any():
+        warn_undefined("CDNV", "two classes have one mean and no spread around it")
+    return ratios.mean()
 
 
 def cdnv(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
     """Class-distance normalised variance, in ``[0, inf]``; 0 when collapsed.
 
     The mean over pairs of classes of ``(v_k + v_l) / (2 |m_k - m_l|^2)``, with v_k the trace of class k's own
-    covariance. It is infinite where two, but not all, class means coincide and their classes do spread.
+    covariance. It is infinite where two, but not all, class means coincide and their classes do spread, and undefined
+    where they do not.
 
     Args:
         features: Shape ``(N, D)``, floating point.

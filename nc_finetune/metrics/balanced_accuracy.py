@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
+from nc_finetune.metrics.finite_predictions import FinitePredictions
+from nc_finetune.metrics.targets import check_targets
 
-class BalancedAccuracy(MulticlassStatScores):
+
+class BalancedAccuracy(FinitePredictions, MulticlassStatScores):
     """Mean over the classes that occur of the share of their samples that are recognised, in ``[0, 1]``.
 
     scikit-learn's ``balanced_accuracy_score``. Where classes differ in size, plain accuracy is that of the large ones.
@@ -25,11 +28,29 @@ class BalancedAccuracy(MulticlassStatScores):
         tensor(0.5000)
     """
 
+    title = "balanced accuracy"
+
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes=num_classes, average="none", validate_args=False)
 
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            preds: Classes, shape ``(N,)``, or scores, ``(N, K)``.
+            target: Shape ``(N,)``, integers in ``[0, K)``.
+
+        Raises:
+            ValueError: If labels are none, or out of range.
+        """
+        target = check_targets(target, len(preds), self.num_classes or 1)
+        super().update(preds, target)
+        self._count(preds)
+
     def compute(self) -> Tensor:
-        """Return the value, a scalar; ``nan`` without samples."""
+        """Return the value, a scalar; ``nan``, with a warning, without samples and where predictions are not finite."""
+        if self._is_undefined():
+            return torch.full((), torch.nan, device=self.samples.device)
         scores = super().compute()
         hits, number = scores[:, 0].float(), scores[:, 4].float()
         shares = torch.where(number > 0, hits / number.clamp_min(1), torch.nan)

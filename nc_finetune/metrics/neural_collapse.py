@@ -18,13 +18,15 @@ from nc_finetune.functional.between_class import Between, undefined_reason
 from nc_finetune.functional.class_statistics import (
     MAX_SCATTER_FEATURES,
     ClassStatistics,
+    as_labels,
     check_features,
     empty_class_statistics,
     merge_class_statistics,
     sum_class_statistics,
     update_class_statistics_,
 )
-from nc_finetune.functional.nearest_class_center import classifier_decisions, nearest_class_center
+from nc_finetune.functional.nearest_class_center import agreement, classifier_decisions, nearest_or_none
+from nc_finetune.functional.undefined import nan_like, warn_undefined
 from nc_finetune.functional.variability import (
     Normalize,
     _cdnv_compute,
@@ -37,6 +39,7 @@ from nc_finetune.functional.variability import (
 )
 
 _SECOND_PASS_SUMS = ("projected", "correct", "disagreeing", "decided")
+_OF_THE_PASS = ("_centres", "_projector", "_update_count", "_computed", "_to_sync", "_enable_grad")
 _NEED_SCATTER = ("vci", "h_score")
 _NEED_CLASSIFIER = ("nc3_etf_distance", "nc3_of_distance", "nc4")
 _NEED_SECOND_PASS = ("ncc_accuracy", "nc4")
@@ -99,6 +102,8 @@ class NeuralCollapse(Metric):
         ValueError: If an argument is out of range, if features do not have shape ``(N, D)``, or a label is out of
             range.
         RuntimeError: When computing, if a measure lacks its second pass or its classifier.
+
+    ``forward`` (a call of the metric) adds a batch and returns the measures of that batch alone, in both passes.
 
     Source:
         Papyan, Han & Donoho 2020, Prevalence of neural collapse, 10.1073/pnas.2015509117.
@@ -241,33 +246,71 @@ class NeuralCollapse(Metric):
             self._look_again(self._centres, features, target)
 
     def _look_again(self, centres: Tensor, features: Tensor, target: Tensor) -> None:
+        target = as_labels(target, self.counts)
         self.decided = self.decided + len(target)
         if self._projector is not None:
             self.projected = self.projected + _projected_spread(self._projector, centres, features, target)
         if any(name in _NEED_SECOND_PASS for name in self.measures):
-            nearest = nearest_class_center(features, centres)
-            self.correct = self.correct + (nearest == target).sum()
+            nearest = nearest_or_none(features, centres)
+            self.correct = self.correct + agreement(nearest, target)
             if self._classifier is not None:
-                decisions = classifier_decisions(features, *self._classifier)
-                self.disagreeing = self.disagreeing + (nearest != decisions).sum()
+                same = agreement(nearest, classifier_decisions(features, *self._classifier))
+                self.disagreeing = self.disagreeing + (len(target) - same)
+
+    def forward(self, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Add a batch, and measure it by itself: with a second look at it, where a measure needs that.
+
+        Args:
+            features: Shape ``(N, D)``, any floating dtype.
+            target: Shape ``(N,)``, integers in ``[0, K)``.
+
+        Returns:
+            What ``compute()`` would return if there were no other batch.
+
+        Raises:
+            RuntimeError: If a measure lacks its classifier; nothing is added then.
+        """
+        self._check_classifier()
+        self.update(features, target)
+        kept = {name: getattr(self, name) for name in (*self._defaults, *_OF_THE_PASS)}
+        try:
+            measured = self._measure_alone(features, target)
+        finally:
+            for name, value in kept.items():
+                setattr(self, name, value)
+        self._forward_cache: Any = measured
+        return measured
+
+    def _measure_alone(self, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+        self.reset()
+        self._to_sync, self._enable_grad = self.dist_sync_on_step, True
+        self.update(features, target)
+        if self.needs_second_pass and len(target):
+            self.begin_second_pass()
+            self.update(features, target)
+        measured: dict[str, Tensor] = self.compute()
+        return measured
 
     def compute(self) -> dict[str, Tensor]:
         """Return the measures by name, scalars in float64; all ``nan``, with one warning that says why, if undefined.
 
         Undefined are fewer than two classes, classes without samples, features that are not finite, and class means
-        that coincide.
+        that coincide; for a single measure also what its function says, e.g. a classifier that is not finite.
         """
-        self._check_ready()
         statistics = self._statistics()
+        self._check_classifier()
         if reason := undefined_reason(statistics):
             warnings.warn(f"{', '.join(self.measures)} undefined and reported as nan: {reason}.", stacklevel=2)
-            return {name: statistics.means.new_tensor(float("nan")) for name in self.measures}
+            return {name: nan_like(statistics.means) for name in self.measures}
+        self._check_second_pass()
         return {name: _COMPUTE[name](self, statistics) for name in self.measures}
 
-    def _check_ready(self) -> None:
+    def _check_classifier(self) -> None:
         lacking = [name for name in self.measures if name in _NEED_CLASSIFIER]
         if lacking and self._classifier is None:
             raise RuntimeError(f"{', '.join(lacking)} need the classifier: call set_classifier(weight, bias) first")
+
+    def _check_second_pass(self) -> None:
         if not self.needs_second_pass:
             return
         if self._centres is None:
@@ -302,8 +345,27 @@ class NeuralCollapse(Metric):
             if value is not None:
                 setattr(self, name, value)
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric has seen, as if this one had seen it, too; in the first pass.
+
+        Args:
+            incoming_state: The other metric, or its states by name.
+
+        Raises:
+            ValueError: If it is of other classes, features or settings.
+            RuntimeError: If one of both is in a second pass, unless both look at the samples from the same class means.
+        """
+        theirs = getattr(incoming_state, "_centres", None)
+        same = theirs is not None and self._centres is not None and torch.equal(theirs, self._centres)
+        if not same and (theirs is not None or self._centres is not None):
+            raise RuntimeError("the second pass looks from the class means of the first: merge before it begins")
+        super().merge_state(incoming_state)
+        self._computed = None
+
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """Merge another state into this one: what torchmetrics calls in ``forward`` and ``merge_state``."""
+        if ("scatter" in incoming_state) == self.wide:
+            raise ValueError("only metrics that both keep a scatter, or both none, merge: give both the same settings")
         incoming = ClassStatistics(*(incoming_state.get(name) for name in ClassStatistics._fields))  # type: ignore[arg-type]
         self._keep(merge_class_statistics(incoming, self._statistics()))
         for name in _SECOND_PASS_SUMS:
@@ -322,6 +384,12 @@ def _classifier_weight(metric: NeuralCollapse) -> Tensor:
     return metric._classifier[0].to(metric.means.device)
 
 
+def _share(measure: str, number: Tensor, of: Tensor) -> Tensor:
+    if number.isnan():
+        warn_undefined(measure, "features of the second pass, or the classifier, are not finite")
+    return number / of
+
+
 _COMPUTE.update(
     nc1=lambda metric, s: _nc1_compute(s, metric.normalize, metric.between, metric.projected if metric.wide else None),
     trace_ratio=lambda metric, s: _trace_ratio_compute(s, metric.between),
@@ -335,6 +403,6 @@ _COMPUTE.update(
     nc2_of_distance=lambda metric, s: F.nc2_of_distance(s.means),
     nc3_etf_distance=lambda metric, s: F.nc3_etf_distance(_classifier_weight(metric), s.means),
     nc3_of_distance=lambda metric, s: F.nc3_of_distance(_classifier_weight(metric), s.means),
-    nc4=lambda metric, s: metric.disagreeing / metric.decided,
-    ncc_accuracy=lambda metric, s: metric.correct / metric.decided,
+    nc4=lambda metric, s: _share("NC4", metric.disagreeing, metric.decided),
+    ncc_accuracy=lambda metric, s: _share("NCC accuracy", metric.correct, metric.decided),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -12,13 +14,15 @@ from torchmetrics.functional import spearman_corrcoef
 
 from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.data import ImageData
-from nc_finetune.functional import cdnv, h_score, nc1, nearest_class_center, vci
+from nc_finetune.functional import cdnv, h_score, nc1, ncc_accuracy, vci
 from nc_finetune.functional.class_statistics import class_statistics
+from nc_finetune.functional.nearest_class_center import agreement, classifier_decisions
 from nc_finetune.methods import LinearProbe
 from nc_finetune.selection.device import best_device
 from nc_finetune.selection.features import fit_probe, method_features, require_one_label, subset_batches
 from nc_finetune.selection.logme import logme
 
+_FEWEST = 5  # backbones, for a rank correlation
 # The measures with the sign that makes higher better.
 MEASURES: dict[str, int] = {
     "nc1": -1,
@@ -82,16 +86,15 @@ def score_features(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], num
     means = class_statistics(features, labels, num_classes).means
     probe = fit_probe(features, labels, num_classes)
     with torch.no_grad():
-        nearest = nearest_class_center(val[0], means)
-        recognised = probe(val[0]).argmax(1)
+        recognised = classifier_decisions(val[0], probe.weight, probe.bias)
     return {
         "nc1": nc1(features, labels, num_classes).item(),
         "vci": vci(features, labels, num_classes).item(),
         "cdnv": cdnv(features, labels, num_classes).item(),
         "h_score": h_score(features, labels, num_classes).item(),
         "logme": logme(features, labels, num_classes),
-        "ncc_accuracy": (nearest == val[1]).double().mean().item(),
-        "probe_accuracy": (recognised == val[1]).double().mean().item(),
+        "ncc_accuracy": ncc_accuracy(*val, means).item(),
+        "probe_accuracy": (agreement(recognised, val[1]) / len(val[1])).item(),
     }
 
 
@@ -165,16 +168,22 @@ def correlations(scores: Sequence[BackboneScores], accuracy: Mapping[str, float]
         accuracy: Measured accuracy by name of the backbone.
 
     Returns:
-        The rank correlation by measure; empty for fewer than three backbones with both.
+        The rank correlation by measure; empty, with a warning, for fewer than five backbones with both, which any two
+        measures order alike by chance.
     """
-    known = [found for found in scores if found.error is None and found.name in accuracy]
-    if len(known) < 3:
+    known = [found for found in scores if found.error is None and math.isfinite(accuracy.get(found.name, math.nan))]
+    if len(known) < _FEWEST:
+        warnings.warn(
+            f"no rank correlation: {len(known)} backbones with a measured accuracy are too few, at least {_FEWEST} are"
+            " needed",
+            stacklevel=2,
+        )
         return {}
     truth = torch.tensor([accuracy[found.name] for found in known], dtype=torch.float64)
     result = {}
     for name, sign in MEASURES.items():
         values = sign * torch.tensor([getattr(found, name) for found in known], dtype=torch.float64)
-        if values.isfinite().all() and values.min() < values.max():
+        if values.isfinite().all() and values.min() < values.max() and truth.min() < truth.max():
             result[name] = round(spearman_corrcoef(values, truth).item(), 3)
     return result
 

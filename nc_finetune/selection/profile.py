@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, watch_input, watch_outputs
 from nc_finetune.data import ImageData
-from nc_finetune.functional import SeparationLaw, nearest_class_center, separation_law
+from nc_finetune.functional import SeparationLaw, ncc_accuracy, separation_law
 from nc_finetune.metrics import NeuralCollapse
 from nc_finetune.selection.features import require_one_label
 
@@ -82,11 +81,11 @@ def measure_blocks(backbone: Backbone, data: ImageData) -> list[BlockMeasures]:
             if layer not in metrics:
                 metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=_MEASURES).to(device)
             metrics[layer].update(features.float(), labels.to(device))
-    recognised = dict.fromkeys(metrics, 0)
+    recognised = dict.fromkeys(metrics, 0.0)
     for images, labels in data.eval_dataloader("val"):
         for layer, features in _outputs(backbone, layers, images.to(device)).items():
-            nearest = nearest_class_center(features.float(), metrics[layer].means)
-            recognised[layer] += int((nearest == labels.to(device)).sum())
+            share = ncc_accuracy(features.float(), labels.to(device), metrics[layer].means)
+            recognised[layer] += len(labels) * share.item()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*undefined and reported as nan")
         found = {layer: metric.compute() for layer, metric in metrics.items()}
@@ -126,9 +125,7 @@ def law_of(profile: Iterable[BlockMeasures]) -> SeparationLaw:
     Source:
         He & Su 2023, A law of data separation in deep learning, 10.1073/pnas.2221704120.
     """
-    ratios = [found.trace_ratio for found in profile]
-    known = all(math.isfinite(ratio) for ratio in ratios)
-    return separation_law(torch.tensor(ratios if known else [math.nan] * len(ratios), dtype=torch.float64))
+    return separation_law(torch.tensor([found.trace_ratio for found in profile], dtype=torch.float64))
 
 
 def block_costs(backbone: Backbone, data: ImageData) -> list[BlockCost]:

@@ -72,7 +72,29 @@ def test_scores_are_tabulated_and_written(data: ImageData) -> None:
 
 
 def test_correlations_have_the_sign_by_which_higher_is_better() -> None:
-    scores = [BackboneScores(name=str(i), weights=None, nc1=4.0 - i, h_score=float(i)) for i in range(4)]
-    found = correlations(scores, {str(i): 80.0 + i for i in range(4)})
+    scores = [BackboneScores(name=str(i), weights=None, nc1=5.0 - i, h_score=float(i)) for i in range(5)]
+    found = correlations(scores, {str(i): 80.0 + i for i in range(5)})
     assert found == {"nc1": 1.0, "h_score": 1.0}
-    assert correlations(scores[:2], {"0": 1.0, "1": 2.0}) == {}
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_few_backbones_have_no_rank_correlation(number: int) -> None:
+    scores = [BackboneScores(name=str(i), weights=None, nc1=5.0 - i) for i in range(5)]
+    with pytest.warns(UserWarning, match=f"{number} backbones .* too few, at least 5"):
+        assert correlations(scores, {str(i): 80.0 + i for i in range(number)} | {"4": math.nan}) == {}
+
+
+def test_equal_accuracies_have_no_rank_correlation() -> None:
+    scores = [BackboneScores(name=str(i), weights=None, nc1=5.0 - i) for i in range(5)]
+    assert correlations(scores, dict.fromkeys("01234", 80.0)) == {}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_features_that_are_not_finite_have_no_share_of_anything(bad: float) -> None:
+    features, labels = torch.randn(20, 4), torch.arange(20) % 2
+    broken = features.clone()
+    broken[3, 1] = bad
+    found = score_features((features, labels), (broken, labels), 2)
+    assert math.isnan(found["ncc_accuracy"])
+    assert math.isnan(found["probe_accuracy"])
+    assert not math.isnan(found["nc1"])
