@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data.labels import is_no_label, number_label_sets, number_labels, rarest_labels
 from nc_finetune.data.locations import find_splits
-from nc_finetune.data.split_columns import FOLDER_SPLIT, divide_by_columns
+from nc_finetune.data.split_columns import FOLDER_SPLIT, divide_by_columns, is_split_column
 from nc_finetune.data.split_names import UNLABELLED, by_split, split_of
 from nc_finetune.errors import unknown_name
 
@@ -135,7 +135,11 @@ def _label_columns(rows: datasets.Dataset) -> list[str]:
     import datasets as hf
 
     declared = {name: getattr(feature, "feature", feature) for name, feature in rows.features.items()}
-    labels = [name for name, feature in declared.items() if isinstance(feature, hf.ClassLabel)]
+    labels = [
+        name
+        for name, feature in declared.items()
+        if isinstance(feature, hf.ClassLabel) and not is_split_column(name, feature.names)
+    ]
     return labels or [name for name in LABEL_COLUMNS if name in rows.features]
 
 

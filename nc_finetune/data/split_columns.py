@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from nc_finetune.data.split_names import UNLABELLED, plain, split_of, words_of
+from nc_finetune.data.split_names import UNLABELLED, camel_words, plain, split_in, split_of, words_of
 
 if TYPE_CHECKING:
     import datasets
@@ -20,6 +21,10 @@ _FLAGS = {
     "istest": ("test", "train"),
     **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "test")),
 }
+# Columns of cross-validation, which do not say what is held out.
+_FOLDS = ("fold", "folds", "kfold", "cvfold")
+# A column of splits has few values; of more, as in captions, single words say nothing.
+_FEW = 12
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -83,6 +88,16 @@ def column_splits(columns: Mapping[str, Sequence[str]], where: str) -> list[str]
     return next(iter(found.values()), None)
 
 
+def is_split_column(name: str, classes: Sequence[str]) -> bool:
+    """Tell a column of declared classes that are splits from one of labels.
+
+    Example:
+        >>> is_split_column("Split", ["a", "b"]), is_split_column("part", ["train", "Test"])
+        (True, True)
+    """
+    return "".join(words_of(name)) in SPLIT_COLUMNS or all(split_of(one) for one in classes)
+
+
 def folder_split(path: PurePosixPath, where: str) -> str:
     """Return the split that a folder of an image is named like, or ``""``.
 
@@ -115,12 +130,17 @@ def _splits_of(name: str, cells: Sequence[str], where: str) -> list[str] | None:
     known, unknown = ({cell for cell in meant if bool(meant[cell]) is told} for told in (True, False))
     named = key in SPLIT_COLUMNS and bool(meant)
     values = {meant[cell] for cell in known}
-    if not named and not ("train" in values and len(values) > 1 and len(unknown) <= len(known)):
+    hints = {split for cell in unknown if len(meant) <= _FEW and (split := split_in(camel_words(cell)))}
+    if not named and not (
+        "train" in values and len(values | hints) > 1 and len(unknown) <= len(known) + 2 * bool(hints)
+    ):
+        if key in _FOLDS:
+            warnings.warn(f"the column {name!r} of {where} is not used: no split is told by it", stacklevel=2)
         return None
     if unknown:
         raise ValueError(
             f"the column {name!r} of {where} has {', '.join(map(repr, sorted(unknown)[:5]))}, which stands for no"
-            " split; write train, val or test, or call the column something else"
+            " split; write train, val or test, or take the column out"
         )
     if "train" in values and len(meant) < len(kinds):
         row = next(row for row, cell in enumerate(cells) if not kinds[cell])

@@ -37,6 +37,11 @@ def words_of(name: str) -> list[str]:
     return re.findall("[a-z]+", plain(name))
 
 
+def camel_words(name: str) -> list[str]:
+    """Return the words of a name in which capitals may begin them: ``"PublicTest"`` has ``"public"`` and ``"test"``."""
+    return words_of(re.sub("(?<=[a-z])(?=[A-Z])", " ", name))
+
+
 def split_of(name: str) -> str | None:
     """Tell which split a name stands for.
 

@@ -114,6 +114,34 @@ def test_other_columns_are_not_taken_for_splits(tmp_path: Path, write: Any, cell
     assert sizes(load_source(write(tmp_path, "place", cells))) == {"train": 8}
 
 
+@every_kind
+@pytest.mark.parametrize("unknown", ["PublicTest", "test_hard", "val 2", "holdout-2024"])
+def test_a_value_that_looks_like_a_split_is_refused_whatever_the_column(
+    tmp_path: Path, write: Any, unknown: str
+) -> None:
+    folder = write(tmp_path, "usage", ["Training"] * 6 + [unknown] * 2)
+    with pytest.raises(
+        ValueError, match=rf"the column 'usage' of the table has '{unknown}', which stands for no split"
+    ):
+        load_source(folder)
+
+
+@every_kind
+def test_folds_that_are_not_used_are_said(tmp_path: Path, write: Any) -> None:
+    folder = write(tmp_path, "fold", ["0", "1", "2", "3"] * 2)
+    with pytest.warns(UserWarning, match=r"the column 'fold' of the table is not used: no split is told by it"):
+        assert sizes(load_source(folder)) == {"train": 8}
+
+
+@pytest.mark.parametrize("column", ["Split", "part"])
+def test_splits_may_be_declared_as_classes(tmp_path: Path, column: str) -> None:
+    rows = make_rows(LABELS, STRING).add_column(column, [0] * 6 + [1] * 2)
+    rows = rows.cast_column(column, datasets.ClassLabel(names=["train", "test"]))
+    rows.to_parquet(str(tmp_path / "all.parquet"))
+    source = load_source(str(tmp_path))
+    assert (sizes(source), source.class_names) == ({"train": 6, "test": 2}, ("cat", "dog"))
+
+
 def test_two_columns_that_differ_are_refused(tmp_path: Path) -> None:
     rows = make_rows(LABELS, STRING).add_column("split_1", ["train"] * 6 + ["test"] * 2)
     rows.add_column("split_2", ["test"] * 2 + ["train"] * 6).to_parquet(str(tmp_path / "all.parquet"))
