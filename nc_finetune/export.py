@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import tempfile
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.classifier import ImageClassifier
+from nc_finetune.delta_file import number_type
 from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically
 from nc_finetune.heads import ZeroShotHead
@@ -129,7 +131,8 @@ def export_onnx(
     """Save the whole model, from images to logits, as ONNX, and compare its logits in onnxruntime with the model's.
 
     The input is called ``images``, shape ``(N, 3, image_size, image_size)`` with any N, and is normalised inside; the
-    output is called ``logits``, shape ``(N, K)``.
+    output is called ``logits``, shape ``(N, K)``. Numbers are float32, of a model in another precision, too:
+    onnxruntime has no convolutions in bfloat16 or float64 on a CPU.
 
     Args:
         model: The model, by any method; it is put into eval mode.
@@ -150,6 +153,8 @@ def export_onnx(
         import onnxscript  # noqa: F401 (torch needs it, and says so less clearly)
     except ImportError as error:
         raise missing_extra(error.name or "onnxruntime", "export", "exporting to ONNX") from error
+    if number_type(model) is not torch.float32:
+        model = copy.deepcopy(model).float()
     content = _onnx_bytes(_trace(model, image_size, uint8))
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     images = _images(model, CHECKED_BATCH, image_size, uint8)

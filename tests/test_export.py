@@ -214,3 +214,13 @@ def test_missing_extra_is_named(missing: str, tmp_path: Path, monkeypatch: pytes
 def test_the_end_of_the_name_says_what_it_is(export: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got 'it\.bin'"):
         export(make_model("test_resnet"), tmp_path / "it.bin")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_precision_are_exported(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make_model("test_resnet").to(dtype)
+    export_program(model, tmp_path / "it.pt2")
+    export_onnx(model, tmp_path / "it.onnx")
+    images = make_images(size=model.backbone.preprocessing.image_size) / 255
+    with torch.no_grad():
+        torch.testing.assert_close(run_onnx(tmp_path / "it.onnx", images), model.float()(images), rtol=0, atol=1e-4)
