@@ -352,7 +352,7 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.
         """
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             self.freeze_untuned()
             refuse_writers(self.trainer, self)
         return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []

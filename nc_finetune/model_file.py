@@ -230,9 +230,15 @@ def load_state(model: Any, content: Mapping[str, Any], where: str, strict: bool 
 
 
 def describe_into(checkpoint: dict[str, Any], model: Any) -> None:
-    """Say in a checkpoint how its model is built and trained."""
+    """Say in a checkpoint how its model is built and trained.
+
+    What loggers are told is taken out: Lightning's command line would take names of parts for arguments.
+    """
     checkpoint[CHECKPOINT_KEY] = describe_model(model).to_json()
     checkpoint[TRAINING_KEY] = describe_training(model)
+    told, saved = hyperparameters(model), checkpoint.pop(model.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    if own := {name: value for name, value in saved.items() if not (name in told and told[name] == value)}:
+        checkpoint[model.CHECKPOINT_HYPER_PARAMS_KEY] = own
 
 
 def _argument_names(cls: type[Any]) -> list[str]:
