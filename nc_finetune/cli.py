@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune.command_line import TRAINER_COMMANDS, command_parser, folder_parser
+from nc_finetune.stopping import ToldToEnd, told_to_end
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,7 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
     from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from nc_finetune.callbacks import PredictionWriter, ResumableRun
+    from nc_finetune.callbacks import PredictionWriter, ProgressLines, ResumableRun
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
@@ -90,6 +91,8 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
             self.trainer.ckpt_path, given["ckpt_path"] = given["ckpt_path"], None
 
         def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+            if config.get("enable_progress_bar") is None and not sys.stderr.isatty():
+                callbacks = [*callbacks, ProgressLines()]
             # Lightning refuses callbacks that write checkpoints where none are wanted.
             wanted = config.get("enable_checkpointing") is not False
             return super()._instantiate_trainer(
@@ -118,18 +121,16 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
 def _benchmark(
     grid: str, out: Path | None, dry_run: bool, retry_failed: bool, trust: bool, executor: str, **cluster: Any
 ) -> int:
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-    from rich.console import Console
-
     from nc_finetune.benchmark.grid import read_grid
     from nc_finetune.benchmark.report import check_report_extra, print_summary, write_report
     from nc_finetune.benchmark.runner import run_grid
     from nc_finetune.recipes import find_recipe
+    from nc_finetune.terminal import open_console
     from nc_finetune.trust import only_known_classes
 
     path = find_recipe(grid)
     out = out or Path("runs") / path.stem
-    console = Console()
+    console = open_console()
     with only_known_classes(trust):
         plan = read_grid(path)
     if dry_run:
@@ -137,9 +138,9 @@ def _benchmark(
     check_report_extra()
     try:
         results = run_grid(plan, out, retry_failed=retry_failed, executor=_executor(executor, **cluster))
-    except SIGTERMException:  # Lightning's own, whose exit status would be 0
-        console.print("stopped by SIGTERM; the same command goes on with what is missing")
-        return 128 + signal.SIGTERM
+    except ToldToEnd as reason:
+        reason.advice = f"finished runs stay in {out / 'results'}; the same command goes on with what is missing"
+        raise
     for result in results:
         if result.status != "ok":
             console.print(f"{result.status}: {result.run_id}: {result.error}", style="red", markup=False)
@@ -163,7 +164,8 @@ def _executor(name: str, ray_address: str | None, cpus: float, gpus: float) -> E
 
 
 def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int:
-    from nc_finetune.benchmark.plan import duration, plan_grid, plan_table
+    from nc_finetune.benchmark.plan import plan_grid, plan_table
+    from nc_finetune.terminal import duration
 
     plan = plan_grid(grid, out, retry_failed)
     console.print(plan_table(plan))
@@ -200,72 +202,70 @@ def _profile(
     out: Path,
     **data: Any,
 ) -> int:
-    from rich.console import Console
-
     from nc_finetune.backbones import create_backbone
     from nc_finetune.benchmark.specs import MethodSpec
     from nc_finetune.data import ImageData
     from nc_finetune.files import write_atomically, write_text_atomically
     from nc_finetune.selection import best_device, presentation, profile_backbone
+    from nc_finetune.terminal import open_console, say
 
     images = ImageData(data.pop("source"), **data)
     network = create_backbone(backbone, None if weights == "null" else weights).to(best_device())
     spec = MethodSpec(method=method)
     found = profile_backbone(
-        network, images, spec.build if trials else None, epochs=epochs, learning_rate=learning_rate
+        network, images, spec.build if trials else None, epochs=epochs, learning_rate=learning_rate, report=say
     )
-    console = Console()
-    console.print(presentation.profile_table(found))
-    console.print(found.recommendation, markup=False, soft_wrap=True)
+    console = open_console()
     write_text_atomically(out / "profile.csv", presentation.profile_csv(found))
     write_atomically(out / "profile.png", presentation.profile_png(found))
+    console.print(presentation.profile_table(found))
+    console.print(found.recommendation, soft_wrap=True)
     console.print(f"Profile: {out / 'profile.png'}", soft_wrap=True, markup=False)
     return 0
 
 
 def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], out: Path, **data: Any) -> int:
-    from rich.console import Console
-
     from nc_finetune.benchmark.results import mean_accuracies, merge_results
     from nc_finetune.data import ImageData
     from nc_finetune.errors import unknown_name
     from nc_finetune.files import write_text_atomically
     from nc_finetune.selection import backbone_scores, presentation
+    from nc_finetune.terminal import open_console, shown_steps
 
     if by not in backbone_scores.MEASURES:
         raise unknown_name("measure", by, backbone_scores.MEASURES)
     measured = mean_accuracies(merge_results(results)[0]) if results else {}
     images = ImageData(data.pop("source"), **data)
-    console = Console()
+    console = open_console()
     scores = []
-    for name, equals, weights in (word.partition("=") for word in backbones):
-        tag = None if weights == "null" else (weights if equals else "default")
-        scores.append(backbone_scores.score_backbone(name, tag, images, max_images))
+    with shown_steps("backbones", len(backbones)) as steps:
+        for name, equals, weights in (word.partition("=") for word in backbones):
+            tag = None if weights == "null" else (weights if equals else "default")
+            scores.append(backbone_scores.score_backbone(name, tag, images, max_images))
+            steps.finish(len(scores), f"{name}: {scores[-1].error or 'scored'}")
     scores = backbone_scores.ranked(scores, by)
+    write_text_atomically(out, presentation.rank_csv(scores))
     console.print(presentation.rank_table(scores))
     for found in scores:
         if found.error:
             console.print(f"{found.name}: {found.error}", style="red", markup=False, soft_wrap=True)
     if measured:
         console.print("Rank correlation with measured fine-tuning:", backbone_scores.correlations(scores, measured))
-    write_text_atomically(out, presentation.rank_csv(scores))
     console.print(f"Scores: {out}", soft_wrap=True, markup=False)
     return int(any(found.error for found in scores))
 
 
 def _recipes(copy: str | None, to: Path) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from nc_finetune.recipes import copy_recipe, list_recipes
+    from nc_finetune.terminal import as_text, name_table, open_console
 
-    console = Console()
+    console = open_console()
     if copy is not None:
         console.print(copy_recipe(copy, to), soft_wrap=True, markup=False)
         return 0
-    table = Table("recipe", "what it does", box=None)
+    table = name_table(["recipe", "what it does"], [])
     for name, purpose in list_recipes().items():
-        table.add_row(name, purpose)
+        table.add_row(*as_text([name, purpose]))
     console.print(table)
     return 0
 
@@ -274,7 +274,7 @@ def _predict_folder(words: Sequence[str]) -> int:
     from nc_finetune.predict import predict_folder
 
     known = vars(folder_parser().parse_args(words))
-    skipped = predict_folder(**known)
+    skipped = predict_folder(**known, progress=True)
     if skipped:
         print(f"Skipped {len(skipped)} images: {', '.join(skipped)}", file=sys.stderr)  # noqa: T201
     print(f"Predictions: {known['out']}")  # noqa: T201
@@ -308,17 +308,16 @@ def _data(
 ) -> int:
     import json
 
-    from rich.console import Console
-
     from nc_finetune.data import ImageData, check_data
     from nc_finetune.data_report import print_data_report
     from nc_finetune.files import write_text_atomically
+    from nc_finetune.terminal import open_console
 
     data = ImageData(source, image_column=image_column, label_column=label_column, group=group)
     report = check_data(data, min_per_class=min_per_class, num_workers=workers)
-    print_data_report(report, Console())
     if out is not None:
         write_text_atomically(out, json.dumps(report.to_json(), indent=2) + "\n")
+    print_data_report(report, open_console())
     return int(bool(report.faults))
 
 
@@ -341,19 +340,38 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if a run of a benchmark failed, data have faults, or training could not go on; 2 for input
-        that cannot be used; 130 and 143 after Ctrl-C and SIGTERM, with a checkpoint.
+        that cannot be used; 130 and 143 after Ctrl-C and SIGTERM, of a fit with a checkpoint.
     """
-    words = list(sys.argv[1:] if args is None else args)
     try:
-        if words and _names_a_model(words):
-            return _predict_folder(words[1:])
-        if words and words[0] in TRAINER_COMMANDS:
-            _trainer_command(words[0], words[1:])
-            return 0
-        known = vars(command_parser().parse_args(words))
-        return _COMMANDS[known.pop("command")](**known)
+        with told_to_end():
+            return _run(list(sys.argv[1:] if args is None else args))
+    except ToldToEnd as reason:
+        if args is None:  # the process ends: a second SIGTERM changes nothing
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return _report_stop(reason)
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError, UnpicklingError) as error:
         return _report_error(error)
+
+
+def _run(words: Sequence[str]) -> int:
+    if words and _names_a_model(words):
+        return _predict_folder(words[1:])
+    if words and words[0] in TRAINER_COMMANDS:
+        _trainer_command(words[0], words[1:])
+        return 0
+    known = vars(command_parser().parse_args(words))
+    return _COMMANDS[known.pop("command")](**known)
+
+
+def _report_stop(reason: ToldToEnd) -> int:
+    """Say what stopped the command, or of two signals what the first has led to; return the exit status."""
+    from nc_finetune.errors import TrainingStoppedError
+
+    cause = reason.__context__
+    while cause is not None and not isinstance(cause, TrainingStoppedError):
+        cause = cause.__context__
+    print(f"nc-finetune: {cause or f'{reason}; {reason.advice}'}", file=sys.stderr)  # noqa: T201
+    return 128 + reason.signal
 
 
 def _report_error(error: Exception) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -33,7 +37,53 @@ names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
             ClassBalanced
 """
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # it has no public name
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"  # it has no public name
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong with the words, in place of printing all options and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help lists every option")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Return a type of options: whole numbers from ``least`` on."""
+
+    def parse(word: str) -> int:
+        try:
+            number = int(word)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {word}")
+        return number
+
+    return parse
+
+
+def _real(least: float, above: bool = False) -> Callable[[str], float]:
+    """Return a type of options: finite numbers from ``least`` on, or above it."""
+
+    def parse(word: str) -> float:
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and (number > least if above else number >= least)):
+            raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {least:g}, got {word}")
+        return number
+
+    return parse
+
+
+class _Version(argparse.Action):
+    """Print what a report of a fault should say; torch is not imported."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
+        packages = ("nc-finetune", "torch", "lightning", "timm", "open_clip_torch")
+        found = [f"{name} {version(name)}" for name in packages]
+        parser.exit(message="\n".join([*found, f"python {platform.python_version()}"]) + "\n")
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -42,11 +92,14 @@ def command_parser() -> argparse.ArgumentParser:
     Returns:
         The parser; ``command`` of what it parsed names the command.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nc-finetune",
         description="Fine-tune a pre-trained image backbone by changing as little of it as possible.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the versions of this and of what it rests on"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in TRAINER_COMMANDS.items():
@@ -67,7 +120,7 @@ def folder_parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nc-finetune predict",
         description="Write the class and the probability of every class of each image of a folder to a CSV file; of"
         " tables, archives or a data set of the hub those images that have no label, or all where each has one.",
@@ -135,11 +188,14 @@ def _add_benchmark(commands: _Commands) -> None:
         "--ray-address", metavar="HOST:PORT", help="an existing Ray cluster (default: start one on this machine)"
     )
     benchmark.add_argument(
-        "--cpus", type=float, default=1, help="CPUs that a cell reserves with --executor ray (default: %(default)s)"
+        "--cpus",
+        type=_real(0, above=True),
+        default=1,
+        help="CPUs that a cell reserves with --executor ray (default: %(default)s)",
     )
     benchmark.add_argument(
         "--gpus",
-        type=float,
+        type=_real(0),
         default=0,
         help="GPUs that a cell reserves with --executor ray, e.g. 0.5 for two cells a GPU (default: %(default)s)",
     )
@@ -178,9 +234,14 @@ def _add_profile(commands: _Commands) -> None:
         help="class of the method that will tune the block (default: %(default)s)",
     )
     profile.add_argument(
-        "--epochs", type=int, default=15, help="epochs of the fine-tuning that the block is for (default: %(default)s)"
+        "--epochs",
+        type=_whole(1),
+        default=15,
+        help="epochs of the fine-tuning that the block is for (default: %(default)s)",
     )
-    profile.add_argument("--learning-rate", type=float, help="rate of the block (default: the method's own)")
+    profile.add_argument(
+        "--learning-rate", type=_real(0, above=True), help="rate of the block (default: the method's own)"
+    )
     profile.add_argument(
         "--no-trials", dest="trials", action="store_false", help="measure only, which is quick, and recommend nothing"
     )
@@ -213,7 +274,11 @@ def _add_rank(commands: _Commands) -> None:
         help="measure to sort by: probe_accuracy, ncc_accuracy, nc1, vci, cdnv, h_score, logme (default: %(default)s)",
     )
     rank.add_argument(
-        "--max-images", type=int, default=5000, metavar="N", help="images of each split at most (default: %(default)s)"
+        "--max-images",
+        type=_whole(1),
+        default=5000,
+        metavar="N",
+        help="images of each split, with at least two of every class (default: %(default)s)",
     )
     rank.add_argument(
         "--results", type=Path, nargs="*", default=[], metavar="DIR", help="benchmarks on the same data to compare with"
@@ -254,10 +319,14 @@ def _add_data_check(commands: _Commands) -> None:
         help="column of the groups, or pattern of file names: groups may not be in two splits (default: none)",
     )
     check.add_argument(
-        "--min-per-class", type=int, default=5, metavar="N", help="a class with fewer is rare (default: %(default)s)"
+        "--min-per-class",
+        type=_whole(1),
+        default=5,
+        metavar="N",
+        help="a class with fewer is rare (default: %(default)s)",
     )
     check.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0, this one alone)"
+        "--workers", type=_whole(0), default=0, metavar="N", help="processes that decode (default: 0, this one alone)"
     )
     check.add_argument("--out", type=Path, metavar="FILE", help="write everything that was found as JSON, too")
 
@@ -290,22 +359,29 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder of images, id of the hub, or sklearn:digits")
     parser.add_argument(
-        "--image-size", type=int, default=224, metavar="PIXELS", help="height and width (default: %(default)s)"
+        "--image-size", type=_whole(1), default=224, metavar="PIXELS", help="height and width (default: %(default)s)"
     )
     parser.add_argument(
-        "--samples-per-class", type=int, metavar="N", help="training images of each class (default: all there are)"
+        "--samples-per-class",
+        type=_whole(1),
+        metavar="N",
+        help="training images of each class (default: all there are)",
     )
     _add_batch_size(parser)
-    parser.add_argument("--seed", type=int, default=0, help="which images are taken (default: %(default)s)")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="which images are taken (default: %(default)s)")
 
 
 def _add_batch_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a batch (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=_whole(1), default=32, metavar="N", help="images a batch (default: %(default)s)"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a delta (.safetensors) or a checkpoint (.ckpt)")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="default: what the model was fine-tuned on")
+    parser.add_argument(
+        "--image-size", type=_whole(1), metavar="PIXELS", help="default: what the model was fine-tuned on"
+    )
     _add_trust(parser)
 
 

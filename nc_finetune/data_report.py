@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from nc_finetune.data.check import DataReport
+from nc_finetune.terminal import as_text, name_table
 
 _SHOWN = 20
 
@@ -18,24 +17,19 @@ def print_data_report(report: DataReport, console: Console) -> None:
         report: What was found.
         console: Where to.
     """
-    table = Table(
-        "split", "images", "classes", "smallest class", "largest class", title=escape(report.source), box=None
-    )
+    table = name_table(["split", "smallest class", "largest class"], ["images", "classes"], title=report.source)
     for split, number in report.images.items():
         counts = report.class_counts[split]
         named = [(count, name) for count, name in zip(counts, report.class_names, strict=True) if count]
-        ends = [f"{count} ({escape(name)})" for count, name in (min(named), max(named))] if named else ["-", "-"]
-        table.add_row(split, f"{number:,}", str(len(named)), *ends)
+        ends = [f"{count} ({name})" for count, name in (min(named), max(named))] if named else ["-", "-"]
+        table.add_row(*as_text([split, *ends, f"{number:,}", str(len(named))]))
     console.print(table)
     kind = "several labels an image" if report.multi_label else "one label an image"
     console.print(f"{len(report.class_names)} classes, {kind}", highlight=False, soft_wrap=True)
     sizes = " x ".join(f"{low}-{high} (median {middle})" for low, middle, high in (report.widths, report.heights))
     console.print(f"pixels: {sizes}; {report.small:,} images have a side below 32", highlight=False, soft_wrap=True)
-    console.print(
-        f"modes: {', '.join(f'{mode} {number:,}' for mode, number in report.modes.items())}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    modes = ", ".join(f"{mode} {number:,}" for mode, number in report.modes.items())
+    console.print(f"modes: {modes}", highlight=False, markup=False, soft_wrap=True)
     if report.left_out_text and report.left_out_text not in report.faults:
         console.print(report.left_out_text, markup=False, highlight=False, soft_wrap=True)
     for line in _remarks(report):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import lightning as L
 
-from nc_finetune.callbacks import PredictionWriter
+from nc_finetune.callbacks import PredictionWriter, ProgressLines
 from nc_finetune.data import UnlabelledFolder, UnlabelledSource
 from nc_finetune.data.folders import holds_tables_alone
 from nc_finetune.data.labelled_images import OnBadImage
@@ -27,6 +28,7 @@ def predict_folder(
     batch_size: int = 32,
     trust: bool = False,
     on_bad_image: OnBadImage = "raise",
+    progress: bool = False,
 ) -> tuple[str, ...]:
     """Write class probabilities of every image in a folder to a CSV file, or of the unlabelled images of a source.
 
@@ -45,6 +47,7 @@ def predict_folder(
         batch_size: Images a batch.
         trust: As for :func:`~nc_finetune.load_delta`.
         on_bad_image: Images that do not decode end with an error (``"raise"``), or have no line (``"skip"``).
+        progress: Show how far it has come: by a bar, or where there is no terminal by a line a minute.
 
     Returns:
         The images that were skipped.
@@ -69,9 +72,9 @@ def predict_folder(
         devices=1,
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=progress,
         enable_model_summary=False,
-        callbacks=[PredictionWriter(out)],
+        callbacks=[PredictionWriter(out), *([ProgressLines()] if progress and not sys.stderr.isatty() else [])],
     )
     trainer.predict(classifier, data, return_predictions=False)
     return data.skipped

@@ -17,6 +17,7 @@ from nc_finetune.benchmark.folder import FolderState, look_into
 from nc_finetune.benchmark.grid import Cell, Grid
 from nc_finetune.benchmark.results import Result
 from nc_finetune.data import ImageData
+from nc_finetune.terminal import as_text, duration, name_table
 
 _TIMED_STEPS = 3
 
@@ -166,21 +167,6 @@ def _time(action: Callable[[], None]) -> float:
     return min(times)
 
 
-def duration(seconds: float) -> str:
-    """Write a time as a person would.
-
-    Example:
-        >>> [duration(value) for value in (4.2, 200, 8000, 200_000)]
-        ['4 s', '3 min', '2.2 h', '56 h']
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
-
-
 def plan_table(plan: Plan) -> Table:
     """Show what is done and what is missing, a line for each data set, backbone, training size and method.
 
@@ -194,12 +180,12 @@ def plan_table(plan: Plan) -> Table:
     for cell in plan.cells:
         lines.setdefault(_line(cell), []).append(cell)
     missing = {item.cell.run_id: item for item in plan.planned}
-    table = Table("data set", "backbone", "training size", "method", "key layer", "done", "to run", "time", box=None)
+    table = name_table(["data set", "backbone", "training size", "method", "key layer"], ["done", "to run", "time"])
     for line, cells in lines.items():
         here = [missing[cell.run_id] for cell in cells if cell.run_id in missing]
         known = [item.seconds for item in here if item.seconds is not None]
         time_ = duration(sum(known)) if known else ("?" if here else "")
-        table.add_row(*line, str(len(cells) - len(here)), str(len(here)), time_)
+        table.add_row(*as_text([*line, str(len(cells) - len(here)), str(len(here)), time_]))
     return table
 
 

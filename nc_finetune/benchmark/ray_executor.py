@@ -10,6 +10,9 @@ from nc_finetune.benchmark.grid import Cell
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.runner import failed_result, run_cell
 from nc_finetune.errors import missing_extra
+from nc_finetune.stopping import ToldToEnd, handlers_kept, noted_signals
+
+_LOOK_EVERY = 0.5  # seconds between two looks at signals
 
 
 def _import_ray() -> Any:
@@ -61,7 +64,8 @@ class RayExecutor:
         """Run cells on the cluster; yield each with its result as soon as it is there."""
         started = not self._ray.is_initialized()
         if started:
-            self._ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
+            with handlers_kept():  # Ray's own would end this process with another status
+                self._ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
         try:
             yield from self._run_all(cells)
         finally:
@@ -77,10 +81,14 @@ class RayExecutor:
             max_calls=1,
         )(_call)
         waiting = {task.remote(self.run, cell): cell for cell in cells}
-        while waiting:
-            (done,), _ = self._ray.wait(list(waiting), num_returns=1)
-            cell = waiting.pop(done)
-            yield cell, self._result(cell, done)
+        with noted_signals() as noted:  # what a handler raises inside of Ray is lost
+            while waiting:
+                finished, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_LOOK_EVERY)
+                results = [(waiting.pop(done), done) for done in finished]
+                found = [(cell, self._result(cell, done)) for cell, done in results]
+                if noted:  # and a cluster that was told, too, may have failed cells
+                    raise ToldToEnd(noted[0])
+                yield from found
 
     def _result(self, cell: Cell, done: Any) -> Result:
         try:

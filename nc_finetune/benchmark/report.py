@@ -25,10 +25,10 @@ from nc_finetune.benchmark.summary import by_group, summarize, tabulated_runs
 from nc_finetune.benchmark.tables import Table, group_table
 from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically, write_text_atomically
+from nc_finetune.terminal import columns_that_fit, name_table
 
 _EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2", "scipy": "scipy"}
 _SEVERAL_LABELS = "average_precision"
-_TERMINAL_COLUMNS = 6  # time, memory and seeds would not fit into 80 characters
 
 
 def check_report_extra() -> None:
@@ -101,13 +101,13 @@ def _write_files(results: Sequence[Result], folder: Path, problems: Sequence[str
     return files
 
 
-def _rich_table(title: str, table: Table) -> RichTable:
-    """Turn a table into rich's; as ``Text``, names with square brackets are not taken for markup."""
-    view = RichTable(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, column in enumerate(table.columns[:_TERMINAL_COLUMNS]):
-        view.add_column(column, justify="right" if index else "left")
+def _rich_table(title: str, table: Table, console: Console) -> RichTable:
+    """Turn a table into rich's, with as many columns as there is room for; the report has them all."""
+    rows = [[cell.text for cell in row] for row in table.rows]
+    number = columns_that_fit(table.columns, rows, console, SIMPLE_HEAD)
+    view = name_table(table.columns[:1], table.columns[1:number], title=title, box=SIMPLE_HEAD)
     for row in table.rows:
-        view.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row[:_TERMINAL_COLUMNS]))
+        view.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row[:number]))
     return view
 
 
@@ -124,5 +124,6 @@ def print_summary(results: Sequence[Result], console: Console) -> None:
     labels = variant_labels(tabulated_runs(results))
     rows = summarize(results)
     for group, members in by_group(rows).items():
-        console.print(_rich_table(group.label, group_table(members, labels)))
-    console.print(Text(" ".join(filter(None, [status_words(results), lost_words(rows, labels)]))))
+        console.print(_rich_table(group.label, group_table(members, labels), console))
+    said = " ".join(filter(None, [status_words(results), lost_words(rows, labels)]))
+    console.print(Text(said), soft_wrap=True)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import lightning as L
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.benchmark.choice import choose_once
@@ -35,6 +35,7 @@ from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.faults import explain
 from nc_finetune.methods import AUTO
+from nc_finetune.terminal import open_console, shown_steps
 
 
 @dataclass
@@ -311,7 +312,7 @@ def run_grid(
     retry_failed: bool = False,
     executor: Executor = run_serially,
 ) -> list[Result]:
-    """Run what is missing of a grid, with a progress bar that shows the time left.
+    """Run what is missing of a grid, and show how long it takes: by a bar, or where that cannot be by a line a run.
 
     The folder is locked meanwhile. A result is there whole or not at all, so whenever the process is killed, the same
     call goes on where it was; what was running then runs again. Files that are no results of this version are renamed
@@ -320,7 +321,7 @@ def run_grid(
     Args:
         grid: What to run.
         out: Results go to ``<out>/results/``, one file a run, as soon as it is finished.
-        console: Where the progress bar goes; ``None`` is standard error.
+        console: Where the progress goes; ``None`` is standard error.
         retry_failed: Run cells that failed or diverged again.
         executor: How cells are run.
 
@@ -331,29 +332,23 @@ def run_grid(
         ValueError: If another benchmark is running in the folder.
     """
     cells, folder = grid.cells(), out / "results"
-    console = console or Console(stderr=True)
     with lock_folder(out):
         remove_leftovers(folder)
         state = look_into(cells, folder, retry_failed)
         for path in set_aside(state.unreadable):
-            console.print(f"not a result of this version, set aside and run again: {path}", markup=False)
+            (console or open_console(stderr=True)).print(
+                Text(f"not a result of this version, set aside and run again: {path}"), soft_wrap=True
+            )
         _run_missing(state.missing, folder, executor, console)
         return [read_result(folder / f"{cell.run_id}.json") for cell in cells]
 
 
-def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, console: Console) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("fits", total=sum(cell.method.fits for cell in missing))
+def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, console: Console | None) -> None:
+    fits = sum(cell.method.fits for cell in missing)
+    with shown_steps("fits", fits, console) as steps:
         done = 0
-        for cell, result in executor(missing, partial(progress.advance, task)):
+        for number, (cell, result) in enumerate(executor(missing, steps.advance), 1):
             write_result(result, folder)
-            done += cell.method.fits
-            named = f"{cell.method.method_class().label}, seed {cell.seed}: {result.status}"
-            progress.update(task, completed=done, description=named)  # also past the fits that a failed cell left out
+            done += cell.method.fits  # also the fits that a failed cell left out
+            named = f"{cell.dataset_name}, {cell.method.method_class().label}, seed {cell.seed}: {result.status}"
+            steps.finish(done, f"run {number} of {len(missing)}, {named}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 from nc_finetune.callbacks.batches import ClassCap
+from nc_finetune.data.patient_loader import PatientLoader
 
 LABEL_ATTRIBUTES = ("labels", "targets")
 LoaderSource = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -153,7 +154,7 @@ def _batch_size(loader: DataLoader[Any]) -> int | None:
 
 
 def _plain_loader(loader: DataLoader[Any], indices: Sequence[int]) -> DataLoader[Any]:
-    return DataLoader(
+    return PatientLoader(
         Subset(loader.dataset, indices),
         batch_size=_batch_size(loader),
         num_workers=loader.num_workers,

@@ -31,6 +31,7 @@ from nc_finetune.cache import (
 from nc_finetune.cache.cached_rows import LABELS
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
 from nc_finetune.data.labelled_images import Transform
+from nc_finetune.data.patient_loader import PatientLoader
 
 _CHECKED_ROWS = 4
 
@@ -232,7 +233,7 @@ class PrefixFill:
 def read_share(loader: DataLoader[Any], share: Sequence[int], num_workers: int = 0) -> Iterator[Any]:
     """Yield batches of some samples of a loader's dataset, in their order."""
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
-    found = DataLoader(
+    found = PatientLoader(
         Subset(loader.dataset, share),
         batch_size=size,
         num_workers=num_workers,

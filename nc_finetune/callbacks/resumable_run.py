@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -41,12 +42,15 @@ class ResumableRun(Checkpoint):
     """Write the whole state of training to one file, again and again, and when the process is told to end.
 
     SIGTERM (what clusters send before they take a machine away) and Ctrl-C end training after the optimizer's step,
-    with a checkpoint; a second Ctrl-C ends at once. Between batches whose gradients are accumulated nothing is written,
-    since gradients are no part of a checkpoint. After SIGKILL or a power cut the file is the last that was complete. In
-    either case ``trainer.fit(..., ckpt_path=...)`` goes on: with :class:`~nc_finetune.ImageData` the images come in the
-    same order with the same augmentation, also in the middle of an epoch, and random numbers are those that would have
-    come, so that on the CPU the weights are bit-identical to those of a run that was not cut off. Of several processes
-    each goes on with its own random numbers, as long as there are as many as before.
+    with a checkpoint; a second Ctrl-C ends at once. Both often reach every process of a command: workers of
+    :class:`~nc_finetune.ImageData` leave them to this one, and those of another ``DataLoader`` need
+    ``worker_init_fn=LeaveSignals()`` of :mod:`nc_finetune.data.patient_loader`, not to die of them. Between batches
+    whose gradients are accumulated nothing is written, since gradients are no part of a checkpoint, nor before a
+    validation that is due. After SIGKILL or a power cut the file is the last that was complete. In either case
+    ``trainer.fit(..., ckpt_path=...)`` goes on: with :class:`~nc_finetune.ImageData` the images come in the same order
+    with the same augmentation, also in the middle of an epoch, and random numbers are those that would have come, so
+    that on the CPU the weights are bit-identical to those of a run that was not cut off. Of several processes each goes
+    on with its own random numbers, as long as there are as many as before.
 
     Lightning adds no checkpoint callback of its own where it finds this one.
 
@@ -80,6 +84,7 @@ class ResumableRun(Checkpoint):
         self._fitting = False
         self._saved_step = -1
         self._signal: int | None = None
+        self._is_due = False
         self._random_states: list[dict[str, Any]] | None = None
         self._previous: dict[int, Any] = {}
 
@@ -104,20 +109,23 @@ class ResumableRun(Checkpoint):
         self._saved_step = trainer.global_step
         self._signal = None
         if threading.current_thread() is threading.main_thread():
-            self._previous = {signum: signal.signal(signum, self._note) for signum in _SIGNALS}
+            heeded = [signum for signum in _SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]  # not behind nohup
+            self._previous = {signum: signal.signal(signum, self._note) for signum in heeded}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a checkpoint where one is due, and end where that was asked for."""
-        # Validation belongs to the epoch: what ends at its last batch ends after it.
-        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+        step, every, accumulates = trainer.global_step, self.every_n_steps, trainer.fit_loop._should_accumulate()
+        if every is not None and step % every == 0 and step != self._saved_step and not accumulates:
+            self._is_due = True
+        # A run that went on from here would leave out a validation that is due; of an epoch's last batch it belongs to
+        # the epoch.
+        if trainer.is_last_batch or accumulates or _validates_next(trainer, batch_idx):
             return
-        step, every = trainer.global_step, self.every_n_steps
-        stepped = every is not None and step % every == 0 and step != self._saved_step
         if self._told_to_end(trainer):
             self._end(trainer)
-        elif stepped:
+        elif self._is_due:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -163,7 +171,7 @@ class ResumableRun(Checkpoint):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signal is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            self._previous.get(signum, signal.default_int_handler)(signum, frame)
         self._signal = signum
 
     def _release(self) -> None:
@@ -182,7 +190,7 @@ class ResumableRun(Checkpoint):
     def _save(self, trainer: L.Trainer) -> Path:
         if self._place is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return Path(LAST)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._is_due = trainer.global_step, False
         path, temporary = self._place / LAST, self._place / f".{LAST}.tmp"
         try:
             trainer.save_checkpoint(temporary, weights_only=False)
@@ -197,6 +205,17 @@ class ResumableRun(Checkpoint):
             raise OSError(f"the checkpoint {path} cannot be written: {error}{kept}") from error
         trainer.strategy.barrier("checkpoint")
         return path
+
+
+def _validates_next(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Tell whether the trainer goes through the validation data before the next training batch."""
+    every = getattr(trainer, "val_check_batch", None)
+    if not trainer.enable_validation or every is None or math.isinf(every):
+        return False
+    by_epoch = trainer.check_val_every_n_epoch
+    if by_epoch is None:
+        return bool((trainer.fit_loop.total_batch_idx + 1) % every == 0)
+    return bool((batch_idx + 1) % every == 0 and (trainer.current_epoch + 1) % by_epoch == 0)
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

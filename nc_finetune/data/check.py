@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.image_data import ImageData
 from nc_finetune.data.image_files import looks_like_an_image, open_image
 from nc_finetune.data.labelled_images import BadImage, LabelledImages
+from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.data.split_names import SPLIT_NAMES
 
 SMALL_SIDE = 32
@@ -140,7 +141,7 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
     images = {split: data.images(split) for split in SPLIT_NAMES}
     found, broken = [], []
     for split, rows in images.items():
-        loader = DataLoader(_Inspection(rows), batch_size=64, num_workers=num_workers, collate_fn=list)
+        loader = PatientLoader(_Inspection(rows), batch_size=64, num_workers=num_workers, collate_fn=list)
         inspected = [one for batch in loader for one in batch]
         found += [one for one in inspected if one.reason is None]
         broken += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,7 +35,7 @@ from nc_finetune.data.split_file import SplitRows
 from nc_finetune.data.split_names import SPLIT_NAMES
 from nc_finetune.data.split_summary import PlannedSplits, SplitSummary
 from nc_finetune.data.splits import splits_hash
-from nc_finetune.data.training_order import TrainingLoader, TrainingOrder, balancing_weights
+from nc_finetune.data.training_order import FixedOrder, OwnShare, TrainingLoader, TrainingOrder, balancing_weights
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.unlabelled_folder import UnlabelledImages
 from nc_finetune.data.workers import choose_workers
@@ -263,18 +263,17 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches, in an order that depends on torch's seed and the epoch alone."""
-        images, (ranks, rank) = self.train_set, self._ranks
-        loading = self._loading(images, "training")
-        weights = balancing_weights(images.labels) if self.balance_classes else None
-        seed = torch.initial_seed()
-        if self.trainer is not None and ranks > 1:  # all share one order, also where nobody has set a seed
-            seed = self.trainer.strategy.broadcast(seed)
-        order = TrainingOrder(images, seed=seed, ranks=ranks, rank=rank, weights=weights)
-        self._training = TrainingLoader(images, sampler=order, generator=torch.Generator(), **loading)
+        images = self.train_set
+        order = self._order_of(images)
+        loader = TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading(images, "training"))
+        loader.limit = lambda: getattr(self.trainer, "num_training_batches", math.inf)
+        if self._training is not None and self._training.waits:  # loaded anew before what was resumed has gone on
+            self._resumed = self._training.state_dict()
         if self._resumed is not None:
-            self._training.load_state_dict(self._resumed)
+            loader.load_state_dict(self._resumed)
             self._resumed = None
-        return self._training
+        self._training = loader
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return validation batches."""
@@ -310,8 +309,22 @@ class ImageData(L.LightningDataModule):
         """Return batches of ``"train"``, ``"val"`` or ``"test"`` in a fixed order, without augmentation."""
         images, (ranks, rank) = self._images(split), self._ranks
         # Each image on one process alone: repeated ones would count twice.
-        sampler = UnrepeatedDistributedSampler(images, num_replicas=ranks, rank=rank, shuffle=False)
-        return SkippingLoader(images, sampler=sampler if ranks > 1 else None, **self._loading(images, split))
+        sampler: Any = OwnShare(images, num_replicas=ranks, rank=rank, shuffle=False) if ranks > 1 else None
+        if split == "train" and self._overfits:
+            sampler = self._order_of(images)  # of which the first batches are those that are trained on
+        return SkippingLoader(images, sampler=sampler, **self._loading(images, split))
+
+    def _order_of(self, images: LabelledImages) -> TrainingOrder:
+        (ranks, rank), kind = self._ranks, FixedOrder if self._overfits else TrainingOrder
+        weights = balancing_weights(images.labels) if self.balance_classes else None
+        seed = torch.initial_seed()
+        if self.trainer is not None and ranks > 1:  # all share one order, also where nobody has set a seed
+            seed = self.trainer.strategy.broadcast(seed)
+        return kind(images, seed=seed, ranks=ranks, rank=rank, weights=weights)
+
+    @property
+    def _overfits(self) -> bool:
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch where it is: by the seed, the epoch and the batch's number alone."""

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from nc_finetune.csv_text import csv_text
+from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
@@ -234,7 +235,7 @@ def collate(samples: list[Any]) -> Any:
     return default_collate(samples) if samples else None
 
 
-class SkippingLoader(DataLoader[Any]):
+class SkippingLoader(PatientLoader):
     """A loader without the batches of which nothing was left."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

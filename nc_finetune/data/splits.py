@@ -142,6 +142,37 @@ def _spare(label_sets: Sequence[tuple[int, ...]], left: Counter[int], taken: set
     return max(spare, key=lambda row: (min(left[label] for label in label_sets[row]), rank(seed, row)), default=None)
 
 
+def draw_stratified(labels: Sequence[int], number: int, seed: int, at_least: int = 2) -> Indices:
+    """Draw rows that keep the shares of the classes, and miss none.
+
+    Args:
+        labels: The label of each row.
+        number: Rows to draw; there are more where ``at_least`` of each class are.
+        seed: Which rows.
+        at_least: Rows of every class, or all that it has.
+
+    Returns:
+        The rows, in rising order; all where there are no more than ``number``.
+
+    Example:
+        >>> draw_stratified([0] * 96 + [1] * 4, 10, seed=0).size
+        10
+    """
+    if number >= len(labels):
+        return _indices(list(range(len(labels))))
+    groups = _shuffled_by_class(labels, seed)
+    fewest = [min(at_least, len(group)) for group in groups]
+    left = max(number - sum(fewest), 0)
+    others, seen, given = len(labels) - sum(fewest), 0, 0
+    chosen: list[int] = []
+    for group, few in zip(groups, fewest, strict=True):
+        seen += len(group) - few
+        more = seen * left // others - given if others else 0
+        given += more
+        chosen += group[: few + more]
+    return _indices(chosen)
+
+
 def k_folds(labels: Sequence[int], number: int, seed: int) -> list[Indices]:
     """Divide rows into folds that have the shares of the classes.
 

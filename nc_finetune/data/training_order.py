@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from nc_finetune.data.labelled_images import Drawn, SkippingLoader
+
+
+def seed_of(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch of a run."""
+    digest = hashlib.blake2b(f"{seed}:{epoch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class TrainingOrder(DistributedSampler[Any]):
@@ -38,18 +46,12 @@ class TrainingOrder(DistributedSampler[Any]):
     @property
     def epoch_seed(self) -> int:
         """A seed for this epoch; neighbouring seeds and epochs have nothing in common."""
-        digest = hashlib.blake2b(f"{self.seed}:{self.epoch}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
+        return seed_of(self.seed, self.epoch)
 
     def __iter__(self) -> Iterator[Any]:
         """Return this rank's part of the order, once without the images that an interrupted epoch has had."""
-        generator = torch.Generator().manual_seed(self.epoch_seed)
-        number = len(self.dataset)  # type: ignore[arg-type]
-        if self.weights is None:
-            order = torch.randperm(number, generator=generator)
-        else:
-            order = torch.multinomial(self.weights, number, replacement=True, generator=generator)
-        padded = order.repeat(-(-self.total_size // number))[: self.total_size]
+        order = self._order(self.epoch_seed)
+        padded = order.repeat(-(-self.total_size // len(order)))[: self.total_size]
         start, self.start = self.start, 0
         own = padded[self.rank :: self.num_replicas].tolist()
         if getattr(self.dataset, "transform", None) is None:
@@ -58,14 +60,46 @@ class TrainingOrder(DistributedSampler[Any]):
         seeds = ((self.epoch_seed + place) % 2**63 for place in places)
         return iter([Drawn(item, seed) for item, seed in zip(own, seeds, strict=True)][start:])
 
+    def _order(self, seed: int) -> Tensor:
+        """Return the items of an epoch, those of all ranks."""
+        generator, number = torch.Generator().manual_seed(seed), len(self.dataset)  # type: ignore[arg-type]
+        if self.weights is None:
+            return torch.randperm(number, generator=generator)
+        return torch.multinomial(self.weights, number, replacement=True, generator=generator)
+
+
+class FixedOrder(TrainingOrder, SequentialSampler):
+    """The images in the order of the first epoch, in every epoch: for ``Trainer(overfit_batches=...)``.
+
+    Lightning takes whatever is no ``SequentialSampler`` for one that shuffles, and would go through the dataset as it
+    is, of which a first batch may well hold one class alone.
+    """
+
+    @property
+    def indices(self) -> list[int]:
+        """The order, that of all ranks."""
+        items: list[int] = self._order(0).tolist()
+        return items
+
+    def _order(self, seed: int) -> Tensor:
+        return super()._order(seed_of(self.seed, 0))
+
+
+class OwnShare(UnrepeatedDistributedSampler, SequentialSampler):  # type: ignore[misc]
+    """The images of one rank, each once, in the order of the dataset; Lightning sees that nothing is shuffled."""
+
 
 class TrainingLoader(SkippingLoader):
     """Batches in a :class:`TrainingOrder` that go on where an interrupted epoch stopped.
 
     Lightning saves ``state_dict`` in its checkpoints. Augmentation is drawn anew for each image of each epoch, by the
     order's seed: the same with any number of workers.
+
+    Attributes:
+        limit: Says after how many batches an epoch ends, if that is before the order does.
     """
 
+    limit: Callable[[], float] = staticmethod(lambda: math.inf)
     _given = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -78,10 +112,16 @@ class TrainingLoader(SkippingLoader):
             self._given += 1
             yield batch
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is to go on in the middle of an epoch, and has not begun to."""
+        order: Any = self.sampler
+        return bool(order.start)
+
     def state_dict(self) -> dict[str, int]:
         """Return the seed of the order, and how many batches of this epoch have been given."""
         order: Any = self.sampler
-        return {"seed": order.seed, "batches": self._given % len(self)}
+        return {"seed": order.seed, "batches": self._given % int(min(len(self), self.limit() or math.inf))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there."""

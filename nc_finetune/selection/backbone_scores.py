@@ -111,15 +111,17 @@ def score_backbone(
         name: As for :func:`~nc_finetune.backbones.create_backbone`.
         weights: Likewise.
         data: Train and validation split; the test split is not touched.
-        max_images: Of each split; ``None`` is all.
+        max_images: Of each split, but at least two of every class; ``None`` is all.
         build: Builds the backbone.
 
     Returns:
         The scores, or the error.
 
     Raises:
-        ValueError: If images have several labels.
+        ValueError: If images have several labels, or ``max_images`` is below 1.
     """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images must be at least 1, or None for all, got {max_images}")
     require_one_label(data, "scores of backbones")
     start = time.perf_counter()
     try:

@@ -69,4 +69,5 @@ class ChooseKeyLayer(L.Callback):
             epochs=trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 15,
             learning_rate=model.learning_rate,
             head_learning_rate=model.head_learning_rate,
+            report=rank_zero_info,
         )

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import SkippingLoader, collate
+from nc_finetune.data.splits import draw_stratified
 from nc_finetune.methods import FinetuningMethod
 
 _PROBE_STEPS = 50
@@ -34,24 +36,20 @@ def require_one_label(data: ImageData, what: str) -> None:
 
 
 def subset_batches(data: ImageData, split: str, number: int | None = None, seed: int = 0) -> DataLoader[Any]:
-    """Return batches of some images of a split, drawn at random, without augmentation.
+    """Return batches of some images of a split, drawn at random, with every class among them, without augmentation.
 
     Args:
         data: Where the images come from.
         split: ``"train"`` or ``"val"``.
-        number: How many images; ``None`` is all.
+        number: How many images; more where two of each class are, or all that it has; ``None`` is all.
         seed: Which of them.
 
     Returns:
         A loader of ``(images, labels)``.
     """
-    loader = data.eval_dataloader(split)
-    images: Dataset[tuple[Tensor, int]] = loader.dataset
-    total = len(images)  # type: ignore[arg-type]
-    if number is not None and number < total:
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        images = Subset(images, sorted(order[:number].tolist()))
-    return DataLoader(images, batch_size=data.batch_size, num_workers=loader.num_workers)
+    workers, images = data.eval_dataloader(split).num_workers, data.images(split)
+    drawn = images if number is None else Subset(images, draw_stratified(images.labels, number, seed).tolist())
+    return SkippingLoader(drawn, batch_size=data.batch_size, num_workers=workers, collate_fn=collate)
 
 
 @torch.no_grad()

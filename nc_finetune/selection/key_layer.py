@@ -76,6 +76,7 @@ def choose_key_layer(
     blocks: Sequence[str] | None = None,
     max_tuned_percent: float = 10.0,
     seed: int = 0,
+    report: Callable[[str], None] | None = None,
 ) -> KeyLayerChoice:
     """Choose the block to tune by short trials on the training split, judged on the validation split.
 
@@ -96,17 +97,20 @@ def choose_key_layer(
         max_tuned_percent: Of these, leave out such as would tune more than this share of the parameters, the head's
             included; where all do, none is left out.
         seed: Of batches, and of the images where there are very many.
+        report: Told a line for each trial of each round; ``None`` tells nobody.
 
     Returns:
         The choice with its reason.
 
     Raises:
-        ValueError: If the method can tune none of the blocks, or images have several labels.
+        ValueError: If the method can tune none of the blocks, images have several labels, or ``epochs`` is below 1.
 
     Source:
         The trials: Jamieson & Talwalkar 2016, arXiv:1502.07943.
     """
     require_one_label(data, "trials of blocks")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     start = time.perf_counter()
 
     before: BlockTrial | None = None
@@ -135,7 +139,7 @@ def choose_key_layer(
             raise ValueError(f"{backbone.name!r} has no block that can be tuned in this way; name its key layer")
         batches = -(-len(data.train_set) // data.batch_size)
         beside = bool(make_method(blocks[0]).input_sources(backbone))
-        rungs = successive_halving(blocks, begin, epochs * batches * (_STEPS_BESIDE if beside else 1))
+        rungs = successive_halving(blocks, begin, epochs * batches * (_STEPS_BESIDE if beside else 1), report)
     return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
 
 
@@ -143,7 +147,8 @@ def _tunable(
     backbone: Backbone, data: ImageData, make_method: Callable[[str], FinetuningMethod], max_percent: float
 ) -> list[str]:
     """Leave out blocks without parameters, those too wide for a skip to the classifier, and those too large."""
-    batch = [next(iter(subset_batches(data, "train", 2)))]
+    images, labels = next(iter(subset_batches(data, "train", 2)))
+    batch = [(images[:2], labels[:2])]
     found: dict[str, float] = {}
     for block in backbone.block_names:
         method = make_method(block)

@@ -15,6 +15,7 @@ from nc_finetune.functional import SeparationLaw
 from nc_finetune.selection.backbone_scores import FIELDS, MEASURES, BackboneScores
 from nc_finetune.selection.key_layer import KeyLayerChoice
 from nc_finetune.selection.profile import BlockCost, BlockMeasures
+from nc_finetune.terminal import as_text, name_table
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito, Color Universal Design (2008)
 
@@ -100,10 +101,11 @@ _PROFILE_HEADINGS = {
 
 def profile_table(profile: Profile) -> Table:
     """Show a profile in the terminal; the recommended block is bold."""
-    table = Table(*_PROFILE_HEADINGS.values(), box=None)
+    first, *others = _PROFILE_HEADINGS.values()
+    table = name_table([first], others)
     for row in profile.rows():
         chosen = profile.choice is not None and row["block"] == profile.choice.block
-        table.add_row(*(_text(name, row[name]) for name in _PROFILE_HEADINGS), style="bold" if chosen else "")
+        table.add_row(*as_text([_text(name, row[name]) for name in _PROFILE_HEADINGS], "bold" if chosen else ""))
     return table
 
 
@@ -181,7 +183,8 @@ _RANK_HEADINGS = {
 
 def rank_table(scores: Sequence[BackboneScores]) -> Table:
     """Show the backbones that have scores in the terminal, in their order; the best of each measure is bold."""
-    table = Table(*_RANK_HEADINGS.values(), box=None)
+    backbone, tag, *numbers = _RANK_HEADINGS.values()
+    table = name_table([backbone, tag], numbers)
     known = [found for found in scores if found.error is None]
     best = {
         name: max((sign * getattr(found, name) for found in known), default=None) for name, sign in MEASURES.items()
@@ -191,7 +194,7 @@ def rank_table(scores: Sequence[BackboneScores]) -> Table:
         for name in _RANK_HEADINGS:
             value = getattr(found, name)
             is_best = name in MEASURES and MEASURES[name] * value == best[name]
-            cells.append(f"[bold]{_text(name, value)}[/bold]" if is_best else _text(name, value))
+            cells += as_text([_text(name, value)], "bold" if is_best else "")
         table.add_row(*cells)
     return table
 

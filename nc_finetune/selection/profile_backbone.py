@@ -20,6 +20,7 @@ def profile_backbone(
     *,
     epochs: int = 15,
     learning_rate: float | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Profile:
     """Measure every block, count its costs, and choose one by short trials.
 
@@ -29,14 +30,19 @@ def profile_backbone(
         make_method: From a block to the method that is to tune it; ``None`` runs no trials.
         epochs: Passes of the fine-tuning that the block is for.
         learning_rate: Rate of the block; ``None`` is the method's default.
+        report: Told a line for each thing that is done; ``None`` tells nobody.
 
     Returns:
         The profile.
     """
+    tell = report or (lambda line: None)
     measures = measure_blocks(backbone, data)
+    tell(f"measured {len(measures)} layers of {backbone.name}")
     choice = None
     if make_method is not None:
-        choice = choose_key_layer(backbone, data, make_method, epochs=epochs, learning_rate=learning_rate)
+        choice = choose_key_layer(
+            backbone, data, make_method, epochs=epochs, learning_rate=learning_rate, report=report
+        )
     return Profile(
         backbone=backbone.name,
         measures=measures,
