@@ -83,7 +83,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
         packages = ("nc-finetune", "torch", "lightning", "timm", "open_clip_torch")
         found = [f"{name} {version(name)}" for name in packages]
-        parser.exit(message="\n".join([*found, f"python {platform.python_version()}"]) + "\n")
+        print("\n".join([*found, f"python {platform.python_version()}"]))  # noqa: T201
+        parser.exit()
 
 
 def command_parser() -> argparse.ArgumentParser:

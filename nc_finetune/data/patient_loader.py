@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -52,11 +53,13 @@ def _end_for_parent_alone() -> None:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
+def _signals_wait(method: str | None) -> Iterator[None]:
     """Let signals wait while workers start: they inherit what is blocked, and get none before they are ready."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    if multiprocessing.get_start_method() != "fork" or method not in (None, "fork"):
+        resource_tracker.ensure_running()  # to start it unblocks these signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
     try:
         yield
@@ -82,5 +85,6 @@ class PatientLoader(DataLoader[Any]):
         """Return the batches; workers start here, unless they have."""
         if self.num_workers == 0 or getattr(self, "_iterator", None) is not None:
             return super().__iter__()
-        with _signals_wait():
+        context = self.multiprocessing_context
+        with _signals_wait(context and context.get_start_method()):
             return super().__iter__()

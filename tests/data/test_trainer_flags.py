@@ -71,7 +71,6 @@ FLAGS: list[dict[str, Any]] = [
     {"limit_val_batches": 0},
     {"limit_val_batches": 0.5, "num_sanity_val_steps": -1},
     {"num_sanity_val_steps": 2, "use_distributed_sampler": False},
-    {"max_epochs": -1, "max_steps": 9},
 ]
 
 
