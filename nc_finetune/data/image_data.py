@@ -288,7 +288,7 @@ class ImageData(L.LightningDataModule):
         if self._unlabelled is None:
             return self.eval_dataloader("test")
         (ranks, rank), loading = self._ranks, self._loading(self._unlabelled, "predict")
-        sampler = UnrepeatedDistributedSampler(self._unlabelled, num_replicas=ranks, rank=rank, shuffle=False)
+        sampler = OwnShare(self._unlabelled, num_replicas=ranks, rank=rank, shuffle=False)
         return SkippingLoader(self._unlabelled, sampler=sampler if ranks > 1 else None, **loading)
 
     @cached_property
