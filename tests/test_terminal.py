@@ -54,7 +54,7 @@ def data_report(names: list[str], console: Console) -> None:
     for name in names:
         counts = {"train": [3, 2]}
         report = DataReport(
-            **{field: [] for field in DataReport.__dataclass_fields__}
+            **{field: {} for field in DataReport.__dataclass_fields__}
             | {
                 "source": name,
                 "class_names": (name, "other"),
