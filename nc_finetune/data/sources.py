@@ -270,13 +270,15 @@ def load_source(source: str, image_column: str | None = None, label_column: str 
               the hub,
             - a folder of parquet or arrow files, webdataset archives, idx files, a saved HF dataset, or images: in one
               folder a class, below ``train``, ``val`` and ``test`` or directly, or with a table ``labels.csv``,
+              ``metadata.csv`` or ``metadata.jsonl``, or one a split,
             - the path of such a table,
             - the id of a data set on the HF hub.
         image_column: Column of the images in a table; ``None`` finds it.
         label_column: Column of the labels in a table; ``None`` finds it.
 
     Returns:
-        Splits and class names.
+        Splits and class names. What the source says of its splits, in names, folders or a column, is never overruled;
+        rows without a label are apart, as ``unlabelled``.
 
     Raises:
         FileNotFoundError: If the source is a path and nothing is there.
