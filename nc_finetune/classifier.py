@@ -40,7 +40,7 @@ from nc_finetune.class_config import describe_if_possible
 from nc_finetune.delta_file import record_base
 from nc_finetune.delta_io import CHECKPOINT_KEY, read_and_write_deltas
 from nc_finetune.errors import TrainingStoppedError
-from nc_finetune.frozen import FrozenPart, averages_of, frozen_state
+from nc_finetune.frozen import FrozenPart, check_thawed
 from nc_finetune.heads import ZeroShotHead
 from nc_finetune.losses import (
     ClassBalanced,
@@ -374,7 +374,8 @@ class ImageClassifier(L.LightningModule):
             ValueError: If an optimizer holds what is frozen.
         """
         (self._frozen or self._note_frozen()).restore()
-        self._check_frozen()
+        if check_thawed(self, self.trainer.optimizers):
+            self.freeze_untuned()
         self.method.start_epoch(self.current_epoch)
         self.train()
 
@@ -409,14 +410,9 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Say which frozen weights somebody has written."""
-        changed = [] if self._frozen is None else self._frozen.changed()
+        if self._frozen is not None:
+            self._frozen.warn_of_changes()
         self._frozen = None
-        if changed:
-            warnings.warn(
-                f"{len(changed)} tensors that {self.method.label} leaves frozen were written during the fit, e.g."
-                f" {changed[0]}: look for a callback that writes weights, and let it leave them out",
-                stacklevel=2,
-            )
 
     def on_validation_start(self) -> None:
         """Begin in the mode of this run: what inference mode has left cannot be added to outside of it."""
@@ -492,6 +488,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
+        check_thawed(self, self.trainer.optimizers)  # says it better than a schedule that meets a group too many
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, torch.optim.lr_scheduler.LambdaLR):
                 follow(config.scheduler)
@@ -528,20 +525,7 @@ class ImageClassifier(L.LightningModule):
 
     def _align_averages(self) -> None:
         if self._frozen is not None:
-            for average in averages_of(self.trainer.callbacks):  # type: ignore[attr-defined]
-                self._frozen.align(average)
-
-    def _check_frozen(self) -> None:
-        state = frozen_state(self)
-        if any(value.requires_grad for value in state.values()):
-            self.freeze_untuned()
-        frozen = {id(value): name for name, value in state.items()}
-        for group in (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups):
-            if found := [frozen[id(value)] for value in group["params"] if id(value) in frozen]:
-                raise ValueError(
-                    f"an optimizer holds {len(found)} parameters that {self.method.label} leaves frozen, e.g."
-                    f" {found[0]}; leave out what has put them there, or choose a method that tunes them"
-                )
+            self._frozen.align_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def _modes(self) -> list[bool]:
         return [part.training for whole in (self.backbone, self.method) for part in whole.modules()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,34 +71,58 @@ class FrozenPart:
                 value.copy_(kept)
 
     @torch.no_grad()
-    def align(self, average: nn.Module) -> None:
-        """Give an average of the model whatever has not moved since the fit began: frozen weights, a fixed head.
+    def align_averages(self, callbacks: Iterable[Any]) -> None:
+        """Give averages of the model whatever has not moved since the fit began: frozen weights, a fixed head.
 
         Args:
-            average: Holds the same tensors under the same names.
+            callbacks: Of the trainer.
         """
-        theirs = {**dict(average.named_parameters()), **dict(average.named_buffers())}
-        ours = dict(self.model.named_buffers())
-        unmoved = {name: ours[name] for name, value in self._fixed.items() if torch.equal(ours[name], value)}
-        for name, value in {**frozen_state(self.model), **unmoved}.items():
-            theirs[name].copy_(value)
+        for average in _averages_of(callbacks):
+            theirs = {**dict(average.named_parameters()), **dict(average.named_buffers())}
+            ours = dict(self.model.named_buffers())
+            unmoved = {name: ours[name] for name, value in self._fixed.items() if torch.equal(ours[name], value)}
+            for name, value in {**frozen_state(self.model), **unmoved}.items():
+                theirs[name].copy_(value)
 
-    def changed(self) -> list[str]:
-        """Return the names of the frozen tensors that are not what they were."""
+    def warn_of_changes(self) -> None:
+        """Say which frozen tensors are not what they were.
+
+        Warns:
+            UserWarning: If there are any.
+        """
         state = frozen_state(self.model)
-        return [name for name, known in self._hashes.items() if name not in state or _hash(state[name]) != known]
+        changed = [name for name, known in self._hashes.items() if name not in state or _hash(state[name]) != known]
+        if changed:
+            warnings.warn(
+                f"{len(changed)} tensors that {self.model.method.label} leaves frozen were written during the fit, e.g."
+                f" {changed[0]}: look for a callback that writes weights, and let it leave them out",
+                stacklevel=3,
+            )
 
 
-def averages_of(callbacks: Iterable[Any]) -> list[nn.Module]:
-    """Return the averages of the model that callbacks of Lightning keep.
+def check_thawed(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> bool:
+    """Tell whether something frozen asks for a gradient; no optimizer may hold it.
 
     Args:
-        callbacks: Of the trainer.
+        model: Anything with a ``backbone`` and a ``method``.
+        optimizers: Of the trainer.
 
-    Returns:
-        Modules with the tensors of the model, of ``WeightAveraging`` and ``StochasticWeightAveraging`` and what is
-        derived from them.
+    Raises:
+        ValueError: If one does.
     """
+    state = frozen_state(model)
+    frozen = {id(value): name for name, value in state.items()}
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if found := [frozen[id(value)] for value in group["params"] if id(value) in frozen]:
+            raise ValueError(
+                f"an optimizer holds {len(found)} parameters that {model.method.label} leaves frozen, e.g. {found[0]};"
+                " leave out what has put them there, or choose a method that tunes them"
+            )
+    return any(value.requires_grad for value in state.values())
+
+
+def _averages_of(callbacks: Iterable[Any]) -> list[nn.Module]:
+    """Return what Lightning's ``WeightAveraging`` and ``StochasticWeightAveraging``, or kin of theirs, keep."""
     found = (getattr(callback, "_average_model", None) for callback in callbacks)
     averages = (getattr(average, "module", average) for average in found)
     return [average for average in averages if isinstance(average, nn.Module)]
