@@ -177,6 +177,10 @@ def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int
         console.print(f"no estimate: {reason}", markup=False, soft_wrap=True)
     for path in plan.state.unreadable:
         console.print(f"no result of this version, to be set aside: {path}", markup=False, soft_wrap=True)
+    for path, difference in plan.state.outdated.items():
+        console.print(f"to be set aside: {path} {difference}", markup=False, soft_wrap=True)
+    for problem in plan.state.problems:
+        console.print(problem, markup=False, soft_wrap=True)
     return 0
 
 
@@ -186,7 +190,7 @@ def _report(folders: list[Path], out: Path | None) -> int:
 
     results, problems = merge_results(folders)
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)  # noqa: T201
+        print(f"note: {problem}", file=sys.stderr)  # noqa: T201
     files = write_report(results, out or folders[0], problems)
     print(f"Report: {files.page}")  # noqa: T201
     return 0
@@ -225,7 +229,8 @@ def _profile(
 
 
 def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], out: Path, **data: Any) -> int:
-    from nc_finetune.benchmark.results import mean_accuracies, merge_results
+    from nc_finetune.benchmark.results import merge_results
+    from nc_finetune.benchmark.summary import best_by_network
     from nc_finetune.data import ImageData
     from nc_finetune.errors import unknown_name
     from nc_finetune.files import write_text_atomically
@@ -234,7 +239,10 @@ def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], o
 
     if by not in backbone_scores.MEASURES:
         raise unknown_name("measure", by, backbone_scores.MEASURES)
-    measured = mean_accuracies(merge_results(results)[0]) if results else {}
+    runs, problems = merge_results(results) if results else ([], [])
+    for problem in problems:
+        print(f"note: {problem}", file=sys.stderr)  # noqa: T201
+    measured = best_by_network(runs)
     images = ImageData(data.pop("source"), **data)
     console = open_console()
     scores = []

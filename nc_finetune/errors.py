@@ -11,6 +11,10 @@ class TrainingStoppedError(RuntimeError):
     """Training has ended early for a reason that the message tells: no defect of the program."""
 
 
+class DataWarning(UserWarning):
+    """Something about the images that whoever reads a result should know; a benchmark notes it down."""
+
+
 def unknown_name(kind: str, given: str, valid: Iterable[str]) -> ValueError:
     """Build the error for a name that is not among the valid ones: near matches first, then all of them.
 

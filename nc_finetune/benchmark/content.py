@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from nc_finetune.benchmark.analysis import correlation_table, pareto_table, worst_table
 from nc_finetune.benchmark.charts import accuracy_against_cost, accuracy_against_size, learning_curves
+from nc_finetune.benchmark.data_tables import data_table, notes_table
 from nc_finetune.benchmark.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
 from nc_finetune.benchmark.labels import variant_labels
 from nc_finetune.benchmark.outcome import outcome
@@ -46,6 +47,7 @@ _COMPARISON_NOTE = (
     "as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval lies on "
     "one side of 0. Unpaired runs have no counterpart and do not count. Epochs: how many times as fast, geometric mean."
 )
+_NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed
 _STANDINGS_NOTE = (
     "Over all settings (data set, backbone, training size) that are in this report, compared on the seeds that two "
     "methods share. Rank 1 is the best of a setting. Not below probe: settings in which it is at least as good as the "
@@ -67,6 +69,10 @@ _SELECTOR_NOTE = (
     "Regret: points of test accuracy below the best block of the same data set, backbone, training size, method and "
     "seed. Brute force tunes every block and takes the best on the validation split. Argmin NC1 takes the smallest "
     "pre-trained NC1, Auto-RGN the largest relative gradient norm."
+)
+_DATA_NOTE = (
+    "Numbers of images; where the seeds differ, the least and the most. An image is in two splits if its file is, byte "
+    "by byte: what was tested was trained on, too. Of a class without a training image nothing was learned."
 )
 _WORST_NOTE = "Share of the test images of a class that are recognised, all seeds together; the three lowest."
 
@@ -211,6 +217,8 @@ def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[V
         Section(f"{name} against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
         Section("Choice of the key layer", selector_table(finished), note=_SELECTOR_NOTE),
         Section("Worst classes", worst_table(rows, finished, labels), note=_WORST_NOTE),
+        Section("Data", data_table(finished), note=_DATA_NOTE),
+        Section("Notes on the data", notes_table(finished)),
     )
     yield from (section for section in found if section.table.rows)
 
@@ -225,10 +233,10 @@ def _sections(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[V
 
 
 def _failures(results: Sequence[Result], problems: Sequence[str]) -> Table:
-    """List the runs without a result, and the files that could not be read."""
+    """List the runs without a result, and what was left out or could not be told of files."""
     lost = [run for run in results if run.status != "ok"]
     rows = tuple((Cell(run.run_id), Cell(run.status), Cell(run.error or NOTHING)) for run in lost)
-    unread = tuple((Cell(NOTHING), Cell("not read"), Cell(problem)) for problem in problems)
+    unread = tuple((Cell(NOTHING), Cell("note"), Cell(problem)) for problem in problems)
     return Table(("run", "status", "error"), rows + unread)
 
 
@@ -243,7 +251,7 @@ def _facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             prefix = "" if key == "versions" else f"{name}: "
             yield from ((f"{prefix}{inner}", str(fact)) for inner, fact in value.items() if fact is not None)
-        elif value is not None and key != "git_dirty":
+        elif value is not None and key not in _NO_FACTS:
             yield name, _commit_text(provenance) if key == "git_commit" else str(value)
 
 
@@ -262,7 +270,7 @@ def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Rep
 
     Args:
         results: Runs of a benchmark.
-        problems: What was left out, a sentence each.
+        problems: What was left out or could not be told, a sentence each.
 
     Returns:
         The content, without markup.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
-import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.benchmark.checks import grid_problems
+from nc_finetune.benchmark.resolving import cell_config, name_of
 from nc_finetune.benchmark.specs import (
     ALL,
     BackboneSpec,
@@ -27,8 +26,6 @@ from nc_finetune.data import ImageData
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.methods import FinetuningMethod
 
-# Files may have 255 bytes, of which endings and temporary files need some.
-_LONGEST_NAME = 200
 _USUAL_LOSS = LossSpec()
 
 
@@ -70,18 +67,15 @@ class Cell:
         """Name of the data set in results."""
         return self.dataset.name or self.dataset.source
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that the run depends on."""
-        decisive = _beside_defaults(dataclasses.replace(self, cache=True))  # with or without, results are the same
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        size = {int: f"n{self.samples_per_class}", float: f"share{self.samples_per_class}"}.get(
-            type(self.samples_per_class), "all"
-        )
-        method = self.method.method_class().name
-        words = f"{self.dataset_name}-{self.backbone.name}-{method}-{size}-s{self.seed}-{digest}"
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
-        return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest}"
+        return name_of(self)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything that the run depends on, as its result says it."""
+        return cell_config(self)
 
     @property
     def key_layer(self) -> str | None:
@@ -179,17 +173,8 @@ class Grid:
 
     def _heads_of(self, method: MethodSpec) -> list[HeadSpec]:
         heads = self.heads if method.heads is None else method.heads
-        return heads if method.method_class().trains else heads[:1]
-
-
-def _beside_defaults(spec: Any) -> Any:
-    """Return what a specification says beside its defaults: a run keeps its name when later ones have more choices."""
-    if isinstance(spec, (list, tuple)):
-        return [_beside_defaults(item) for item in spec]
-    if not dataclasses.is_dataclass(spec):
-        return spec
-    given = {part.name: (part, getattr(spec, part.name)) for part in dataclasses.fields(spec)}
-    return {name: _beside_defaults(value) for name, (part, value) in given.items() if value != part.default}
+        has_choice = method.method_class().trains and method.build(None).own_head is None
+        return heads if has_choice else heads[:1]
 
 
 def _key_layers_of(method: MethodSpec, backbone: BackboneSpec, each: list[BackboneSpec]) -> list[BackboneSpec]:

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from nc_finetune.benchmark.identity import setting_words
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.summary import Group, group_of
 from nc_finetune.benchmark.variants import (
@@ -33,7 +34,9 @@ _PHRASES = {
 }
 _HEADS = {"simplex_etf_head": "ETF head", "SimplexETFHead": "ETF head", "bottleneck_head": "bottleneck"}
 _VALUES = {"canonical": "the axes", "random": "random directions"}
-Siblings = Mapping[Group, set[Variant]]
+# Told only where nothing else sets two variants apart: what was chosen from, and arguments left at their defaults.
+_LAST_SETTINGS = ("method.learning_rates",)
+Choices = tuple[tuple[str, str], ...]
 
 
 def plain_words(name: str) -> str:
@@ -70,10 +73,10 @@ def _layer_phrase(layer: str | None) -> str:
     return "key layer chosen" if layer == CHOSEN else layer.replace("+", " + ")
 
 
-def _differing_options(siblings: Iterable[Variant]) -> set[str]:
-    """Name the options that some siblings do not have, or have otherwise."""
-    given = [frozenset(variant.options) for variant in siblings]
-    return {name for options in given for name, _ in options - frozenset.intersection(*given)}
+def _differing(siblings: Iterable[Choices]) -> set[str]:
+    """Name the choices that some siblings do not have, or have otherwise."""
+    given = [frozenset(choices) for choices in siblings]
+    return {name for choices in given for name, _ in choices - frozenset.intersection(*given)}
 
 
 def _usual_layer(siblings: Sequence[Variant]) -> str | bool | None:
@@ -91,7 +94,8 @@ class _Namer:
 
     def __init__(self, families: Sequence[set[Variant]]) -> None:
         self._families = families
-        self._options = set().union(*map(_differing_options, families))
+        self._options = set().union(*(_differing([variant.options for variant in family]) for family in families))
+        self._settings = set().union(*(_differing([variant.settings for variant in family]) for family in families))
 
     def _differs(self, variant: Variant, part: str) -> bool:
         """Whether a sibling of the variant, in any group, has made another choice."""
@@ -113,6 +117,9 @@ class _Namer:
                 yield _HEADS.get(value, plain_words(value))
         inner = [(name, value) for name, value in variant.options if name == "head" and of_head]
         yield from itertools.starmap(_option_phrase, dict.fromkeys((*inner, *named)))
+        for path, value in variant.settings:
+            if path in self._settings and path not in _LAST_SETTINGS and ".defaults." not in path:
+                yield setting_words(path, value)
 
     def label(self, variant: Variant) -> str:
         text = method_label(variant.method)
@@ -122,10 +129,27 @@ class _Namer:
         return text
 
 
-def _spelt_out(variant: Variant) -> str:
-    """Name everything, where a short name would stand for two variants."""
-    parts = (variant.key_layer, variant.head, variant.loss, *(f"{name} {value}" for name, value in variant.options))
-    return ", ".join([method_label(variant.method), *(part for part in parts if part)])
+def _spelt_out(variant: Variant, namesakes: Sequence[Variant]) -> Iterator[str]:
+    """Name whatever sets a variant apart from those with the same short name."""
+    for part in ("key_layer", "head", "loss"):
+        if len({getattr(other, part) for other in namesakes}) > 1:
+            yield str(getattr(variant, part) or f"no {plain_words(part)}")
+    for name, value in (*variant.options, *variant.settings):
+        if name in _differing([(*other.options, *other.settings) for other in namesakes]):
+            yield f"{name} {value}"
+
+
+def _unique_names(names: Mapping[Variant, str], family: Iterable[Variant]) -> dict[Variant, str]:
+    """Lengthen the names that several variants of a family have."""
+    namesakes: dict[str, list[Variant]] = {}
+    for variant in family:
+        namesakes.setdefault(names[variant], []).append(variant)
+    return {
+        variant: ", ".join([name, *_spelt_out(variant, found)])
+        for name, found in namesakes.items()
+        if len(found) > 1
+        for variant in found
+    }
 
 
 def variant_labels(results: Iterable[Result]) -> dict[Variant, str]:
@@ -148,7 +172,6 @@ def variant_labels(results: Iterable[Result]) -> dict[Variant, str]:
         namer = _Namer(list(by_group.values()))
         names = {variant: namer.label(variant) for variant in set().union(*by_group.values())}
         for family in by_group.values():
-            counts = collections.Counter(names[variant] for variant in family)
-            labels |= {variant: _spelt_out(variant) for variant in family if counts[names[variant]] > 1}
+            labels |= _unique_names(names, family)
         labels = {**names, **labels}
     return {variant: labels[variant] for variant in sorted(labels, key=variant_order)}

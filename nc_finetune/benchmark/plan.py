@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -79,8 +79,7 @@ def plan_grid(grid: Grid, out: Path, retry_failed: bool = False) -> Plan:
 
 def _kind(cell: Cell) -> tuple[object, ...]:
     """What cells have in common that take the same time: everything but the seed."""
-    parts = (cell.dataset, cell.backbone, cell.method, cell.head, cell.loss, cell.settings)
-    return (*map(repr, parts), cell.samples_per_class)
+    return replace(cell, seed=0).run_id, cell.settings.num_workers, cell.cache
 
 
 def _times_of_finished(cells: Sequence[Cell], results: Sequence[Result]) -> dict[tuple[object, ...], float]:

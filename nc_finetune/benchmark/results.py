@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from nc_finetune.benchmark.identity import differences, facts_of, identity_of
 from nc_finetune.files import write_text_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, SCHEMA_VERSION)
 Status = Literal["ok", "diverged", "failed"]
 Measure = Literal["accuracy", "average precision"]
 
@@ -28,6 +31,8 @@ class Result:
         dataset: Name of the data set.
         method: Name of the fine-tuning method, e.g. ``"scl_ft"``.
         key_layer: The tuned block, where the method has one.
+        config: Everything that the run depends on, as its cell says it: backbone, data set, method, head and loss with
+            all arguments, training size, seed and settings. Empty in records of schema version 1.
         options: Arguments of method, backbone, head and loss that differ from their defaults, and
             ``balance_classes`` where classes were drawn equally often.
         head: Class of the classifier.
@@ -36,6 +41,11 @@ class Result:
         samples_per_class: Training images a class; ``None`` is the whole training split.
         train_share: Share of the training split that was trained on; ``None`` is all of it.
         train_size: Training images in all.
+        split_sizes: Images of ``"train"``, ``"val"`` and ``"test"``.
+        doubled_images: Images that are in two splits, file by file; ``None`` where it was not looked for.
+        doubled_examples: The first of them.
+        untrained_classes: Names of the classes without a training image.
+        notes: What was warned of, and what is undefined and why.
         accuracy: Test accuracy in per cent; like the two below ``None`` where images have several labels.
         balanced_accuracy: Test accuracy in per cent in which every class counts the same.
         val_accuracy: Validation accuracy in per cent, by which the learning rate was chosen.
@@ -66,7 +76,8 @@ class Result:
         confusion: One text a true class, ``"<predicted>:<count> ..."`` by label, of the test images; empty where these
             have several labels.
         selection: How the key layer was chosen, where it was ``"auto"``.
-        status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide) or ``"failed"``.
+        status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide although every class
+            has training images) or ``"failed"``.
         error: What went wrong, where something did.
         bad_images: Images that did not decode and were left out, each with the reason.
         provenance: Versions, git commit, hash of the weights, fingerprint of the data, platform, device.
@@ -79,6 +90,7 @@ class Result:
     dataset: str
     method: str
     key_layer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     head: str = "linear"
     loss: str = "cross_entropy"
@@ -86,6 +98,11 @@ class Result:
     samples_per_class: int | None = None
     train_share: float | None = None
     train_size: int | None = None
+    split_sizes: dict[str, int] = field(default_factory=dict)
+    doubled_images: int | None = None
+    doubled_examples: list[str] = field(default_factory=list)
+    untrained_classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     accuracy: float | None = None
     balanced_accuracy: float | None = None
     val_accuracy: float | None = None
@@ -185,15 +202,16 @@ def read_result(path: Path) -> Result:
         The run.
 
     Raises:
-        ValueError: If the file is not a result of this schema version.
+        ValueError: If the file is not a result of this schema version or of version 1, which says less.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete the file and run the benchmark again") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema version {version}, this version reads {SCHEMA_VERSION}; run it again")
+    if version not in _READABLE:
+        readable = " and ".join(map(str, _READABLE))
+        raise ValueError(f"{path} has schema version {version}, this version reads {readable}; run it again")
     try:
         result = Result(**record)
     except TypeError as error:
@@ -249,15 +267,16 @@ def read_results(folder: Path) -> list[Result]:
 def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     """Read the results of several benchmarks as one.
 
-    Of a cell that several folders hold, a run that finished counts before one that did not, then the folder that is
-    named first. The same holds of runs that differ in their names alone, as those of grids that were written
-    differently. What is left out in this way, and files that are no results of this version, are named.
+    Of a run that several folders hold, one that finished counts before one that did not, then the folder that is named
+    first. The same holds of runs that differ in their names alone, as those of grids that were written differently.
+    Runs of one name on other images, with other weights or settings all stay. What is left out, what cannot be told,
+    and files that are no results of this version, are named.
 
     Args:
         folders: What ``--out`` of the benchmarks was.
 
     Returns:
-        The runs, and a sentence for each file that was left out.
+        The runs, each with a name of its own, and a sentence for each thing to know.
 
     Raises:
         ValueError: If there is no folder, or one of them holds no result.
@@ -270,35 +289,66 @@ def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     """
     if not folders:
         raise ValueError("name at least one folder of results")
-    found: dict[str, Result] = {}
-    problems: list[str] = []
+    merged = _Merged()
     for folder in folders:
         runs, unreadable = _read_all(folder / "results")
         if not runs:
             hint = "; ".join(unreadable) or "run the benchmark first, or name its --out"
             raise ValueError(f"there are no results in {folder / 'results'}; {hint}")
-        problems += unreadable
-        known = {_what_was_run(run): run.run_id for run in found.values() if run.status == "ok"}
-        repeated: list[str] = []
+        merged.problems += unreadable
+        merged.add(runs, folder)
+    return list(merged.runs.values()), merged.problems
+
+
+class _Merged:
+    """Runs of several folders, none twice, and what there is to say of them."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Result] = {}
+        self.problems: list[str] = []
+        self._finished: dict[str, str] = {}  # name by identity
+
+    def add(self, runs: Sequence[Result], folder: Path) -> None:
+        """Add the runs of one folder."""
+        repeated = []
         for run in runs:
-            twin = known.get(_what_was_run(run), run.run_id)
-            if twin != run.run_id:
+            twin = self._finished.get(identity_of(run))
+            if twin is None or run.status != "ok":
+                self._add(run, folder)
+            elif twin != run.run_id:
                 repeated.append(f"{run.run_id} ({twin})")
-            elif run.run_id not in found or (found[run.run_id].status != "ok" and run.status == "ok"):
-                found[run.run_id] = run
         if repeated:
-            problems.append(
-                f"{len(repeated)} of {len(runs)} runs in {folder} differ in nothing that is recorded from runs of a "
-                f"folder that was named before: {', '.join(repeated)}"
+            self.problems.append(
+                f"{len(repeated)} of {len(runs)} runs in {folder} differ in nothing that is recorded from runs that"
+                f" were read before: {', '.join(repeated)}"
             )
-    return list(found.values()), problems
 
+    def _add(self, run: Result, folder: Path) -> None:
+        """Add a run that is not there yet; one of the same name makes room if it did not finish, or else both stay."""
+        other = self.runs.get(run.run_id)
+        if other is not None:
+            differing = differences(facts_of(other), facts_of(run))
+            if not differing and "ok" not in (run.status, other.status):
+                return
+            if not differing and not (run.status == other.status == "ok"):
+                self._keep(other if other.status == "ok" else run)
+                return
+            reason = f"has another {', '.join(differing)}" if differing else "may be of other images or settings"
+            self.problems.append(
+                f"{run.run_id} in {folder} {reason} than the run of that name that was read before"
+                + (", and both are shown" if differing else ", one of them does not say: both are shown")
+            )
+            run = dataclasses.replace(run, run_id=self._free_name(f"{run.run_id} ({folder})"))
+        self._keep(run)
 
-def _what_was_run(run: Result) -> str:
-    """Everything that was asked for, which tells runs apart as far as a report can."""
-    asked = ("backbone", "weights", "dataset", "method", "key_layer", "options", "head", "loss", "seed")
-    sizes = ("samples_per_class", "train_share", "epochs", "nc1_normalize")
-    return json.dumps([getattr(run, name) for name in (*asked, *sizes)] + [bool(run.selection)], sort_keys=True)
+    def _keep(self, run: Result) -> None:
+        self.runs[run.run_id] = run
+        if run.status == "ok":
+            self._finished[identity_of(run)] = run.run_id
+
+    def _free_name(self, name: str) -> str:
+        numbered = (name if number == 1 else f"{name} {number}" for number in itertools.count(1))
+        return next(free for free in numbered if free not in self.runs)
 
 
 def _read_all(folder: Path) -> tuple[list[Result], list[str]]:
@@ -310,31 +360,3 @@ def _read_all(folder: Path) -> tuple[list[Result], list[str]]:
         except ValueError as error:
             problems.append(str(error))
     return runs, problems
-
-
-def mean_accuracies(results: Sequence[Result]) -> dict[str, float]:
-    """Average, for each backbone, the test accuracy of its best method over seeds.
-
-    Args:
-        results: Runs on one data set.
-
-    Returns:
-        Accuracy in per cent by name of the backbone.
-
-    Raises:
-        ValueError: If the runs are of several data sets or training sizes.
-    """
-    finished = [run for run in results if run.status == "ok" and run.accuracy is not None]
-    places = {(run.dataset, run.samples_per_class, run.train_share) for run in finished}
-    if len(places) > 1:
-        raise ValueError(
-            "results to compare backbones by must be of one data set and training size, got "
-            + "; ".join(sorted(map(str, places)))
-        )
-    by_method: dict[tuple[str, str, str | None], list[float]] = {}
-    for run in finished:
-        by_method.setdefault((run.backbone, run.method, run.key_layer), []).append(run.accuracy or 0.0)
-    best: dict[str, float] = {}
-    for (backbone, _, _), accuracies in by_method.items():
-        best[backbone] = max(best.get(backbone, 0.0), sum(accuracies) / len(accuracies))
-    return best

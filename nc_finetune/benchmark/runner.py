@@ -20,22 +20,28 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.text import Text
+from torch import nn
 
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.benchmark.choice import choose_once
-from nc_finetune.benchmark.folder import lock_folder, look_into, remove_leftovers, set_aside
+from nc_finetune.benchmark.folder import FolderState, lock_folder, look_into, remove_leftovers, set_aside
 from nc_finetune.benchmark.grid import Cell, Grid
 from nc_finetune.benchmark.provenance import environment
 from nc_finetune.benchmark.recording import EpochTimer, LearningCurve, TestConfusion, delta_size
+from nc_finetune.benchmark.resolving import options_of
 from nc_finetune.benchmark.results import Result, read_result, write_result
 from nc_finetune.benchmark.run_collapse import MultilabelRunCollapse, RunCollapse
 from nc_finetune.benchmark.shared_caches import pixel_folder, prefix_caches
 from nc_finetune.benchmark.specs import DatasetSpec, split_size
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.errors import DataWarning
 from nc_finetune.faults import explain
 from nc_finetune.methods import AUTO
 from nc_finetune.terminal import open_console, shown_steps
+
+_SPLITS = ("train", "val", "test")
+_EXAMPLES = 3  # of images or names in one sentence
 
 
 @dataclass
@@ -50,12 +56,11 @@ class _Fit:
     collapse: dict[str, float]
     learning_curve: dict[str, list[float]]
     epoch_seconds: float
-    weights_hash: str
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice for single runs out of a grid's progress bar."""
+def _quiet() -> Iterator[dict[str, None]]:
+    """Keep Lightning's advice for single runs out of a grid's progress bar; collect what is said about the data."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -63,7 +68,17 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
-            yield
+            warnings.simplefilter("always", DataWarning)  # whoever calls ImageData, it is not advice
+            show, notes = warnings.showwarning, dict[str, None]()
+
+            def note(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+                if issubclass(category, DataWarning):
+                    notes[str(message)] = None
+                else:
+                    show(message, category, *where, **more)
+
+            warnings.showwarning = note
+            yield notes
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -91,8 +106,20 @@ def _peak_memory() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-# Neighbouring cells of a grid train on the same sample: load it once.
-_build_data = lru_cache(maxsize=1)(DatasetSpec.build)
+@lru_cache(maxsize=1)
+def _build_data(dataset: DatasetSpec, _location: str, *sample: Any) -> tuple[ImageData, tuple[str, ...]]:
+    """Load a training sample, and what is said of it; once for neighbouring cells of a grid that train on the same."""
+    with _quiet() as notes:
+        data = dataset.build(*sample)
+        for split in _SPLITS:
+            data.images(split)
+    return data, tuple(notes)
+
+
+def _data_of(cell: Cell) -> tuple[ImageData, tuple[str, ...]]:
+    settings, dataset = cell.settings, cell.dataset
+    sample = (cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
+    return _build_data(dataset, dataset.location, *sample)
 
 
 def _snake(cls: type) -> str:
@@ -112,9 +139,7 @@ def _score_name(data: ImageData) -> str:
 def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
     """Train once from the pre-trained weights."""
     L.seed_everything(cell.seed, verbose=False)
-    backbone = cell.build_backbone()
-    hashed = weights_hash(backbone.model)  # before a method adds anything to it
-    model = cell.build_model(backbone, data, learning_rate)
+    model = cell.build_model(cell.build_backbone(), data, learning_rate)
     measure = (MultilabelRunCollapse if data.multi_label else RunCollapse)(cell.settings.normalize)
     timer, curve = EpochTimer(), LearningCurve(data.multi_label)
     confusion = [] if data.multi_label else [TestConfusion(data.num_classes)]
@@ -140,7 +165,6 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> _Fit:
         collapse=measure.collapse,
         learning_curve=curve.values,
         epoch_seconds=statistics.median(timer.seconds),
-        weights_hash=hashed,
     )
 
 
@@ -166,14 +190,19 @@ def _fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[
 def _planned(cell: Cell) -> Result:
     """Return what is known of a run before it starts."""
     samples_per_class, train_share = split_size(cell.samples_per_class)
+    method, config = cell.build_method(), cell.config
+    head = method.own_head or cell.head.class_to_build()
     return Result(
         run_id=cell.run_id,
         backbone=cell.backbone.name,
         weights=cell.backbone.weights,
         dataset=cell.dataset_name,
         method=cell.method.method_class().name,
-        key_layer=_span(cell.build_method().key_layer),
-        options=_options(cell),
+        key_layer=_span(method.key_layer),
+        config=config,
+        options=options_of(config),
+        head=_snake(head) if isinstance(head, type) else Result.head,
+        loss=_snake(cell.loss.class_to_build() or nn.CrossEntropyLoss),
         seed=cell.seed,
         samples_per_class=samples_per_class,
         train_share=train_share,
@@ -183,30 +212,43 @@ def _planned(cell: Cell) -> Result:
     )
 
 
-def _options(cell: Cell) -> dict[str, Any]:
-    """Collect what tells a variant from others of its method."""
-    sampling = {"balance_classes": True} if cell.dataset.balance_classes else {}
-    specs = (cell.backbone, cell.method, cell.head, cell.loss)
-    parts = (cell.backbone.model_options, *(spec.options for spec in specs), sampling)
-    return {name: value for part in parts for name, value in part.items()}
+def _with_network(result: Result, cell: Cell) -> Result:
+    """Add the hash of the network that every fit begins with, before a method adds anything to it, and its block."""
+    L.seed_everything(cell.seed, verbose=False)
+    backbone = cell.build_backbone()
+    known = {**result.provenance, "weights_hash": weights_hash(backbone.model)}
+    return replace(result, provenance=known, key_layer=_span(cell.build_method().key_layers(backbone)))
+
+
+def _with_data(result: Result, cell: Cell, data: ImageData) -> Result:
+    """Add what is trained and tested on."""
+    doubled = data.duplicates
+    counts = zip(data.class_names, data.class_counts, strict=True)
+    hashes = {"data_fingerprint": data.fingerprint, "splits_hash": data.splits_hash}
+    return replace(
+        result,
+        loss=_snake(type(cell.loss.build_for(data))),
+        train_size=len(data.train_set),
+        split_sizes={name: len(data.images(name)) for name in _SPLITS},
+        class_names=list(data.class_names),
+        untrained_classes=[name for name, count in counts if not count],
+        doubled_images=len(doubled),
+        doubled_examples=[str(found) for found in doubled[:_EXAMPLES]],
+        provenance={**result.provenance, **hashes},
+    )
 
 
 def _run(cell: Cell, advance: Callable[[], None]) -> Result:
-    settings = cell.settings
     _reset_peak_memory()
-    data = _build_data(cell.dataset, cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
+    data, notes = _data_of(cell)
     if cell.cache:
         data.pixel_cache = pixel_folder()
-    result = replace(
-        _planned(cell),
-        train_size=len(data.train_set),
-        class_names=list(data.class_names),
-        provenance={**environment(), "data_fingerprint": data.fingerprint},
-    )
+    result = _with_data(replace(_planned(cell), notes=list(notes)), cell, data)
     if cell.key_layer == AUTO and cell.method.takes_key_layer:
         choice = choose_once(cell, data)
         cell = cell.with_key_layer(choice.block)
-        result = replace(result, key_layer=choice.block, selection=choice.to_json())
+        result = replace(result, selection=choice.to_json())
+    result = _with_network(result, cell)
     fit, scores = _fit_all(cell, data, advance)
     result = replace(result, learning_rates=scores, peak_memory_bytes=_peak_memory())
     if fit is None:
@@ -220,14 +262,16 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
     (test,) = fit.trainer.test(model, datamodule=data, verbose=False)
     confusions = [part for part in fit.trainer.callbacks if isinstance(part, TestConfusion)]  # type: ignore[attr-defined]
     nc1 = fit.nc1_layers[PENULTIMATE]
-    collapsed = math.isnan(nc1) and not data.multi_label  # where labels never stand alone, nothing has collapsed
+    unmeasured = _unmeasured_classes(data)
+    # Where a class has no image, or labels never stand alone, NC1 is undefined whatever the network does.
+    collapsed = math.isnan(nc1) and not data.multi_label and not unmeasured
+    undefined = math.isnan(nc1) and bool(unmeasured)
     measured = {name.removeprefix("test/"): 100 * value for name, value in test.items()}
     validated = {_score_name(data): fit.val_score}
     return replace(
         result,
         head=_snake(type(model.head)),
         loss=_snake(type(model.loss)),
-        key_layer=_span(model.method.key_layers(model.backbone)),
         accuracy=measured.get("accuracy"),
         balanced_accuracy=measured.get("balanced_accuracy"),
         average_precision=measured.get("average_precision"),
@@ -247,8 +291,27 @@ def _with_outcome(result: Result, fit: _Fit, data: ImageData) -> Result:
         status="diverged" if collapsed else "ok",
         error="NC1 is undefined: the class means coincide" if collapsed else None,
         bad_images=[str(bad) for bad in data.bad_images()],
-        provenance={**result.provenance, "weights_hash": fit.weights_hash},
+        notes=[
+            *result.notes,
+            *([f"NC1 is undefined: no training image of {_listed(unmeasured)}"] if undefined else []),
+        ],
     )
+
+
+def _unmeasured_classes(data: ImageData) -> list[str]:
+    """Name the classes of which no training image decodes."""
+    images = data.train_set
+    bad = {} if images.bad is None else {row for row in images.indices if images.bad[row]}
+    sets = images.table.label_sets
+    good = [row for row in images.indices if row not in bad]
+    present = {label for row in good for label in (sets[row] if sets else (images.table.labels[row],))}
+    return [name for label, name in enumerate(data.class_names) if label not in present]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name a few, and count the rest."""
+    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
+    return ", ".join(map(repr, names[:_EXAMPLES])) + more
 
 
 def failed_result(cell: Cell, error: Exception) -> Result:
@@ -276,8 +339,9 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
     """
     start = time.perf_counter()
     try:
-        with _quiet():
+        with _quiet() as notes:
             result = _run(cell, advance)
+        result = replace(result, notes=list(dict.fromkeys([*notes, *result.notes])))
     except Exception as error:  # a failed cell is a result, too
         result = failed_result(cell, error)
     return replace(result, run_seconds=time.perf_counter() - start)
@@ -316,7 +380,8 @@ def run_grid(
 
     The folder is locked meanwhile. A result is there whole or not at all, so whenever the process is killed, the same
     call goes on where it was; what was running then runs again. Files that are no results of this version are renamed
-    to ``.invalid`` and named.
+    to ``.invalid``, runs on other images, weights or settings than those that are there now to ``.outdated``; both are
+    named, and run again.
 
     Args:
         grid: What to run.
@@ -332,23 +397,38 @@ def run_grid(
         ValueError: If another benchmark is running in the folder.
     """
     cells, folder = grid.cells(), out / "results"
+    _build_data.cache_clear()  # the images may be others than those of an earlier grid
+    console = console or open_console(stderr=True)
     with lock_folder(out):
         remove_leftovers(folder)
         state = look_into(cells, folder, retry_failed)
-        for path in set_aside(state.unreadable):
-            (console or open_console(stderr=True)).print(
-                Text(f"not a result of this version, set aside and run again: {path}"), soft_wrap=True
-            )
+        _put_in_order(state, folder, console)
         _run_missing(state.missing, folder, executor, console)
         return [read_result(folder / f"{cell.run_id}.json") for cell in cells]
 
 
-def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, console: Console | None) -> None:
+def _put_in_order(state: FolderState, folder: Path, console: Console) -> None:
+    """Set aside what is no result of what would be run now, and complete what is."""
+    for path in set_aside(state.unreadable):
+        console.print(Text(f"not a result of this version, set aside and run again: {path}"), soft_wrap=True)
+    for path, difference in state.outdated.items():
+        (kept,) = set_aside([path], ".outdated")
+        console.print(Text(f"{path.stem} {difference}: kept as {kept}, and run again"), soft_wrap=True)
+    for problem in state.problems:
+        console.print(Text(problem), soft_wrap=True)
+    for result in state.older:
+        write_result(result, folder)
+
+
+def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, console: Console) -> None:
     fits = sum(cell.method.fits for cell in missing)
     with shown_steps("fits", fits, console) as steps:
-        done = 0
+        done, told = 0, set[str]()
         for number, (cell, result) in enumerate(executor(missing, steps.advance), 1):
             write_result(result, folder)
+            for note in [note for note in result.notes if note not in told]:
+                console.print(Text(f"{result.dataset}: {note}"), soft_wrap=True)
+                told.add(note)
             done += cell.method.fits  # also the fits that a failed cell left out
             named = f"{cell.dataset_name}, {cell.method.method_class().label}, seed {cell.seed}: {result.status}"
             steps.finish(done, f"run {number} of {len(missing)}, {named}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.summary import group_of
 from nc_finetune.benchmark.tables import NOTHING, Cell, Table
+from nc_finetune.benchmark.variants import variant_of
 
 TRIALS = "short trials"
 BRUTE_FORCE = "brute force"
@@ -15,8 +17,7 @@ BRUTE_FORCE = "brute force"
 
 def _key(run: Result) -> tuple[object, ...]:
     """What runs share that differ in the key layer alone."""
-    options = tuple(sorted((name, str(value)) for name, value in run.options.items()))
-    return group_of(run), run.method, run.seed, run.head, options, run.epochs
+    return group_of(run), replace(variant_of(run), key_layer=None), run.seed
 
 
 def selector_regrets(runs: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
@@ -27,7 +28,7 @@ def selector_regrets(runs: Sequence[Result]) -> dict[str, dict[str, list[float]]
     validation accuracy, for which every block has to be tuned; its regret is what choosing on validation costs.
 
     Args:
-        runs: Finished runs.
+        runs: Finished runs, as :func:`~nc_finetune.benchmark.summary.finished_runs` gives them.
 
     Returns:
         By rule ``"regret"`` (points of test accuracy below the best block of the task) and ``"cost"`` (time of the

@@ -17,6 +17,7 @@ from torch import nn
 
 from nc_finetune import heads, losses, methods
 from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.backbones.create import LIBRARIES
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import OnBadImage
 from nc_finetune.errors import unknown_name
@@ -162,6 +163,10 @@ class MethodSpec:
     options: dict[str, Any] = field(default_factory=dict)
     heads: list[HeadSpec] | None = None
 
+    def class_to_build(self) -> type[FinetuningMethod]:
+        """Return the class, as :meth:`method_class` does."""
+        return self.method_class()
+
     def method_class(self) -> type[FinetuningMethod]:
         """Return the class.
 
@@ -217,18 +222,27 @@ class HeadSpec:
     head: str = "Linear"
     options: dict[str, Any] = field(default_factory=dict)
 
+    def class_to_build(self) -> type[nn.Module]:
+        """Return the class.
+
+        Raises:
+            ValueError: If there is none of that name; the message lists the heads.
+        """
+        if self.head == "Linear":
+            return nn.Linear
+        found: type[nn.Module] = find_class("head", self.head, heads, nn.Module, ("Linear", *HEAD_NAMES))
+        return found
+
     def build(self) -> Callable[[int, int], nn.Module]:
         """Return what builds the head from the width of the feature and the number of classes.
 
         Raises:
             ValueError: If there is none of that name; the message lists the heads.
         """
-        if self.head == "Linear":
-            return partial(nn.Linear, **self.options)
         options = dict(self.options)
         if nested := options.get("head"):
             options["head"] = HeadSpec(**{"head": nested} if isinstance(nested, str) else nested).build()
-        return partial(find_class("head", self.head, heads, nn.Module, ("Linear", *HEAD_NAMES)), **options)
+        return partial(self.class_to_build(), **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +259,18 @@ class LossSpec:
     loss: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    def class_to_build(self) -> type[nn.Module] | None:
+        """Return the class; ``None`` where the labels of the data decide.
+
+        Raises:
+            ValueError: If there is none of that name; the message lists the losses.
+        """
+        if self.loss is None or self.loss == "CrossEntropyLoss":
+            return None if self.loss is None else nn.CrossEntropyLoss
+        names = ("CrossEntropyLoss", *LOSS_NAMES)
+        found: type[nn.Module] = find_class("loss", self.loss, losses, nn.Module, names)
+        return found
+
     def build(self, multi_label: bool) -> nn.Module:
         """Build the loss.
 
@@ -254,16 +280,11 @@ class LossSpec:
         Raises:
             ValueError: If there is none of that name; the message lists the losses.
         """
-        if self.loss is None:
-            return PickAllLabelsLoss(**self.options) if multi_label else nn.CrossEntropyLoss(**self.options)
         options = dict(self.options)
         if nested := options.get("loss"):
             options["loss"] = LossSpec(**{"loss": nested} if isinstance(nested, str) else nested).build(multi_label)
-        if self.loss == "CrossEntropyLoss":
-            return nn.CrossEntropyLoss(**options)
-        names = ("CrossEntropyLoss", *LOSS_NAMES)
-        built: nn.Module = find_class("loss", self.loss, losses, nn.Module, names)(**options)
-        return built
+        found = self.class_to_build() or (PickAllLabelsLoss if multi_label else nn.CrossEntropyLoss)
+        return found(**options)
 
     def build_for(self, data: ImageData) -> nn.Module:
         """Build the loss for some data.
@@ -279,6 +300,11 @@ class LossSpec:
                 " grid, or give such data a grid of their own"
             )
         return built
+
+
+def network_class(name: str) -> Callable[..., Backbone] | None:
+    """Return the class of a backbone by the library that its name begins with; ``None`` where there is none."""
+    return LIBRARIES.get(name.rpartition(":")[0] or "timm")
 
 
 def find_class(kind: str, path: str, home: ModuleType, base: type, names: Sequence[str]) -> Any:

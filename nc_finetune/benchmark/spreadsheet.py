@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from nc_finetune.benchmark.identity import configured
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import balanced_accuracy
 from nc_finetune.csv_text import csv_text
 
 # Long, and drawn in the page: they stay in the JSON files. Or in columns of their own.
-_LEFT_OUT = ("learning_curve", "class_names", "confusion", "provenance", "schema_version", "collapse")
+_LEFT_OUT = ("learning_curve", "class_names", "confusion", "provenance", "schema_version", "collapse", "config")
 _HASHES = ("git_commit", "data_fingerprint", "weights_hash")
 
 
@@ -21,10 +22,17 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else value
 
 
+def _settings(run: Result) -> dict[str, str]:
+    """Return what the config says beside the other columns, arguments at their defaults left out."""
+    found = configured(run) if run.config else {}
+    return {path: value for path, value in found.items() if ".defaults." not in path}
+
+
 def render_csv(results: Sequence[Result]) -> str:
     """Write runs as CSV, a line each, with every measurement but the long ones.
 
-    NC2, NC3 and NC4 have a column each. The balanced accuracy of records that are older than it is that of their
+    NC2, NC3 and NC4 have a column each, as have image size, batch size and all that a cell says besides.
+    The balanced accuracy of records that are older than it is that of their
     confusion.
 
     Args:
@@ -39,9 +47,11 @@ def render_csv(results: Sequence[Result]) -> str:
     """
     names = [field.name for field in dataclasses.fields(Result) if field.name not in _LEFT_OUT]
     measures = [name for name in dict.fromkeys(name for run in results for name in run.collapse) if name not in names]
-    lines: list[list[Any]] = [[*names, *measures, *_HASHES]]
+    settings = list(dict.fromkeys(path for run in results for path in _settings(run)))
+    lines: list[list[Any]] = [[*names, *measures, *_HASHES, *settings]]
     for run in results:
         known = [balanced_accuracy(run) if name == "balanced_accuracy" else getattr(run, name) for name in names]
         collapse, hashes = [run.collapse.get(name) for name in measures], [run.provenance.get(name) for name in _HASHES]
-        lines.append([_cell(value) for value in (*known, *collapse, *hashes)])
+        chosen = [_settings(run).get(path) for path in settings]
+        lines.append([_cell(value) for value in (*known, *collapse, *hashes, *chosen)])
     return csv_text(lines)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from nc_finetune.benchmark.identity import place_of, told_apart
 from nc_finetune.benchmark.results import Result
 from nc_finetune.benchmark.score import ACCURACY, balanced_accuracy, has_uneven_classes
 from nc_finetune.benchmark.variants import Variant, variant_of, variant_order
@@ -236,12 +237,13 @@ def finished_runs(results: Iterable[Result]) -> list[Result]:
         results: Runs, whatever became of them.
 
     Returns:
-        The runs with status ok, sorted by group, variant and seed.
+        The runs with status ok, sorted by group, variant and seed; data sets and weights of one name that are not the
+        same are told apart by :func:`~nc_finetune.benchmark.identity.told_apart`.
 
     Raises:
         ValueError: If they measured NC1 by different conventions.
     """
-    finished = [run for run in results if run.status == "ok"]
+    finished = [run for run in told_apart(list(results)) if run.status == "ok"]
     _refuse_mixed_conventions(finished)
     return sorted(finished, key=lambda run: (_group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
 
@@ -281,7 +283,8 @@ def _cell_of_lost(run: Result, cells: Mapping[_Cell, Sequence[Result]]) -> _Cell
     lacking = [
         (known, other)
         for (known, other), members in cells.items()
-        if (known, other.method, other.options) == (group, variant.method, variant.options)
+        if (known, other.method, other.options, other.settings)
+        == (group, variant.method, variant.options, variant.settings)
         and run.seed not in {member.seed for member in members}
     ]
     own = group, variant
@@ -296,6 +299,7 @@ def _order(cell: _Cell) -> tuple[object, ...]:
 
 def _cells(results: Sequence[Result]) -> dict[_Cell, tuple[list[Result], list[Result]]]:
     """Gather runs by cell, in the order of the tables: those that finished, and those that did not."""
+    results = told_apart(results)
     finished = grouped(finished_runs(results), _cell_of)
     lost: dict[_Cell, list[Result]] = {}
     for run in results:
@@ -422,3 +426,43 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
     """
     highest = max(finite(row.accuracy for row in rows), default=None)
     return [row for row in rows if row.accuracy is not None and row.accuracy == highest]
+
+
+def _place_but_image_size(run: Result) -> tuple[object, ...]:
+    place = {path: value for path, value in place_of(run).items() if path != "dataset.image_size"}
+    return run.dataset, run.samples_per_class, run.train_share, tuple(sorted(place.items()))
+
+
+def best_by_network(results: Iterable[Result]) -> dict[tuple[str, str | None], float]:
+    """Find how accurate fine-tuning made each backbone: its best variant, each the mean over its seeds.
+
+    Args:
+        results: Runs on one data set at one training size; those that did not finish are left out.
+
+    Returns:
+        Test accuracy in per cent by backbone and weights.
+
+    Raises:
+        ValueError: If the runs are of several data sets, contents, splits or training sizes. Other image sizes count
+            as variants, of which each backbone has its best.
+
+    Example:
+        >>> runs = [
+        ...     Result(run_id=f"{seed}", backbone="b", weights=None, dataset="d", method="m", seed=seed, accuracy=80.0)
+        ...     for seed in range(2)
+        ... ]
+        >>> best_by_network(runs)
+        {('b', None): 80.0}
+    """
+    runs = [run for run in results if run.status == "ok" and run.accuracy is not None]
+    rows = summarize(runs)
+    if len({_place_but_image_size(run) for run in runs}) > 1:
+        places = sorted({f"{row.group.dataset}, {row.group.size}" for row in rows})
+        raise ValueError(
+            f"results to compare backbones by must be of one data set and training size, got {'; '.join(places)}"
+        )
+    best: dict[tuple[str, str | None], float] = {}
+    for row in rows:
+        network = (row.group.backbone, row.group.weights)
+        best[network] = max(best.get(network, 0.0), row.accuracy or 0.0)
+    return best

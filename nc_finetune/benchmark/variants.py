@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nc_finetune.benchmark.identity import settings_of
 from nc_finetune.benchmark.results import Result
 from nc_finetune.methods import (
     AdapterTuning,
@@ -53,6 +54,7 @@ class Variant:
         loss: Class of the training loss.
         options: Further choices by name, as text; those of a head or a method within another one as
             ``"head.<name>"``. None for the defaults.
+        settings: Everything else that a run depends on beside its data and its seed, by path in its config.
     """
 
     method: str
@@ -60,6 +62,7 @@ class Variant:
     head: str
     loss: str
     options: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def method_label(name: str) -> str:
@@ -111,7 +114,14 @@ def variant_of(run: Result) -> Variant:
     # Seeds may choose different blocks; what they have in common is how they chose.
     layer = CHOSEN if run.selection else run.key_layer
     options = {name: value for name, value in run.options.items() if layer is None or name != "key_layer"}
-    return Variant(method=run.method, key_layer=layer, head=run.head, loss=run.loss, options=tuple(_flat(options)))
+    return Variant(
+        method=run.method,
+        key_layer=layer,
+        head=run.head,
+        loss=run.loss,
+        options=tuple(_flat(options)),
+        settings=tuple(sorted(settings_of(run).items())),
+    )
 
 
 def _natural(name: str | None) -> list[tuple[int, str]]:
@@ -131,4 +141,4 @@ def variant_order(variant: Variant) -> tuple[object, ...]:
     methods = list(METHOD_LABELS)
     rank = methods.index(variant.method) if variant.method in methods else len(methods)
     head = variant.head != "linear", variant.head
-    return rank, variant.method, _natural(variant.key_layer), head, variant.loss, variant.options
+    return rank, variant.method, _natural(variant.key_layer), head, variant.loss, variant.options, variant.settings

@@ -39,7 +39,7 @@ from nc_finetune.data.training_order import FixedOrder, OwnShare, TrainingLoader
 from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.unlabelled_folder import UnlabelledImages
 from nc_finetune.data.workers import choose_workers
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import DataWarning, unknown_name
 
 
 class ImageData(L.LightningDataModule):
@@ -174,7 +174,7 @@ class ImageData(L.LightningDataModule):
         found = load_source(self.source, *self.columns)
         self.left_out = left_out_of(self.source, found)
         if self.left_out.files:
-            warnings.warn(f"{self.source}: {self.left_out}", stacklevel=2)
+            warnings.warn(f"{self.source}: {self.left_out}", DataWarning, stacklevel=2)
         return found
 
     @property
@@ -235,7 +235,7 @@ class ImageData(L.LightningDataModule):
         if stage != "fit" or not self.duplicates or (self.trainer and not self.trainer.is_global_zero):
             return
         first = "\n".join(f"  {found}" for found in self.duplicates[:3])
-        warnings.warn(f"{len(self.duplicates)} images are in two splits, e.g.\n{first}", stacklevel=2)
+        warnings.warn(f"{len(self.duplicates)} images are in two splits, e.g.\n{first}", DataWarning, stacklevel=2)
 
     @property
     def train_set(self) -> LabelledImages:
@@ -358,7 +358,7 @@ class ImageData(L.LightningDataModule):
         if not found:
             return
         first = "\n".join(f"  {bad}" for bad in found[:3])
-        warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", stacklevel=2)
+        warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", DataWarning, stacklevel=2)
         if self.trainer and self.trainer.loggers and self.trainer.log_dir:
             rank = self.trainer.global_rank
             write_bad_images(Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv", found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nc_finetune.data.image_files import is_image_file
 from nc_finetune.data.split_columns import FOLDER_SPLIT, folder_split
 from nc_finetune.data.split_names import plain, split_of
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import DataWarning, unknown_name
 
 if TYPE_CHECKING:
     import datasets
@@ -63,7 +63,7 @@ def find_label_tables(files: Sequence[Path]) -> dict[str, Path]:
             f"{found[0].popitem()[1]} and {found[1].popitem()[1]} could both hold the labels; keep one kind of table"
         )
     if len(usual) > 1:
-        warnings.warn(f"labels are read from {usual[0]}, and {usual[1]} is not read", stacklevel=2)
+        warnings.warn(f"labels are read from {usual[0]}, and {usual[1]} is not read", DataWarning, stacklevel=2)
     return found[0] if found else {}
 
 

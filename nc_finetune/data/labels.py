@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data.split_names import plain
+from nc_finetune.errors import DataWarning
 
 if TYPE_CHECKING:
     import datasets
@@ -169,7 +170,7 @@ def check_spellings(names: Mapping[str, set[str]]) -> None:
             )
     if groups:
         shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:5])
-        warnings.warn(f"class names that hardly differ stay classes of their own: {shown}", stacklevel=2)
+        warnings.warn(f"class names that hardly differ stay classes of their own: {shown}", DataWarning, stacklevel=2)
 
 
 def in_order(values: set[Any]) -> list[Any]:

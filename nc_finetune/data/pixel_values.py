@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nc_finetune.data.image_files import open_image
+from nc_finetune.errors import DataWarning
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,6 +144,7 @@ def _depth(image: Image, values: NDArray[Any]) -> int:
         f"images of 16 or 32 bits a pixel hold fewer (here no value is above {2**depth - 1}) and do not say how many:"
         " each is taken as one of 8, 10, 12, 14 or 16 bits, by its largest value; save them with 8 bits, or as TIFF"
         " with MaxSampleValue, to be sure",
+        DataWarning,
         stacklevel=2,
     )
     return depth

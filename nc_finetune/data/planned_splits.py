@@ -20,6 +20,7 @@ from nc_finetune.data.group_splits import (
 from nc_finetune.data.sources import Source
 from nc_finetune.data.split_file import SplitRows, read_plan, read_splits, write_splits
 from nc_finetune.data.splits import Indices, give_back, k_folds, split_off, take_per_class
+from nc_finetune.errors import DataWarning
 
 DEFAULT_VAL_SIZE = 0.1
 
@@ -113,7 +114,7 @@ class SplitPlan:
                 f" for; give {_said(wrong)}, another split_file, or delete it to split anew"
             )
         if differ:
-            warnings.warn(f"{path} was drawn with {_said(differ)}: these are its splits", stacklevel=2)
+            warnings.warn(f"{path} was drawn with {_said(differ)}: these are its splits", DataWarning, stacklevel=2)
 
     def _compare_sizes(self, path: Path, source: Source, found: SplitRows) -> None:
         """Compare what the sizes tell with what is asked for, where a file does not say how it was drawn."""
@@ -141,6 +142,7 @@ class SplitPlan:
             )
         warnings.warn(
             f"{path} does not say how it was drawn: of what is asked for, sizes alone could be compared with it",
+            DataWarning,
             stacklevel=2,
         )
 
@@ -222,6 +224,7 @@ class _Drawing:
             warnings.warn(
                 f"{name}: {kept.size} images are held out and not {held_out.size}, so that each class keeps one for"
                 " training",
+                DataWarning,
                 stacklevel=2,
             )
         return rows[kept], np.setdiff1d(rows, rows[kept])

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import warnings
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from nc_finetune.data.labels import is_no_label, number_label_sets, number_label
 from nc_finetune.data.locations import find_splits
 from nc_finetune.data.split_columns import FOLDER_SPLIT, divide_by_columns, is_split_column
 from nc_finetune.data.split_names import UNLABELLED, by_split, split_of
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import DataWarning, unknown_name
 
 if TYPE_CHECKING:
     import datasets
 
+_MOST_HASHES = 2**18  # of files that a process remembers, of about 300 bytes each
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "cls")
 
@@ -75,30 +77,36 @@ class Source:
         return self.splits["train"].label_sets is not None
 
     def fingerprint(self) -> str:
-        """Hash labels and images of every split: bytes where they are in the table, else file name and size.
+        """Hash what is there: the labels and the content of the images of every split, whatever the files are called.
 
         Returns:
-            BLAKE2b in hexadecimal.
+            BLAKE2b in hexadecimal, the same on every machine.
         """
         digest = hashlib.blake2b(digest_size=16)
         for split, table in self.splits.items():
             digest.update(repr((split, self.class_names, table.label_sets or table.labels)).encode())
             for image in table.rows[table.image_column]:
-                digest.update(_identity(image))
+                digest.update(_content(image))
         return digest.hexdigest()
 
 
-def _identity(image: dict[str, Any] | None) -> bytes:
+def _content(image: dict[str, Any] | None) -> bytes:
+    """Return the bytes of an image in a table, or a hash of its file."""
     if not image or not (image["bytes"] or image["path"]):
         return b"no image"
     if image["bytes"]:
         return bytes(image["bytes"])
-    path = Path(image["path"])
     try:
-        size = path.stat().st_size
+        state = Path(image["path"]).stat()
+        return _file_hash(image["path"], state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     except OSError:  # gone, or a link to nowhere: a bad image, which on_bad_image deals with
-        size = -1
-    return f"{path.parent.name}/{path.name} {size}".encode()
+        return b"no file"
+
+
+@lru_cache(maxsize=_MOST_HASHES)
+def _file_hash(path: str, _size: int, _written: int, _changed: int) -> bytes:
+    """Hash a file; once, until its size, or the time that it was written or renamed, is another."""
+    return hashlib.blake2b(Path(path).read_bytes()).digest()
 
 
 def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +120,7 @@ def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:
     if left := [name for name in found if name not in names.values()]:
         warnings.warn(
             f"the source has splits that are none of train, val and test, and are left out: {', '.join(left)}",
+            DataWarning,
             stacklevel=2,
         )
     return known
@@ -231,7 +240,7 @@ def _say_what_has_no_label(unlabelled: dict[str, EncodedImages], tables: dict[st
             said = f"the {name} split has no labels, so that one is taken from train; its {number} images are left out"
         else:
             said = f"{number} images without labels are left out"
-        warnings.warn(f"{said}; predicting is for them", stacklevel=2)
+        warnings.warn(f"{said}; predicting is for them", DataWarning, stacklevel=2)
 
 
 def _checked(source: Source) -> Source:

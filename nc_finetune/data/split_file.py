@@ -14,6 +14,7 @@ import numpy as np
 from nc_finetune.data.content_hashes import row_hashes
 from nc_finetune.data.sources import ImageTable
 from nc_finetune.data.splits import Indices
+from nc_finetune.errors import DataWarning
 from nc_finetune.files import write_text_atomically
 
 FORMAT_VERSION = 1
@@ -98,6 +99,7 @@ def _say_what_is_new(path: Path, images: dict[str, Any], tables: Mapping[str, Im
     if new:
         warnings.warn(
             f"{new} images came to the source after {path} was written, and are in no split; delete it to split anew",
+            DataWarning,
             stacklevel=2,
         )
 

@@ -13,6 +13,7 @@ from nc_finetune.data.planned_splits import SplitPlan
 from nc_finetune.data.sources import Source
 from nc_finetune.data.split_file import SplitRows
 from nc_finetune.data.split_names import SPLIT_NAMES
+from nc_finetune.errors import DataWarning
 
 _SHOWN = 10
 
@@ -131,6 +132,7 @@ def _warn_of_absent_classes(absent: Mapping[str, Sequence[str]]) -> None:
     warnings.warn(
         f"{len(absent['train'])} classes have no training image: {_shown(absent['train'])}"
         f"{''.join('; ' + other for other in others)}",
+        DataWarning,
         stacklevel=2,
     )
 

@@ -162,18 +162,21 @@ def ranked(scores: Sequence[BackboneScores], by: str = "probe_accuracy") -> list
     return sorted(scores, key=key, reverse=True)
 
 
-def correlations(scores: Sequence[BackboneScores], accuracy: Mapping[str, float]) -> dict[str, float]:
+def correlations(
+    scores: Sequence[BackboneScores], accuracy: Mapping[tuple[str, str | None], float]
+) -> dict[str, float]:
     """Correlate every measure with the accuracy of fine-tuning, where that is known: Spearman, higher is better.
 
     Args:
         scores: Of the backbones.
-        accuracy: Measured accuracy by name of the backbone.
+        accuracy: Measured accuracy by name and weights of the backbone.
 
     Returns:
         The rank correlation by measure; empty, with a warning, for fewer than five backbones with both, which any two
         measures order alike by chance.
     """
-    known = [found for found in scores if found.error is None and math.isfinite(accuracy.get(found.name, math.nan))]
+    measured = {network: value for network, value in accuracy.items() if math.isfinite(value)}
+    known = [found for found in scores if found.error is None and (found.name, found.weights) in measured]
     if len(known) < _FEWEST:
         warnings.warn(
             f"no rank correlation: {len(known)} backbones with a measured accuracy are too few, at least {_FEWEST} are"
@@ -181,7 +184,7 @@ def correlations(scores: Sequence[BackboneScores], accuracy: Mapping[str, float]
             stacklevel=2,
         )
         return {}
-    truth = torch.tensor([accuracy[found.name] for found in known], dtype=torch.float64)
+    truth = torch.tensor([accuracy[found.name, found.weights] for found in known], dtype=torch.float64)
     result = {}
     for name, sign in MEASURES.items():
         values = sign * torch.tensor([getattr(found, name) for found in known], dtype=torch.float64)

@@ -101,4 +101,4 @@ def test_a_run_that_differs_in_its_name_alone_is_left_out_and_named(tmp_path: Pa
     runs, problems = merge_results([first, second])
     assert {run.run_id for run in runs} == {"old", "x"}
     assert "1 of 2 runs in" in problems[0]
-    assert problems[0].endswith("of a folder that was named before: new (old)")
+    assert problems[0].endswith("from runs that were read before: new (old)")

@@ -178,7 +178,7 @@ def test_convention_of_a_failed_run_does_not_matter() -> None:
 
 
 def test_a_seed_that_would_count_twice_is_refused() -> None:
-    runs = [make_run(seed=3, epochs=epochs) for epochs in (5, 10)]
+    runs = [make_run(seed=3, accuracy=accuracy) for accuracy in (5.0, 10.0)]
     with pytest.raises(ValueError, match=r"one run a seed.*share seed 3"):
         summarize(runs)
 

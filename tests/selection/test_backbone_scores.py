@@ -73,20 +73,22 @@ def test_scores_are_tabulated_and_written(data: ImageData) -> None:
 
 def test_correlations_have_the_sign_by_which_higher_is_better() -> None:
     scores = [BackboneScores(name=str(i), weights=None, nc1=5.0 - i, h_score=float(i)) for i in range(5)]
-    found = correlations(scores, {str(i): 80.0 + i for i in range(5)})
+    found = correlations(scores, {(str(i), None): 80.0 + i for i in range(5)})
     assert found == {"nc1": 1.0, "h_score": 1.0}
+    with pytest.warns(UserWarning, match="0 backbones with a measured accuracy"):
+        assert correlations(scores, {(str(i), "other"): 80.0 + i for i in range(5)}) == {}
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])
 def test_few_backbones_have_no_rank_correlation(number: int) -> None:
     scores = [BackboneScores(name=str(i), weights=None, nc1=5.0 - i) for i in range(5)]
     with pytest.warns(UserWarning, match=f"{number} backbones .* too few, at least 5"):
-        assert correlations(scores, {str(i): 80.0 + i for i in range(number)} | {"4": math.nan}) == {}
+        assert correlations(scores, {(str(i), None): 80.0 + i for i in range(number)} | {("4", None): math.nan}) == {}
 
 
 def test_equal_accuracies_have_no_rank_correlation() -> None:
     scores = [BackboneScores(name=str(i), weights=None, nc1=5.0 - i) for i in range(5)]
-    assert correlations(scores, dict.fromkeys("01234", 80.0)) == {}
+    assert correlations(scores, {(name, None): 80.0 for name in "01234"}) == {}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
