@@ -100,7 +100,11 @@ def command_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--version", action=_Version, nargs=0, help="print the versions of this and of what it rests on"
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,  # no argument of a command
+        help="print the versions of this and of what it rests on",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in TRAINER_COMMANDS.items():
