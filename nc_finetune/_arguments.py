@@ -79,13 +79,14 @@ def check_head(head: Any) -> None:
         raise TypeError(f"head must build a torch.nn.Module, it built a {type(head).__name__}")
 
 
-def check_batch(batch: Any, num_classes: int, multilabel: bool) -> tuple[Tensor, Tensor]:
+def check_batch(batch: Any, num_classes: int, multilabel: bool, scale: bool = True) -> tuple[Tensor, Tensor]:
     """Return images and int64 labels of a batch, or refuse it, while it is still on the CPU and looking costs little.
 
     Args:
         batch: ``(images, labels)``.
         num_classes: K.
         multilabel: Labels have shape ``(N, K)``.
+        scale: Look at the values of images, too.
 
     Raises:
         TypeError: If it is not two tensors.
@@ -95,16 +96,17 @@ def check_batch(batch: Any, num_classes: int, multilabel: bool) -> tuple[Tensor,
         parts = f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else ""
         raise TypeError(f"a batch must be (images, labels), two tensors; got {type(batch).__name__}{parts}")
     images, labels = batch
-    check_images(images)
+    check_images(images, scale)
     return images, check_targets(labels, len(images), num_classes, multilabel)
 
 
-def check_images(images: Tensor) -> None:
+def check_images(images: Tensor, scale: bool = True) -> None:
     """Refuse images of another shape or scale; values are looked at on the CPU alone.
 
     Args:
         images: Shape ``(N, C, H, W)``, uint8 in 0...255 or floating point in 0...1, a little over- and undershoot of a
             filter allowed.
+        scale: Look at the values, too; hooks of a user may scale images as the backbone wants them.
 
     Raises:
         TypeError: If they are integers other than uint8.
@@ -114,7 +116,7 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images must have shape (N, 3, H, W), got {tuple(images.shape)}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"images must be uint8 in 0...255 or floating point in 0...1, got {images.dtype}")
-    if images.dtype == torch.uint8 or images.device.type != "cpu" or not images.numel():
+    if not scale or images.dtype == torch.uint8 or images.device.type != "cpu" or not images.numel():
         return
     lowest, highest = (value.item() for value in images.detach().aminmax())
     if not (lowest > -torch.inf and highest < torch.inf):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -35,8 +37,10 @@ from nc_finetune.backbones import (
     state_hash,
 )
 from nc_finetune.callbacks import HeadAlignment
+from nc_finetune.callbacks.batches import changes_batches, unpack_batch
 from nc_finetune.callbacks.evaluation import is_sharded
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.data_facts import told_by
 from nc_finetune.delta_file import record_base
 from nc_finetune.delta_io import CHECKPOINT_KEY, read_and_write_deltas
 from nc_finetune.errors import TrainingStoppedError
@@ -83,8 +87,10 @@ class DivergedError(TrainingStoppedError):
 class ImageClassifier(L.LightningModule):
     """Fine-tune a pre-trained backbone for image classification.
 
-    Batches are ``(images, labels)``: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in 0...1
-    (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in ``[0, num_classes)``.
+    Batches are ``(images, labels)``, or mappings with both (``image`` and ``label``, ``pixel_values`` and ``labels``,
+    ...), once transfer hooks have been called: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in
+    0...1 (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in
+    ``[0, num_classes)``.
 
     With a loss for several labels a sample (:class:`~nc_finetune.losses.PickAllLabelsLoss`, ``BCEWithLogitsLoss``,
     ``MultiLabelSoftMarginLoss``, or any with an attribute ``multilabel = True``) labels have shape
@@ -92,7 +98,8 @@ class ImageClassifier(L.LightningModule):
 
     Logs ``train/loss``, and of ``val/`` and ``test/`` ``loss``, ``accuracy`` and ``balanced_accuracy``, in which every
     class counts the same (shares in ``[0, 1]``); for several labels ``average_precision`` in place of both, see
-    :func:`~nc_finetune.metrics.classification_metrics`.
+    :func:`~nc_finetune.metrics.classification_metrics`. The second and further loaders of a split have values of their
+    own, ``val/loss/dataloader_idx_1`` and so on; those of the first keep their names, so that they can be monitored.
 
     The optimizer gets up to three groups, each with its own learning rate: ``head`` (and the loss, should it have
     parameters), ``block``, the key layer, and ``backbone``, what else is tuned of it. All follow one schedule, step by
@@ -183,10 +190,12 @@ class ImageClassifier(L.LightningModule):
         # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
         self.val_loss = WeightedMean()
         self.test_loss = WeightedMean()
+        self.further_scores = nn.ModuleDict({stage: nn.ModuleList() for stage in ("val", "test")})
         self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._train_modes: list[bool] = []
         self.automatic_optimization = self.method.trains
         self.split: SplitBackbone | None = None
+        self._expected_warnings: list[Any] = []
         self.nothing_to_train = False
         self._frozen: FrozenPart | None = None
         self._resting: list[nn.Parameter] = []
@@ -323,20 +332,18 @@ class ImageClassifier(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compare ``num_classes`` with the data, where the data know."""
-        # Checking batches here and not in the datamodule is meant: any datamodule may come.
-        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
-        # So is the eval mode of what is frozen.
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        self._expect_warnings(stage)
         if stage == "fit" and self.method.key_layer == AUTO and self.trainer.ckpt_path is None:
             raise ValueError(
                 "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer; add it"
                 " to the trainer, or name a block"
             )
-        known = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
-        if known != self.num_classes:
-            raise ValueError(f"the data have {known} classes, the model was built for num_classes={self.num_classes}")
-        counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
-        if isinstance(self.loss, ClassBalanced) and counts is not None:
+        facts = told_by(self.trainer)
+        if facts.num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"the data have {facts.num_classes} classes, the model was built for num_classes={self.num_classes}"
+            )
+        if isinstance(self.loss, ClassBalanced) and (counts := facts.class_counts(self.num_classes)) is not None:
             self.loss.use_class_counts(counts)
         self._write_text()
         if not is_sharded(self.trainer.strategy):
@@ -357,14 +364,28 @@ class ImageClassifier(L.LightningModule):
             refuse_writers(self.trainer, self)
         return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check a batch before it leaves the CPU."""
-        if self.trainer.predicting and not self._is_kept(batch):
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Let hooks see images alone: what a prefix gave has been through them."""
+        return batch if self._is_kept(batch) else super()._on_before_batch_transfer(batch, dataloader_idx)
+
+    def _apply_batch_transfer_handler(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """Check a batch before it leaves the CPU, where looking costs nothing, or behind hooks that may change it."""
+        if self._is_kept(batch):
+            return move_data_to_device(batch, device or self.device)
+        if changes_batches(self.trainer, ("transfer_batch_to_device", "on_after_batch_transfer")):
+            # Whoever has hooks may scale images as he likes.
+            return self._checked(super()._apply_batch_transfer_handler(batch, device, dataloader_idx), scale=False)
+        return super()._apply_batch_transfer_handler(self._checked(batch), device, dataloader_idx)
+
+    def _checked(self, batch: Any, scale: bool = True) -> Any:
+        if self.trainer.predicting:
             images = images_of(batch)
-            check_images(images)
+            check_images(images, scale)
             return images
-        kept = self._is_kept(batch)
-        images, labels = batch if kept else check_batch(batch, self.num_classes, self.multilabel)
+        pair = unpack_batch(batch) if isinstance(batch, Mapping) else batch
+        images, labels = check_batch(pair, self.num_classes, self.multilabel, scale)
         return images, labels.long()  # the loss takes no narrower integers
 
     def on_train_epoch_start(self) -> None:
@@ -415,21 +436,21 @@ class ImageClassifier(L.LightningModule):
         self._frozen = None
 
     def on_validation_start(self) -> None:
-        """Begin in the mode of this run: what inference mode has left cannot be added to outside of it."""
-        self.val_loss.reset()
+        """Begin with scores that are empty, one set for each loader."""
+        self._begin_evaluation("val", self.trainer.val_dataloaders)
         self._align_averages()  # before they take the place of the weights
 
     def on_test_start(self) -> None:
         """The same."""
-        self.test_loss.reset()
+        self._begin_evaluation("test", self.trainer.test_dataloaders)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log loss and accuracy of a validation batch."""
-        self._evaluate("val", self.val_metrics, batch)
+        self._evaluate("val", batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log loss and accuracy of a test batch."""
-        self._evaluate("test", self.test_metrics, batch)
+        self._evaluate("test", batch, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, ...).
@@ -471,7 +492,6 @@ class ImageClassifier(L.LightningModule):
         self.save_hyperparameters(hyperparameters(self))  # a key layer may have been chosen since
         self._note_frozen()
         if not self.method.trains:
-            warnings.filterwarnings("ignore", message="`LightningModule.configure_optimizers` returned `None`")
             return None
         optimizer = self.optimizer(self._parameter_groups())
         check_rates(optimizer)
@@ -488,6 +508,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
+        self._forget_expected_warnings()
         check_thawed(self, self.trainer.optimizers)  # says it better than a schedule that meets a group too many
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, torch.optim.lr_scheduler.LambdaLR):
@@ -513,11 +534,30 @@ class ImageClassifier(L.LightningModule):
             )
         encoder = self.backbone.text_encoder()
         for head in waiting:
-            head.write_(encoder, getattr(getattr(self.trainer, "datamodule", None), "class_names", None))
+            head.write_(encoder, told_by(self.trainer).class_names(self.num_classes))
 
     def _is_kept(self, batch: Any) -> bool:
         """Tell outputs of the frozen prefix, which were checked as images, from images."""
-        return self.split is not None and isinstance(batch, (tuple, list)) and isinstance(batch[0], dict)
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+        return self.split is not None and isinstance(first, dict) and self.split.cut in first
+
+    def _expect_warnings(self, stage: str) -> None:
+        """Leave out, until training starts, what Lightning warns of and is meant: frozen parts, and no optimizer."""
+        self._forget_expected_warnings()
+        if stage != "fit":
+            return
+        messages = [r"Found \d+ module\(s\) in eval mode"]
+        if not self.method.trains:
+            messages.append("`LightningModule.configure_optimizers` returned `None`")
+        for message in messages:
+            warnings.filterwarnings("ignore", message=message)
+            self._expected_warnings.append(warnings.filters[0])
+
+    def _forget_expected_warnings(self) -> None:
+        for entry in self._expected_warnings:
+            if entry in warnings.filters:
+                warnings.filters.remove(entry)  # type: ignore[attr-defined]
+        self._expected_warnings.clear()
 
     def _note_frozen(self) -> FrozenPart:
         self._frozen = FrozenPart(self, hashed=not is_sharded(self.trainer.strategy))
@@ -540,15 +580,36 @@ class ImageClassifier(L.LightningModule):
             rest_learning_rate=self.rest_learning_rate,
         )
 
-    def _evaluate(self, stage: str, metrics: nn.ModuleDict, batch: Batch) -> None:
+    def _begin_evaluation(self, stage: str, loaders: Any) -> None:
+        """Have empty scores for each loader, of this run: what inference mode has left cannot be added to outside."""
+        number = len(CombinedLoader(loaders, "sequential").flattened)
+        further: Any = self.further_scores[stage]
+        with torch.inference_mode(False):
+            while len(further) < number - 1:
+                scores = {"loss": WeightedMean(), **classification_metrics(self.num_classes, self.multilabel)}
+                further.append(nn.ModuleDict(scores).to(self.device))
+        for loader in range(number):
+            self._scores(stage, loader)["loss"].reset()
+
+    def _scores(self, stage: str, loader: int) -> Any:
+        if loader:
+            further: Any = self.further_scores[stage]
+            return further[loader - 1]
+        return {"loss": getattr(self, f"{stage}_loss"), **getattr(self, f"{stage}_metrics")}
+
+    def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
         images, labels = batch
         logits = self(images)
-        loss = getattr(self, f"{stage}_loss")
-        loss.update(*mean_and_weight(self.loss, logits, labels))
-        self.log(f"{stage}/loss", loss, batch_size=len(labels))
         probabilities = self._probabilities(logits)
-        metric: Any  # what Lightning and torchmetrics say of the items of a ModuleDict does not fit together
-        for name, metric in metrics.items():
-            metric.update(probabilities, labels)
-            shown = stage == "val" and name in MAIN_METRICS
-            self.log(f"{stage}/{name}", metric, prog_bar=shown, batch_size=len(labels))
+        suffix, place = (f"/dataloader_idx_{loader}", f"further_scores.{stage}.{loader - 1}.") if loader else ("", None)
+        for name, metric in self._scores(stage, loader).items():
+            given = mean_and_weight(self.loss, logits, labels) if name == "loss" else (probabilities, labels)
+            metric.update(*given)
+            self.log(
+                f"{stage}/{name}{suffix}",
+                metric,
+                prog_bar=stage == "val" and name in MAIN_METRICS and not loader,
+                batch_size=len(labels),
+                add_dataloader_idx=False,
+                metric_attribute=None if place is None else place + name,
+            )

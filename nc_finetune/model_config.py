@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from nc_finetune.class_config import describe_if_possible
+from nc_finetune.data_facts import DataFacts, told_by
 
 FORMAT_VERSION = 1
 
@@ -85,8 +86,8 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
     Raises:
         ValueError: If the number of names is not K.
     """
-    data = _datamodule(model)
-    names = getattr(data, "class_names", None) if class_names is None else class_names
+    data = _data_of(model)
+    names = data.class_names(model.num_classes) if class_names is None else class_names
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, got {len(names)} class names")
     return ModelConfig(
@@ -100,8 +101,8 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(model.backbone.preprocessing).items()
         },
-        image_size=getattr(data, "image_size", None),
-        interpolation=getattr(data, "interpolation", None),
+        image_size=data.image_size,
+        interpolation=data.interpolation,
         multi_label=bool(getattr(model, "multilabel", False)),
         independent_classes=bool(getattr(model, "independent_classes", False)),
     )
@@ -119,8 +120,8 @@ def described_key_layer(content: Any) -> str | list[str] | None:
     return None
 
 
-def _datamodule(model: Any) -> Any:
+def _data_of(model: Any) -> DataFacts:
     try:
-        return getattr(model.trainer, "datamodule", None)
+        return told_by(model.trainer)
     except (AttributeError, RuntimeError):  # Lightning's way to say that no trainer is attached
-        return None
+        return DataFacts()

@@ -469,7 +469,7 @@ IMAGES, LABELS = torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
     ("batch", "given"),
     [
         (IMAGES, "got Tensor"),
-        ({"image": IMAGES, "label": LABELS}, "got dict"),
+        ({"image": IMAGES, "label": [0, 1]}, r"got tuple of \['Tensor', 'list'\]"),
         ((IMAGES,), r"got tuple of \['Tensor'\]"),
         ((IMAGES, LABELS, LABELS), r"got tuple of \['Tensor', 'Tensor', 'Tensor'\]"),
         ([IMAGES, ["a", "b"]], r"got list of \['Tensor', 'list'\]"),

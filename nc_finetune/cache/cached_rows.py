@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import operator
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,15 @@ from nc_finetune.cache.feature_store import FeatureStore
 
 LABELS = "labels"
 CachedBatch = tuple[dict[str, Tensor], Tensor]
+RowOf = Callable[[Any], "int | None"]
+
+
+def row_number(item: Any) -> int | None:
+    """Return an item that is a number, as most samplers give them."""
+    try:
+        return operator.index(item)
+    except TypeError:
+        return None
 
 
 class CachedRows(Dataset[CachedBatch]):
@@ -24,30 +35,37 @@ class CachedRows(Dataset[CachedBatch]):
             several views, the second view of all samples follows the first.
         loader: The loader of the images.
         views: How often each sample was kept.
+        row_of: From an item of the loader's sampler to the sample's number; ``None`` for one that says more than that.
 
     Attributes:
         epoch: Which view is given: each in turn.
         uncached: A loader of the images.
     """
 
-    def __init__(self, stores: Sequence[FeatureStore], loader: DataLoader[Any], views: int = 1) -> None:
+    def __init__(
+        self, stores: Sequence[FeatureStore], loader: DataLoader[Any], views: int = 1, row_of: RowOf = row_number
+    ) -> None:
         self._loader = loader
         self.uncached = copy.copy(loader)
         self.stores = list(stores)
         self.views = views
         self.epoch = 0
+        self.row_of = row_of
+        self._told = False
         self._rows = sum(len(store) for store in self.stores) // views
 
     def __len__(self) -> int:
         return self._rows
 
-    def __getitem__(self, row: int) -> CachedBatch:
+    def __getitem__(self, row: int) -> Any:
         return self.__getitems__([row])
 
-    def __getitems__(self, rows: Sequence[int | tuple[int, int]]) -> CachedBatch:
+    def __getitems__(self, items: Sequence[Any]) -> Any:
         """Return a whole batch at once; the loader asks for it by this name."""
-        # An item may come with the seed of its augmentation.
-        indices = torch.as_tensor([row[0] if isinstance(row, tuple) else row for row in rows])
+        rows = [row for item in items if (row := self.row_of(item)) is not None]
+        if len(rows) < len(items):
+            return self._read(items)
+        indices = torch.as_tensor(rows)
         owners, places = indices % len(self.stores), indices // len(self.stores)
         view = self.epoch % self.views
         parts = [
@@ -56,6 +74,20 @@ class CachedRows(Dataset[CachedBatch]):
         ]
         batch = parts[0] if len(parts) == 1 else _interleave(parts, owners)
         return batch, batch.pop(LABELS)
+
+    def _read(self, items: Sequence[Any]) -> Any:
+        """Return samples themselves, where the sampler decides more of them than their number."""
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"PrefixCache: the sampler gives {type(items[0]).__name__} in place of numbers of samples, which may"
+                " say how each is augmented; such batches are read and nothing that was kept is used",
+                stacklevel=2,
+            )
+        dataset: Any = self.uncached.dataset
+        by_batch = hasattr(dataset, "__getitems__")
+        samples = dataset.__getitems__(list(items)) if by_batch else [dataset[item] for item in items]
+        return self.uncached.collate_fn(samples)
 
     def install(self) -> None:
         """Let the loader give these rows in place of images: with its own sampler, state and kind, whoever holds it."""

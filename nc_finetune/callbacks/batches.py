@@ -5,15 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from nc_finetune.data_facts import current_datamodule
 from nc_finetune.errors import unknown_name
 
 Unpack = Callable[[Any], tuple[Any, Tensor]]
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 INPUT_KEYS = ("image", "images", "pixel_values", "img", "imgs", "input", "inputs", "x", "data")
 LABEL_KEYS = ("label", "labels", "target", "targets", "fine_label", "y", "class")
+
+
+def prepare_batch(trainer: L.Trainer, module: L.LightningModule, batch: Any, dataloader_idx: int = 0) -> Any:
+    """Do to a batch what the loops of a trainer do before a step: everybody prepares batches here who has no loop.
+
+    Args:
+        trainer: Its precision decides the dtype, its strategy the device; hooks see the stage that it is in.
+        module: Its module, whose transfer hooks are called where the datamodule has none.
+        batch: As it comes from a loader.
+        dataloader_idx: Which of the loaders of its split that is.
+
+    Returns:
+        What a step would see.
+    """
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
+
+
+def changes_batches(trainer: Any, hooks: Iterable[str] = HOOKS) -> bool:
+    """Tell whether the datamodule, or the module where Lightning asks that, has a transfer hook of its own."""
+    datamodule, module = current_datamodule(trainer), trainer.lightning_module
+    return any(
+        (datamodule is not None and is_overridden(hook, datamodule)) or is_overridden(hook, module) for hook in hooks
+    )
 
 
 def unpack_batch(batch: Any) -> tuple[Any, Tensor]:

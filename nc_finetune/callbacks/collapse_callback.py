@@ -24,6 +24,8 @@ from nc_finetune.callbacks.measured_data import LoaderSource, loaders_of_split
 from nc_finetune.callbacks.measurement import Measurement, MeasurementError
 from nc_finetune.callbacks.output import HistoryOutput
 from nc_finetune.callbacks.own_pass import OwnPass
+from nc_finetune.callbacks.repeats import warn_of_differences
+from nc_finetune.data_facts import told_by
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse
@@ -80,6 +82,7 @@ class CollapseCallback(L.Callback):
         self._known_classes = 0
         self._passed_over: list[str] = []  # splits that were there since they were last measured, but not due
         self._recorded = False
+        self._looked = False
         self._stage = "fit"
         self._first_row = 0  # of this run
         self._loaded: tuple[int, int] | None = None  # the moment of weights that are only measured
@@ -133,7 +136,7 @@ class CollapseCallback(L.Callback):
         self._check_keys(trainer)
         self._found = None
         self._passed_over.clear()
-        self._recorded = False
+        self._recorded = self._looked = False
         self._warned.clear()
         self._stage, self._first_row, self._loaded = stage, len(self.history), None
         self._output.begin_run()
@@ -357,6 +360,10 @@ class CollapseCallback(L.Callback):
             failed = self._new_measurement(trainer, pl_module)
             failed.fail(str(error), error)
             return self._name(split, [(failed, failed.compute())])
+        if split == "train" and not self._looked:
+            self._looked = True
+            for loader in loaders:
+                warn_of_differences(trainer, pl_module, loader, type(self).__name__)
         own_pass = OwnPass(
             trainer,
             pl_module,
@@ -420,8 +427,10 @@ def _monitored(trainer: L.Trainer) -> set[str]:
 
 
 def _known_classes(trainer: L.Trainer, pl_module: L.LightningModule) -> int | None:
-    holders: Iterable[Any] = (pl_module, pl_module.hparams, getattr(trainer, "datamodule", None))
-    found = (getattr(holder, "num_classes", None) for holder in holders)
+    facts = told_by(trainer)
+    own = (getattr(holder, "num_classes", None) for holder in (pl_module, pl_module.hparams))
+    names = facts.class_names()
+    found = (*own, facts.num_classes, None if names is None else len(names))
     return next((value for value in found if isinstance(value, int) and value >= 2), None)
 
 

@@ -77,8 +77,10 @@ def _modes_and_buffers_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+def evaluating(trainer: L.Trainer, module: L.LightningModule, *, training: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, the trainer's precision, no ``torch.compile``, and a trainer that says ``validating``.
+
+    With ``training`` the trainer says that instead: transfer hooks then do what they do to a training batch.
 
     Afterwards every submodule is in the mode it was in, and every buffer, the random generators and the trainer's
     stage are as they were.
@@ -91,7 +93,9 @@ def evaluating(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
         contexts.enter_context(random_state_kept())
         contexts.enter_context(run_eagerly(module))
         contexts.enter_context(trainer.precision_plugin.forward_context())
-        if not trainer.testing:
+        if training:
+            trainer.training = True
+        elif not trainer.testing:
             trainer.validating = True
         try:
             yield

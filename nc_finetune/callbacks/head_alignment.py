@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nc_finetune.backbones import watch_input
-from nc_finetune.callbacks.batches import unpack_batch
+from nc_finetune.callbacks.batches import prepare_batch, unpack_batch
 from nc_finetune.callbacks.evaluation import evaluating, refuse_sharded
 from nc_finetune.callbacks.measured_data import PlainPass, loaders_of_split
+from nc_finetune.callbacks.repeats import warn_of_differences
 from nc_finetune.heads import FrameHead
 
 
@@ -79,13 +80,12 @@ class HeadAlignment(L.Callback):
         if not frames:
             return
         (loader,) = loaders_of_split(trainer, "train")
+        warn_of_differences(trainer, pl_module, loader, type(self).__name__)
         with evaluating(trainer, pl_module), ExitStack() as hooks:
             for frame, sums in frames.items():
                 hooks.enter_context(watch_input(frame, "", sums.take))
             for batch in PlainPass(loader, None, trainer.global_rank, trainer.world_size).batches:
-                images, labels = unpack_batch(
-                    trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                )
+                images, labels = unpack_batch(prepare_batch(trainer, pl_module, batch))
                 for sums in frames.values():
                     sums.expect(labels)
                 pl_module(images)

@@ -7,57 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from nc_finetune.callbacks.batches import ClassCap
 from nc_finetune.data.patient_loader import PatientLoader
+from nc_finetune.data_facts import dataset_labels, told_by
 
-LABEL_ATTRIBUTES = ("labels", "targets")
 LoaderSource = Iterable[Any] | Callable[[], Iterable[Any]]
-
-
-def dataset_labels(dataset: Any) -> Sequence[int] | None:
-    """Return the label of every sample of a dataset without reading the samples, or ``None`` where it cannot tell.
-
-    Args:
-        dataset: One with ``labels`` or ``targets``, a ``TensorDataset``, an HF dataset with a column ``label`` or
-            ``labels``, or a ``Subset`` or ``ConcatDataset`` of such.
-
-    Returns:
-        As many labels as the dataset has samples.
-
-    Example:
-        >>> dataset = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 1, 2, 0]))
-        >>> dataset_labels(Subset(dataset, [1, 3]))
-        [1, 0]
-    """
-    if isinstance(dataset, Subset):
-        inner = dataset_labels(dataset.dataset)
-        return None if inner is None else [inner[index] for index in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [dataset_labels(part) for part in dataset.datasets]
-        return None if None in parts else [label for part in parts if part is not None for label in part]
-    found = (_as_labels(value, dataset) for value in _candidates(dataset))
-    return next((labels for labels in found if labels is not None), None)
-
-
-def _candidates(dataset: Any) -> list[Any]:
-    columns = getattr(dataset, "column_names", None)
-    named = [column for column in ("label", "labels") if isinstance(columns, list) and column in columns]
-    second = dataset.tensors[1:2] if isinstance(dataset, TensorDataset) else ()  # as in a batch
-    return [*(getattr(dataset, name, None) for name in LABEL_ATTRIBUTES), *second, *(dataset[name] for name in named)]
-
-
-def _as_labels(values: Any, dataset: Any) -> list[int] | None:
-    try:
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(list(values))
-    except (TypeError, ValueError, RuntimeError):  # nothing, names of classes, a method
-        return None
-    fits = tensor.ndim == 1 and not tensor.is_floating_point() and len(tensor) == len(dataset)
-    return tensor.tolist() if fits else None
 
 
 def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None = None) -> list[Any]:
@@ -75,9 +33,9 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
         return list(CombinedLoader(trainer.test_dataloaders, "sequential").flattened)
     if given is not None:
         return [_images(given() if callable(given) else given)]
-    plain = getattr(getattr(trainer, "datamodule", None), "eval_dataloader", None)
+    plain = told_by(trainer).eval_dataloader("train")
     if plain is not None:
-        return [plain("train")]
+        return [plain]
     train = CombinedLoader(trainer.train_dataloader).flattened
     if len(train) != 1:
         raise TypeError(
@@ -115,7 +73,8 @@ class PlainPass:
         self.cap = ClassCap(None)
         if divisible:
             indices, known = _chosen_indices(loader, samples_per_class)
-            self.batches = _plain_loader(loader, indices[rank::ranks])
+            # None is a batch of which nothing decodes.
+            self.batches = (batch for batch in _plain_loader(loader, indices[rank::ranks]) if batch is not None)
             share = None if known else samples_per_class
         if share is not None:
             self.cap = ClassCap(share // ranks + (rank < share % ranks))

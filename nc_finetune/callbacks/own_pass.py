@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from nc_finetune.backbones import NetworkLayers
-from nc_finetune.callbacks.batches import ClassCap, Unpack, check_labels
+from nc_finetune.callbacks.batches import ClassCap, Unpack, check_labels, prepare_batch
 from nc_finetune.callbacks.evaluation import evaluating
 from nc_finetune.callbacks.measured_data import PlainPass
 from nc_finetune.callbacks.measurement import Measurement
@@ -67,17 +67,13 @@ class OwnPass:
             rank, ranks = self.trainer.global_rank, self.trainer.world_size
             data = PlainPass(loader, self.samples_per_class, rank, ranks)
             for index, batch in enumerate(islice(data.batches, self._limit(split, number))):
-                self._measure_batch(measurement, data.cap, index, self._prepare(batch, number))
+                self._measure_batch(
+                    measurement, data.cap, index, prepare_batch(self.trainer, self.module, batch, number)
+                )
                 if data.cap.is_full(self.num_classes):
                     break
         except Exception as error:  # of the data, the module or the device: a measurement must not end a training
             measurement.fail_at(index, error)
-
-    def _prepare(self, batch: Any, number: int) -> Any:
-        """Do to a batch what the trainer's own loops do."""
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=number)
-        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=number)
 
     def _measure_batch(self, measurement: Measurement, cap: ClassCap, index: int, batch: Any) -> None:
         inputs, labels = self.unpack(batch)

@@ -11,6 +11,7 @@ import lightning as L
 from torch import Tensor
 
 from nc_finetune.csv_text import csv_text
+from nc_finetune.data_facts import told_by
 from nc_finetune.files import write_text_atomically
 
 _SHARE_OF_LARGEST = 0.5
@@ -69,10 +70,10 @@ class PredictionWriter(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file, whole or not at all."""
         width = len(self._rows[0]) if self._rows else 0
-        data = getattr(trainer, "datamodule", None)
-        names = getattr(data, "class_names", tuple(map(str, range(width))))
-        files = getattr(data, "files", None)
-        items = getattr(data, "predicted_items", range(len(self._rows))) if files is None else files
+        facts = told_by(trainer)
+        names = facts.class_names(width) or tuple(map(str, range(width)))
+        files, known = facts.files, facts.predicted_items
+        items = files if files is not None else known if known is not None else range(len(self._rows))
         kind = "index" if files is None else "file"
         limited = trainer.limit_predict_batches not in (1, None) or bool(getattr(trainer, "fast_dev_run", False))
         lines = [

@@ -8,21 +8,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from nc_finetune.backbones import SplitBackbone, SplitError
-from nc_finetune.cache import CachedRows
+from nc_finetune.cache import CachedRows, row_number
+from nc_finetune.callbacks.batches import HOOKS, prepare_batch
 from nc_finetune.callbacks.collapse_callback import CollapseCallback, Split
 from nc_finetune.callbacks.evaluation import evaluating, random_state_kept, refuse_sharded
 from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
-from nc_finetune.data import ImageData, LabelledImages
-from nc_finetune.data.labelled_images import Transform
+from nc_finetune.callbacks.repeats import Witness, what_differs
+from nc_finetune.data.batch_transforms import numbers_as_they_come
+from nc_finetune.data.labelled_images import Drawn
+from nc_finetune.data_facts import current_datamodule, told_by
 from nc_finetune.errors import unknown_name
 
 _LOOKED_AT = 4
@@ -37,9 +40,13 @@ class PrefixCache(L.Callback):
     too, unless another callback measures layers on them, and so are test data where runs share a folder and ``splits``
     names them. A probe keeps the penultimate feature.
 
-    Nothing is kept, and training goes on as it would without, with one warning that says why, where there is no frozen
-    prefix (full fine-tuning), the network cannot be cut, the data have no length or come in dictionaries, what must be
-    kept is larger than the budget, or the folder is not writable or full.
+    What is kept are the images as the network sees them: after collate_fn, and after the transfer hooks of datamodule
+    or module. Nothing is kept, and training goes on as it would without, with one warning that says why, where there is
+    no frozen prefix (full fine-tuning), the network cannot be cut, samples have no numbers, what must be kept is larger
+    than the budget, or the folder is not writable or full; and where images come out otherwise when they are read
+    again, be it by the dataset, by collate_fn or by hooks, and ``views`` is not given. Some are read again in epochs
+    1, 2, 4, 8 and so on, and if they have changed the cache is given up. A datamodule with ``deterministic = True`` is
+    believed; see :class:`~nc_finetune.data.TellsOfData`.
 
     Under DDP each process computes its share; all read the shares of all, so that the folder must be one that they
     share. Without one it is a temporary folder.
@@ -56,8 +63,7 @@ class PrefixCache(L.Callback):
             the last one unless an earlier run has left it in the folder.
 
     Raises:
-        ValueError: For an argument out of range; at the start of the fit if the training data draw random numbers and
-            ``views`` is not given.
+        ValueError: For an argument out of range.
         TypeError: At the start of the fit, if the module cannot be split.
 
     Example:
@@ -93,8 +99,7 @@ class PrefixCache(L.Callback):
         self.splits = tuple(splits)
         self.stored_bytes: dict[str, int] = {}
         self.fill_seconds: dict[str, float] = {}
-        self._installed: list[CachedRows] = []
-        self._train_rows: CachedRows | None = None
+        self._installed: list[_Kept] = []
         self._contexts = ExitStack()
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
@@ -107,28 +112,35 @@ class PrefixCache(L.Callback):
         """Cut the network and keep the training split."""
         self.stored_bytes, self.fill_seconds = {}, {}
         try:
-            loader = _check_usable(trainer, pl_module, trainer.fit_loop)
-            with random_state_kept():
-                self._refuse_random(trainer, loader)
-            self._cut(trainer, pl_module, loader)
+            loaders = _usable_loaders(trainer, trainer.fit_loop)
+            if self.views is None and (reason := _randomness(trainer, pl_module, loaders[0], training=True)):
+                raise SplitError(
+                    f"{reason}, so that a cache would freeze what is random in them (keep several views of each image"
+                    " by views=8)"
+                )
+            self._cut(trainer, pl_module, loaders[0], training=True)
         except SplitError as error:
             self._go_without(trainer, str(error))
         else:
             if "train" in self.splits:
-                self._train_rows = self._keep(trainer, pl_module, trainer.fit_loop, "train")
+                self._keep(trainer, pl_module, trainer.fit_loop, "train")
                 self._take_view(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Take the next view."""
+        """Take the next view, and look whether images are still the same."""
+        self._look_again(trainer, pl_module, "train")
         self._take_view(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the validation split when it is first needed."""
         loop = trainer.fit_loop.epoch_loop.val_loop
         split: SplitBackbone | None = pl_module.split
-        if trainer.state.fn != "fit" or trainer.sanity_checking or split is None or "val" in self.fill_seconds:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or split is None:
             return
-        if self._can_keep(trainer, loop, "val"):
+        if "val" in self.fill_seconds:
+            if self._look_again(trainer, pl_module, "val"):
+                _begin_again(loop)
+        elif self._can_keep(trainer, loop, "val"):
             self._keep(trainer, pl_module, loop, "val")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -138,7 +150,7 @@ class PrefixCache(L.Callback):
         if not self._can_keep(trainer, trainer.test_loop, "test"):
             return
         try:
-            self._cut(trainer, pl_module, _check_usable(trainer, pl_module, trainer.test_loop))
+            self._cut(trainer, pl_module, _usable_loaders(trainer, trainer.test_loop)[0])
         except SplitError as error:
             self._go_without(trainer, str(error))
         else:
@@ -146,10 +158,10 @@ class PrefixCache(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Give the loaders back and let go of what was kept."""
-        for rows in self._installed:
-            rows.remove()
+        for kept in self._installed:
+            kept.rows.remove()
         self._installed.clear()
-        self._train_rows = pl_module.split = None
+        pl_module.split = None
         self._contexts.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -157,60 +169,89 @@ class PrefixCache(L.Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def _take_view(self, trainer: L.Trainer) -> None:
-        if self._train_rows is not None:
-            self._train_rows.epoch = trainer.current_epoch
+        for kept in self._installed:
+            if kept.split == "train":
+                kept.rows.epoch = trainer.current_epoch
 
-    def _refuse_random(self, trainer: L.Trainer, loader: DataLoader[Any]) -> None:
-        if self.views is None and (_batch_transform(trainer) or PrefixFill.is_random(loader, _LOOKED_AT)):
-            raise ValueError(
-                "the training images differ each time that they are read, so that a cache would freeze their random"
-                " transform; keep several views of each image with views=8, or leave PrefixCache out"
-            )
-
-    def _cut(self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any]) -> None:
+    def _cut(self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], training: bool = False) -> None:
+        images = _first_images(trainer, pl_module, loader, training)
         with evaluating(trainer, pl_module):
-            pl_module.split = pl_module.split_prefix(_first_images(trainer, loader))
+            pl_module.split = pl_module.split_prefix(images)
 
     def _can_keep(self, trainer: L.Trainer, loop: Any, split: str) -> bool:
         """Tell whether an evaluation may read outputs of the prefix: nobody else looks at its images or layers."""
-        loader = _only_loader(loop)
-        if split not in self.splits or loader is None or _is_measured(trainer, split):
-            return False
-        with random_state_kept():
-            return not PrefixFill.is_random(loader, _LOOKED_AT)
+        return split in self.splits and loop._combined_loader is not None and not _is_measured(trainer, split)
 
-    def _keep(self, trainer: L.Trainer, pl_module: Any, loop: Any, split: str) -> CachedRows | None:
-        """Fill or find the cache of a split, and let its loop read from there."""
-        loader = loop._combined_loader.flattened[0]
-        start = time.perf_counter()
-        fill = PrefixFill(
-            trainer,
-            pl_module,
-            loader,
-            folder=self._shared_folder(trainer),
-            dtype=None if self.dtype is None else getattr(torch, self.dtype),
-            budget=None if self.budget_gb is None else int(self.budget_gb * GIGABYTE),
-            views=self.views if split == "train" else None,
-            batch_transform=_batch_transform(trainer) if split == "train" else None,
-            identity=_identity(trainer, loader) if split != "train" or self.views is None else None,
-        )
+    def _keep(self, trainer: L.Trainer, pl_module: Any, loop: Any, split: str) -> None:
+        """Fill or find the cache of each loader of a split, and let its loop read from there."""
         self.fill_seconds[split] = 0.0
         try:
-            rows = fill.run()
-        except (CannotKeepError, OSError) as error:
+            loaders = _usable_loaders(trainer, loop)
+        except SplitError as error:
             self._go_without(trainer, f"{split} split: {error}")
-            return None
-        self.fill_seconds[split] = time.perf_counter() - start
-        self.stored_bytes[split] = sum(store.nbytes for store in rows.stores)
+            return
+        before = len(self._installed)
+        for number, loader in enumerate(loaders):
+            self._keep_loader(trainer, pl_module, loader, split, number)
+        if len(self._installed) > before:
+            _begin_again(loop)
+
+    def _keep_loader(
+        self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], split: str, number: int
+    ) -> None:
+        start, training = time.perf_counter(), split == "train"
+        drawn = self.views if training else None
+        try:
+            if not training and (reason := _randomness(trainer, pl_module, loader, number=number)):
+                raise SplitError(reason)
+            rows = PrefixFill(
+                trainer,
+                pl_module,
+                loader,
+                folder=self._shared_folder(trainer),
+                dtype=None if self.dtype is None else getattr(torch, self.dtype),
+                budget=None if self.budget_gb is None else int(self.budget_gb * GIGABYTE),
+                number=number,
+                training=training,
+                views=drawn,
+                identity=None if drawn else _identity(trainer, pl_module, loader),
+            ).run()
+        except (CannotKeepError, SplitError, OSError) as error:
+            self._go_without(trainer, f"{split} split: {error}")
+            return
+        witness = None
+        if drawn is None and not told_by(trainer).deterministic:
+            witness = Witness(rows.uncached, number, training)
+            witness.looks_different(trainer, pl_module)
+        rows.row_of = _row_of
+        rows.install()
+        self._installed.append(_Kept(split, rows, witness))
+        self.fill_seconds[split] += time.perf_counter() - start
+        self.stored_bytes[split] = self.stored_bytes.get(split, 0) + sum(store.nbytes for store in rows.stores)
         rank_zero_info(
             f"PrefixCache: {len(rows)} {split} images before {pl_module.split.cut!r} in"
             f" {self.stored_bytes[split] / GIGABYTE:.3g} GB, {self.fill_seconds[split]:.1f} s"
         )
-        rows.install()
-        self._installed.append(rows)
-        with random_state_kept():  # the loop has drawn its numbers for this iterator already
-            iter(loop._data_fetcher)
-        return rows
+
+    def _look_again(self, trainer: L.Trainer, pl_module: Any, split: str) -> bool:
+        """Give up what was kept of images that have become others; look in epochs 1, 2, 4, 8 and so on."""
+        epoch, given_up = trainer.current_epoch, False
+        if epoch & (epoch - 1) or not epoch:
+            return False
+        for kept in [kept for kept in self._installed if kept.split == split and kept.witness is not None]:
+            changed = kept.witness is not None and kept.witness.looks_different(trainer, pl_module)
+            if not trainer.strategy.reduce_boolean_decision(changed, all=False):
+                continue
+            kept.rows.remove()
+            self._installed.remove(kept)
+            self.stored_bytes.pop(split, None)
+            given_up = True
+            self._go_without(
+                trainer,
+                f"in epoch {epoch} some {split} images have become others than those whose outputs were kept and used"
+                " until now, so that something random, or files, had been frozen",
+            )
+        return given_up
 
     def _shared_folder(self, trainer: L.Trainer) -> Path | None:
         if self.folder is not None or trainer.world_size == 1:
@@ -225,53 +266,88 @@ class PrefixCache(L.Callback):
             warnings.warn(f"PrefixCache: {reason}; training goes on without it", stacklevel=2)
 
 
-def _only_loader(loop: Any) -> DataLoader[Any] | None:
-    """Return the loader of a loop, if there is one only and its samples have numbers."""
-    found = [] if loop._combined_loader is None else loop._combined_loader.flattened
-    loader = found[0] if len(found) == 1 else None
-    usable = isinstance(loader, DataLoader) and loader.batch_sampler is not None and hasattr(loader.dataset, "__len__")
-    return loader if usable else None
+class _Kept(NamedTuple):
+    """What stands in place of a loader's images, and what these looked like, where that may change."""
+
+    split: str
+    rows: CachedRows
+    witness: Witness | None
 
 
-def _check_usable(trainer: Any, pl_module: Any, loop: Any) -> DataLoader[Any]:
-    """Return the loader of a loop.
+def _usable_loaders(trainer: Any, loop: Any) -> list[DataLoader[Any]]:
+    """Return the loaders of a loop.
 
     Raises:
-        SplitError: If what it gives cannot be kept.
+        SplitError: If what they give cannot be kept.
     """
-    loader = _only_loader(loop)
-    if loader is None:
-        raise SplitError("the training data must come in batches of one DataLoader, over a dataset that has a length")
-    if loop is trainer.fit_loop and trainer.reload_dataloaders_every_n_epochs:
+    found = [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+    training = loop is trainer.fit_loop
+    if not found or (training and len(found) > 1) or not all(map(_has_numbered_samples, found)):
+        kind = "the training data must come in batches of one DataLoader" if training else "data must come in batches"
+        raise SplitError(f"{kind}, over a dataset whose samples have numbers")
+    if training and trainer.reload_dataloaders_every_n_epochs:
         raise SplitError("training data that are loaded anew every few epochs cannot be kept")
-    datamodule = getattr(trainer, "datamodule", None)
-    # What ImageData does to a batch is known: its batch_transform.
-    parent = ImageData if isinstance(datamodule, ImageData) else L.LightningDataModule
-    holders = [(L.LightningModule, pl_module), *([(parent, datamodule)] if datamodule else [])]
-    if any(is_overridden("on_after_batch_transfer", holder, parent) for parent, holder in holders):
-        raise SplitError("batches are changed in on_after_batch_transfer; do so in the dataset")
-    return loader
+    return found
 
 
-def _batch_transform(trainer: Any) -> Transform | None:
-    datamodule = getattr(trainer, "datamodule", None)
-    return datamodule.batch_transform if isinstance(datamodule, ImageData) else None
+def _has_numbered_samples(loader: Any) -> bool:
+    return (
+        isinstance(loader, DataLoader)
+        and loader.batch_sampler is not None
+        and hasattr(loader.dataset, "__len__")
+        and not isinstance(loader.dataset, IterableDataset)
+    )
 
 
-def _identity(trainer: Any, loader: DataLoader[Any]) -> str | None:
-    """Say which images a loader gives, where its datamodule knows without decoding them."""
-    datamodule, images = getattr(trainer, "datamodule", None), loader.dataset
-    if not isinstance(datamodule, ImageData) or type(images) is not LabelledImages:
+def _randomness(
+    trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], *, training: bool = False, number: int = 0
+) -> str | None:
+    """Say what makes images others each time, on any process.
+
+    Raises:
+        SplitError: If they cannot be read by their numbers.
+    """
+    if told_by(trainer).deterministic:
         return None
-    return datamodule.identity(images)
+    try:
+        reason = what_differs(trainer, pl_module, loader, training=training, number=number)
+    except Exception as error:  # of the data, or of hooks; training meets it again if it is no matter of the cache
+        raise SplitError(f"samples cannot be read by their numbers ({type(error).__name__}: {error})") from error
+    agreed = trainer.strategy.reduce_boolean_decision(reason is not None, all=False)
+    return (reason or "another process read other images the second time") if agreed else None
 
 
-def _first_images(trainer: L.Trainer, loader: DataLoader[Any]) -> Any:
-    batch = next(read_share(loader, range(min(_LOOKED_AT, len(loader.dataset)))), None)  # type: ignore[arg-type]
-    if batch is None:
-        raise SplitError("the first images do not decode")
-    images, transform = trainer.strategy.batch_to_device(batch)[0], _batch_transform(trainer)
-    return images if transform is None or trainer.testing else transform(images)
+def _begin_again(loop: Any) -> None:
+    """Let a loop take its batches from what its loaders give now, with the random numbers that it has drawn already."""
+    generators = {
+        holder.generator: holder.generator.get_state()
+        for loader in loop._combined_loader.flattened
+        for holder in (loader, loader.sampler)
+        if isinstance(getattr(holder, "generator", None), torch.Generator)
+    }
+    with random_state_kept():
+        iter(loop._data_fetcher)
+    for generator, state in generators.items():
+        generator.set_state(state)
+
+
+def _row_of(item: Any) -> int | None:
+    return item.item if isinstance(item, Drawn) else row_number(item)
+
+
+def _identity(trainer: Any, pl_module: Any, loader: DataLoader[Any]) -> str | None:
+    """Say which images a loader gives, where its datamodule knows without decoding them and the module changes none."""
+    datamodule = current_datamodule(trainer)
+    own = any(is_overridden(hook, pl_module) and not is_overridden(hook, datamodule) for hook in HOOKS)
+    return None if datamodule is None or own else told_by(trainer).identity(loader.dataset)
+
+
+def _first_images(trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], training: bool) -> Any:
+    with evaluating(trainer, pl_module, training=training), numbers_as_they_come():
+        batch = next(read_share(loader, range(min(_LOOKED_AT, len(loader.dataset)))), None)  # type: ignore[arg-type]
+        if batch is None:
+            raise SplitError("the first images do not decode")
+        return prepare_batch(trainer, pl_module, batch)[0]
 
 
 def _is_measured(trainer: L.Trainer, split: str) -> bool:

@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from nc_finetune.cache import (
     MemoryWriter,
     RowLayout,
     hash_batches,
-    is_random,
     open_store,
 )
 from nc_finetune.cache.cached_rows import LABELS
-from nc_finetune.callbacks.evaluation import evaluating, random_state_kept
-from nc_finetune.data.labelled_images import Transform
+from nc_finetune.callbacks.batches import prepare_batch
+from nc_finetune.callbacks.evaluation import evaluating
+from nc_finetune.data.batch_transforms import numbers_as_they_come
 from nc_finetune.data.patient_loader import PatientLoader
 
 _CHECKED_ROWS = 4
@@ -50,8 +51,9 @@ class PrefixFill:
         folder: Where caches are; ``None`` is memory.
         dtype: In which outputs are kept; ``None`` leaves them as they are.
         budget: The most bytes to keep; ``None`` is half of what is free.
+        number: Which of the loaders of its split that is.
+        training: Whether the loader is that of the training split, whose transfer hooks may augment.
         views: How often each sample is read, where it comes out at random; ``None`` is once, as it is.
-        batch_transform: Applied to batches on the device.
         identity: A text that is the same for the same pixels and labels; ``None`` hashes them all.
     """
 
@@ -64,8 +66,9 @@ class PrefixFill:
         folder: Path | None,
         dtype: torch.dtype | None,
         budget: int | None,
-        views: int | None,
-        batch_transform: Transform | None = None,
+        number: int = 0,
+        training: bool = False,
+        views: int | None = None,
         identity: str | None = None,
     ) -> None:
         self.trainer = trainer
@@ -77,14 +80,10 @@ class PrefixFill:
         self.budget = budget
         self.is_drawn = views is not None
         self.views = views or 1
-        self.batch_transform = batch_transform
+        self.number = number
+        self.training = training
         self.identity = identity
         self._size = len(loader.dataset)  # type: ignore[arg-type]
-
-    @staticmethod
-    def is_random(loader: DataLoader[Any], rows: int) -> bool:
-        """Tell whether a loader's dataset gives another image each time."""
-        return is_random(loader.dataset, range(min(rows, len(loader.dataset))))  # type: ignore[arg-type]
 
     def run(self) -> CachedRows:
         """Return the cached dataset.
@@ -130,9 +129,10 @@ class PrefixFill:
 
     def _layouts(self) -> dict[str, RowLayout]:
         """Look at one batch."""
-        with evaluating(self.trainer, self.module):
+        with self._looking():
             kept = next(self._outputs(2))
-        return {name: RowLayout.of(value, self.dtype) for name, value in kept.items()}
+        narrowed = {name: None if name == LABELS else self.dtype for name in kept}
+        return {name: RowLayout.of(value, narrowed[name]) for name, value in kept.items()}
 
     def _check_room(self, layouts: dict[str, RowLayout]) -> None:
         share = self._share() * self.views
@@ -159,7 +159,7 @@ class PrefixFill:
     def _holds(self, store: FeatureStore) -> bool:
         if self.is_drawn:  # the key holds the pixels of the first view
             return True
-        with evaluating(self.trainer, self.module):
+        with self._looking():
             fresh = next(self._outputs(_CHECKED_ROWS))
         rows = store.rows(torch.arange(len(fresh[LABELS])))
         exact = self.dtype is None and self.trainer.precision == "32-true" and self.module.device.type == "cpu"
@@ -171,7 +171,7 @@ class PrefixFill:
 
     def _fill(self, writer: MemoryWriter | FileWriter) -> FeatureStore:
         try:
-            with evaluating(self.trainer, self.module):
+            with self._looking():
                 for kept in self._all_outputs():
                     writer.append(kept)
             return writer.finish()
@@ -186,22 +186,25 @@ class PrefixFill:
 
     def _outputs(self, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
         for images, labels in self._batches(rows):
-            on_device, _ = self.trainer.strategy.batch_to_device((images, labels))
-            yield {**self.split.prefix(on_device), LABELS: labels.long()}
+            yield {**self.split.prefix(images), LABELS: labels}
 
     def _batches(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read this process's share in its order, or the first rows of it."""
+        """Read this process's share in its order, or the first rows of it, as the network sees them."""
         share = range(self.trainer.global_rank, self._size, self.trainer.world_size)[:rows]
         read = 0
-        for images, labels in read_share(self.loader, share, self.loader.num_workers if rows is None else 0):
-            if self.batch_transform is not None:
-                images = self.batch_transform(images.to(self.module.device))
+        for batch in read_share(self.loader, share, self.loader.num_workers if rows is None else 0):
+            images, labels = prepare_batch(self.trainer, self.module, batch, self.number)
             if images.shape[1:] != self.split.image_shape:
                 raise CannotKeepError(f"images are of several sizes, {self.split.image_shape} and {images.shape[1:]}")
             read += len(labels)
             yield images, labels
         if read != len(share):
             raise CannotKeepError(f"{len(share) - read} images do not decode and are left out")
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        with evaluating(self.trainer, self.module, training=self.training), numbers_as_they_come():
+            yield
 
     def _share(self) -> int:
         return len(range(self.trainer.global_rank, self._size, self.trainer.world_size))
@@ -225,7 +228,7 @@ class PrefixFill:
 
     def _pixels(self) -> list[str]:
         """Hash each process's share."""
-        with random_state_kept():
+        with self._looking():
             _seed(0)
             return _gather(hash_batches(self._batches()), self.trainer.world_size)
 

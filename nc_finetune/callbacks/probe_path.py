@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.cache import CachedRows
+from nc_finetune.callbacks.batches import prepare_batch
 from nc_finetune.callbacks.evaluation import evaluating
 from nc_finetune.callbacks.measured_data import PlainPass, loaders_of_split
+from nc_finetune.callbacks.repeats import warn_of_differences
 from nc_finetune.functional.logistic_regression import LinearFit, logistic_path
 
 DEFAULT_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 3))
@@ -23,8 +25,9 @@ class ProbePath(L.Callback):
 
     Before the first epoch, training and validation images go through the network once. The head is then fitted by
     L-BFGS for each penalty, on the device, and takes the weights with the highest validation accuracy, the stronger
-    penalty of two that are equal. Nothing is left to train: the fit ends with one epoch that takes no step, for the
-    sake of validation, checkpoints and measurements. ``trainer.validate`` and ``trainer.test`` show what it came to.
+    penalty of two that are equal; of several validation loaders the first decides. Nothing is left to train: the fit
+    ends with one epoch that takes no step, for the sake of validation, checkpoints and measurements.
+    ``trainer.validate`` and ``trainer.test`` show what it came to.
     Without this callback the head is trained by the optimizer as ever;
     :class:`~nc_finetune.callbacks.PrefixCache` then keeps the features.
 
@@ -73,7 +76,10 @@ class ProbePath(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take the features, fit, and leave nothing to train."""
-        features, labels = _take_features(trainer, pl_module, _train_loader(trainer))
+        loader = _train_loader(trainer)
+        if not _is_kept(loader):
+            warn_of_differences(trainer, pl_module, loader, type(self).__name__)
+        features, labels = _take_features(trainer, pl_module, loader)
         held_out = _take_features(trainer, pl_module, _val_loader(trainer))
         path = logistic_path(features, labels, pl_module.num_classes, self.l2, max_iterations=self.max_iterations)
         self.path = [_judge(fit, *held_out) for fit in path]
@@ -102,8 +108,12 @@ class ProbePath(L.Callback):
 
 def _train_loader(trainer: Any) -> Any:
     """Return the cache of the features, or the images without augmentation."""
-    cached = isinstance(getattr(trainer.train_dataloader, "dataset", None), CachedRows)
-    return trainer.train_dataloader if cached else loaders_of_split(trainer, "train")[0]
+    kept = _is_kept(trainer.train_dataloader)
+    return trainer.train_dataloader if kept else loaders_of_split(trainer, "train")[0]
+
+
+def _is_kept(loader: Any) -> bool:
+    return isinstance(getattr(loader, "dataset", None), CachedRows)
 
 
 def _val_loader(trainer: Any) -> Any:
@@ -119,7 +129,7 @@ def _take_features(trainer: L.Trainer, pl_module: Any, loader: Any) -> tuple[Ten
     features, labels = [], []
     with evaluating(trainer, pl_module):
         for batch in PlainPass(loader, None, 0, 1).batches:
-            images, classes = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            images, classes = prepare_batch(trainer, pl_module, batch)
             features.append(pl_module.features(images).float())
             labels.append(classes)
     # Made anew outside inference mode, so that they may enter a graph.

@@ -13,3 +13,4 @@ from nc_finetune.data.splits import split_off as split_off
 from nc_finetune.data.splits import take_per_class as take_per_class
 from nc_finetune.data.unlabelled_folder import UnlabelledFolder as UnlabelledFolder
 from nc_finetune.data.unlabelled_folder import UnlabelledSource as UnlabelledSource
+from nc_finetune.data_facts import TellsOfData as TellsOfData

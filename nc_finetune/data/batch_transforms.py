@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,27 @@ def numbers_drawn_from(seed: int, device: torch.device) -> Iterator[None]:
     with forked:
         torch.manual_seed(seed)
         yield
+
+
+_AS_THEY_COME = ContextVar("numbers_as_they_come", default=False)
+
+
+@contextmanager
+def numbers_as_they_come() -> Iterator[None]:
+    """Let :class:`~nc_finetune.ImageData` augment batches by the generators as they are inside the ``with`` block.
+
+    In a loop it draws by seed, epoch and number of the batch, which mean nothing to somebody who has no loop.
+    """
+    token = _AS_THEY_COME.set(True)
+    try:
+        yield
+    finally:
+        _AS_THEY_COME.reset(token)
+
+
+def come_as_they_are() -> bool:
+    """Tell whether that is so."""
+    return _AS_THEY_COME.get()
 
 
 class PerImage:

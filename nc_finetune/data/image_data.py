@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nc_finetune.data.batch_transforms import numbers_drawn_from
+from nc_finetune.data.batch_transforms import come_as_they_are, numbers_drawn_from
 from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.labelled_images import (
     BadImage,
@@ -197,7 +197,12 @@ class ImageData(L.LightningDataModule):
         """Hash of the labels and images of the source."""
         return self.data.fingerprint()
 
-    def identity(self, images: LabelledImages) -> str | None:
+    @property
+    def deterministic(self) -> bool | None:
+        """Whether training images come out the same each time; ``None`` where a transform, or a subclass, decides."""
+        return True if type(self) is ImageData and self.transform is None and self.batch_transform is None else None
+
+    def identity(self, images: Any) -> str | None:
         """Say which pixels and labels come of some images, without decoding one.
 
         Args:
@@ -205,8 +210,10 @@ class ImageData(L.LightningDataModule):
 
         Returns:
             A text that is the same for the same pixels and labels; ``None`` where that is not known: for images of
-            another source, or with a transform.
+            another source, with a transform, or of a subclass, which may change batches.
         """
+        if type(self) is not ImageData or type(images) is not LabelledImages:
+            return None
         tables = [name for name, table in self.data.splits.items() if table is images.table]
         return pixels_identity(images, f"{self.fingerprint} {tables[0]}") if tables else None
 
@@ -331,8 +338,8 @@ class ImageData(L.LightningDataModule):
         if self.batch_transform is None or self._training is None or not (self.trainer and self.trainer.training):
             return batch
         images, labels = batch
-        if not isinstance(images, Tensor):  # what a PrefixCache has kept of augmented images
-            return batch
+        if come_as_they_are():
+            return self.batch_transform(images), labels
         (ranks, rank), number = self._ranks, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         order: Any = self._training.sampler
         # Downwards: upwards are the seeds of single images.

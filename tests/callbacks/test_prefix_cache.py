@@ -302,9 +302,12 @@ def test_bfloat16_takes_half_the_room_and_rounds(fit: Callable[..., Losses]) -> 
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
-def test_random_transforms_are_refused_with_a_hint_to_views(fit: Callable[..., Losses]) -> None:
-    with pytest.raises(ValueError, match="views=8"):
-        fit(make_model(), PrefixCache(), dataset=Flipped())
+def test_random_transforms_are_left_alone_with_a_hint_to_views(fit: Callable[..., Losses]) -> None:
+    cache = PrefixCache(splits=["train"])
+    with pytest.warns(UserWarning, match=r"the dataset gives other samples .*views=8.* goes on without it"):
+        kept = fit(make_model(), cache, dataset=Flipped())
+    assert cache.stored_bytes == {}
+    assert kept.train == fit(make_model(), dataset=Flipped()).train
 
 
 def test_views_come_in_turn(fit: Callable[..., Losses]) -> None:

@@ -161,8 +161,10 @@ def test_uint8_alone_goes_to_the_device(make_trainer: TrainerFactory) -> None:
 
 
 def test_a_cache_refuses_it_unless_views_are_asked_for(make_trainer: TrainerFactory, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="views=8"):
-        run(make_trainer, PrefixCache(), batch_transform=RandomCropFlip())
+    refused = PrefixCache(splits=["train"])
+    with pytest.warns(UserWarning, match=r"transfer hooks make other batches .*views=8.* goes on without it"):
+        run(make_trainer, refused, batch_transform=RandomCropFlip())
+    assert refused.stored_bytes == {}
     plain = run(make_trainer, PrefixCache(str(tmp_path / "plain")))[0]
     cache = PrefixCache(str(tmp_path / "views"), views=2, splits=["train"])
     run(make_trainer, cache, batch_transform=RandomCropFlip())
