@@ -1,4 +1,4 @@
-"""Outputs of frozen networks, kept so that they are computed once."""
+"""Decoded images and outputs of frozen networks, kept so that they are computed once."""
 
 from nc_finetune.cache.cached_rows import CachedRows as CachedRows
 from nc_finetune.cache.cached_rows import row_number as row_number
@@ -7,4 +7,5 @@ from nc_finetune.cache.feature_store import FileWriter as FileWriter
 from nc_finetune.cache.feature_store import MemoryWriter as MemoryWriter
 from nc_finetune.cache.feature_store import open_store as open_store
 from nc_finetune.cache.fingerprint import hash_batches as hash_batches
+from nc_finetune.cache.growing_store import GrowingStore as GrowingStore
 from nc_finetune.cache.row_layout import RowLayout as RowLayout

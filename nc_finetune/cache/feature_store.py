@@ -105,7 +105,7 @@ class FileWriter:
         self._files: dict[str, BinaryIO] = {}
         self._rows = 0
         for number, name in enumerate(layouts):
-            self._files[name] = (self._partial / f"{number}.bin").open("xb")
+            self._files[name] = array_file(self._partial, number).open("xb")
 
     def append(self, batch: Mapping[str, Tensor]) -> None:
         """Add samples."""
@@ -113,6 +113,13 @@ class FileWriter:
             # Written, not mapped: a full disk is then an error that can be caught.
             file.write(self._layouts[name].pack(batch[name]).flatten().view(torch.uint8).numpy().data)
         self._rows += len(next(iter(batch.values())))
+
+    def leave_room(self, rows: int) -> None:
+        """Add samples that are still to come: holes in the files, which read as zeros."""
+        self._rows += rows
+        for name, file in self._files.items():
+            file.truncate(self._rows * self._layouts[name].row_bytes)
+            file.seek(0, os.SEEK_END)
 
     def finish(self) -> FeatureStore:
         """Give the folder its name and return the store; another run's, if that was first."""
@@ -139,6 +146,11 @@ class FileWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
 
+def array_file(folder: Path, number: int) -> Path:
+    """Return where the rows of a tensor are in the folder of a store: of the first one 0."""
+    return folder / f"{number}.bin"
+
+
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed runs have left."""
     for path in folder.glob(f".*{_UNFINISHED}"):
@@ -160,7 +172,7 @@ def open_store(folder: Path) -> FeatureStore | None:
         meta: dict[str, Any] = json.loads((folder / _META).read_text(encoding="utf-8"))
         layouts = {name: RowLayout.from_json(content) for name, content in meta["layouts"].items()}
         arrays = {
-            name: _map(folder / f"{number}.bin", meta["rows"], layout)
+            name: _map(array_file(folder, number), meta["rows"], layout)
             for number, (name, layout) in enumerate(layouts.items())
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

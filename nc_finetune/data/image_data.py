@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from nc_finetune.data.batch_transforms import come_as_they_are, numbers_drawn_from
 from nc_finetune.data.content_hashes import Duplicate
+from nc_finetune.data.file_stamps import FileStamps
 from nc_finetune.data.labelled_images import (
     BadImage,
     LabelledImages,
@@ -87,7 +88,8 @@ class ImageData(L.LightningDataModule):
             first group (or whole match) is the name. Shares of classes and sizes are met as nearly as groups allow.
         balance_classes: Draw training images with replacement so that every class comes equally often.
         pixel_cache: Folder that keeps images once they are decoded and resized, for later epochs and runs; ``None``
-            decodes each time. It needs ``3 * image_size ** 2`` bytes an image.
+            decodes each time. It needs ``3 * image_size ** 2`` bytes an image. An image is decoded again where its
+            file, the other images of the source, or the libraries that decode are not those that it came of.
 
     Attributes:
         left_out: Files below the source that look as if they were meant to be read, and were not, once it is loaded.
@@ -429,11 +431,12 @@ class ImageData(L.LightningDataModule):
         if self.pixel_cache is None:
             return {}
         folder = Path(self.pixel_cache).expanduser()
-        identity = f"{self.fingerprint} {self.interpolation}"
-        tables = self.data.splits.items()
-        return {
-            name: PixelStore(folder, f"{identity} {name}", len(table.labels), self.image_size) for name, table in tables
-        }
+        identity = f"{self.fingerprint} {DecodeAndResize(self.image_size, self.interpolation).identity}"
+        found = {}
+        for name, table in self.data.splits.items():
+            stamp = FileStamps(table.rows, table.image_column)
+            found[name] = PixelStore(folder, f"{identity} {name}", len(table.labels), self.image_size, stamp)
+        return found
 
     @property
     def _bad_flags_used(self) -> bool:

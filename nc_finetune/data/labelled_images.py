@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from nc_finetune.csv_text import csv_text
+from nc_finetune.data.file_stamps import FileStamps
 from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.data.pixel_store import PixelStore
 from nc_finetune.data.sources import ImageTable
@@ -176,15 +177,9 @@ def pixels_identity(images: LabelledImages, table: str) -> str | None:
     """
     if images.transform is not None or not isinstance(images.decode, DecodeAndResize):
         return None
-    parts = (table, list(images.indices), images.decode.identity, _written(images))
+    stamp = FileStamps(images.table.rows, images.table.image_column)
+    parts = (table, list(images.indices), images.decode.identity, [stamp(row) for row in images.indices])
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def _written(images: LabelledImages) -> list[int]:
-    """Return when the files of images were written: of files, the hash of a table knows names and sizes alone."""
-    if images.table.encoded(images.indices[0])["bytes"] is not None:
-        return []
-    return [Path(images.table.encoded(row)["path"]).stat().st_mtime_ns for row in images.indices]
 
 
 def shared_flags(size: int) -> Tensor:

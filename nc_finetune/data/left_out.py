@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nc_finetune.data.file_listing import visible_files
+from nc_finetune.data.file_stamps import FileStamps
 from nc_finetune.data.image_files import is_image_file, looks_like_an_image
-from nc_finetune.data.sources import EncodedImages, Source
+from nc_finetune.data.sources import Source
 
 # What file managers leave in every folder.
 _CLUTTER = ("thumbs.db", "desktop.ini")
@@ -79,19 +80,10 @@ def left_out_of(source: str, found: Source) -> LeftOut:
     folder = path if path.is_dir() else path.parent
     if not path.exists() or source.startswith("sklearn:"):
         return LeftOut()
-    names = (name for table in (*found.splits.values(), *found.unlabelled.values()) for name in _file_names(table))
+    tables = (*found.splits.values(), *found.unlabelled.values())
+    names = (name for table in tables for name in FileStamps(table.rows, table.image_column).files())
     used = [Path(name).relative_to(folder) for name in names if Path(name).is_relative_to(folder)]
     return LeftOut.of(visible_files(folder), used)
-
-
-def _file_names(table: EncodedImages) -> list[str]:
-    """Return the files of a table of which the images are no part themselves."""
-    import pyarrow.compute as pc
-
-    column = table.rows.data.column(table.image_column)
-    if pc.struct_field(column, "bytes").null_count < len(column):
-        return []
-    return [name for name in pc.struct_field(column, "path").to_pylist() if name is not None]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nc_finetune.cache import GrowingStore, RowLayout
+
 
 class PixelStore:
-    """Decoded images of one table, in a file that all processes and runs on this machine share.
-
-    The file is as large as all images at once: rows that nobody has asked for are holes in it. A row counts once it is
-    marked, and it is marked once it is written, so a process may be killed at any time.
+    """Decoded images of one table, in a store that all processes and runs on this machine share.
 
     Args:
-        folder: Where the files are; it is made.
-        identity: What decides the pixels: the data, the table, how they are resized.
+        folder: Where stores are; it is made.
+        identity: What decides the pixels: the data, the table, how they are decoded and resized.
         rows: Of the table.
         image_size: Height and width of the images in pixels.
+        stamp: What is known of the file of a row: an image is kept for as long as it stays the same. ``None`` where
+            images are in the table. See :class:`~nc_finetune.data.file_stamps.FileStamps`.
 
     Warns:
-        UserWarning: Once, if the folder is not writable or full; images are then decoded each time.
+        UserWarning: Once, if the folder is not writable or full; images that are not there are then decoded each time.
 
     Example:
         >>> import tempfile
@@ -36,53 +36,47 @@ class PixelStore:
         [7, 7, 7]
     """
 
-    def __init__(self, folder: Path, identity: str, rows: int, image_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        rows: int,
+        image_size: int,
+        stamp: Callable[[int], bytes] | None = None,
+    ) -> None:
         name = hashlib.blake2b(f"{identity} {rows} {image_size}".encode(), digest_size=12).hexdigest()
-        self.path = folder / f"{name}.pixels"
+        self.path = folder / name
         self.rows = rows
         self.shape = (3, image_size, image_size)
-        self._bytes = 3 * image_size * image_size
-        self._file: int | None = None
-        self._owner: int | None = None
-        self._broken = False
+        self._stamp = stamp
+        self._store: GrowingStore | None = None
+        self._is_readable = self._is_writable = True
 
     def get(self, row: int, decode: Callable[[], Tensor]) -> Tensor:
         """Return an image, uint8 of shape ``(3, image_size, image_size)``; decode it the first time."""
-        file = self._open()
-        if file is None:
-            return decode()
-        offset = self.rows + row * self._bytes
-        if os.pread(file, 1, row) == b"\1":
-            pixels = bytearray(os.pread(file, self._bytes, offset))
-            return torch.frombuffer(pixels, dtype=torch.uint8).view(self.shape)
+        key = b"" if self._stamp is None else self._stamp(row)
+        store = self._opened()
+        found = None if store is None else store.get(row, key)
+        if found is not None:
+            return found
         image = decode()
-        try:
-            # Written, not mapped: a full disk is then an error that can be caught.
-            os.pwrite(file, image.contiguous().numpy().tobytes(), offset)
-            os.pwrite(file, b"\1", row)
-        except OSError as error:
-            self._give_up(error)
+        if store is not None and self._is_writable:
+            try:
+                store.put(row, key, image)
+            except OSError as error:
+                self._is_writable = False
+                self._warn(error)
         return image
 
-    def _open(self) -> int | None:
-        """Open the file once in each process."""
-        if self._broken or self._owner == os.getpid():
-            return None if self._broken else self._file
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            size = self.rows * (1 + self._bytes)
-            if os.fstat(self._file).st_size not in (0, size):  # cut: no telling where
-                os.truncate(self._file, 0)
-            os.truncate(self._file, size)
-            self._owner = os.getpid()
-        except OSError as error:
-            self._give_up(error)
-        return None if self._broken else self._file
+    def _opened(self) -> GrowingStore | None:
+        if self._store is None and self._is_readable:
+            layout = RowLayout.of(torch.empty(1, *self.shape, dtype=torch.uint8))
+            try:
+                self._store = GrowingStore(self.path, layout, self.rows)
+            except OSError as error:
+                self._is_readable = False
+                self._warn(error)
+        return self._store
 
-    def _give_up(self, error: OSError) -> None:
-        self._broken = True
-        warnings.warn(f"decoded images cannot be kept in {self.path.parent}: {error}", stacklevel=3)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_file": None, "_owner": None}
+    def _warn(self, error: OSError) -> None:
+        warnings.warn(f"decoded images cannot be kept in {self.path.parent}: {error}", stacklevel=4)
