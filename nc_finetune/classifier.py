@@ -34,7 +34,7 @@ from nc_finetune.backbones import (
     SplitBackbone,
     SplitError,
     create_backbone,
-    state_hash,
+    module_key,
 )
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.callbacks.batches import changes_batches, unpack_batch
@@ -293,12 +293,15 @@ class ImageClassifier(L.LightningModule):
         return split
 
     def prefix_key(self) -> str:
-        """Return a hash of everything frozen in the backbone and of how it wants its images."""
-        tuned = {id(value) for value in self.method.tuned_parameters(self.backbone)}
-        tuned |= {id(value) for part in self.method.tuned_modules(self.backbone) for value in part.buffers()}
-        named = (*self.backbone.model.named_parameters(), *self.backbone.model.named_buffers())
-        frozen = {name: value for name, value in named if id(value) not in tuned}
-        return f"{self.backbone.name} {self.backbone.preprocessing} {state_hash(frozen)}"
+        """Return a hash of all that the outputs of what is frozen of the backbone follow from."""
+        tuned = [part for module in self.method.tuned_modules(self.backbone) for part in module.modules()]
+        buffers = [value for part in tuned for value in part.buffers(recurse=False)]
+        trained = self.method.tuned_parameters(self.backbone)
+        # Where weights are from, and what they were before, says nothing that they do not say themselves.
+        unnamed = ("weights", "base_hash", "_source")
+        key = module_key(self.backbone, tuned, [*buffers, *trained], unnamed)
+        device = f"{self.device.type} {torch.get_float32_matmul_precision()}"
+        return f"{self.backbone.name} {key} {device}"
 
     def freeze_untuned(self) -> None:
         """Leave gradients and train mode to what the method tunes; every fit begins with it.

@@ -10,6 +10,7 @@ from nc_finetune.backbones.feature_hooks import run_beside as run_beside
 from nc_finetune.backbones.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones.feature_hooks import watch_outputs as watch_outputs
 from nc_finetune.backbones.layer_inputs import SplitError as SplitError
+from nc_finetune.backbones.module_key import module_key as module_key
 from nc_finetune.backbones.narrowing import narrow_features as narrow_features
 from nc_finetune.backbones.network_layers import NetworkLayers as NetworkLayers
 from nc_finetune.backbones.network_layers import find_network_layers as find_network_layers

@@ -43,7 +43,9 @@ class FeatureStore:
 
     def rows(self, indices: Tensor) -> dict[str, Tensor]:
         """Return a batch of each tensor: copies, with the strides that they came with."""
-        return {name: self._layouts[name].unpack(array[indices]) for name, array in self._arrays.items()}
+        # Rows are copied whole, which indexing with brackets does entry by entry.
+        found = {name: array.index_select(0, indices) for name, array in self._arrays.items()}
+        return {name: self._layouts[name].unpack(rows) for name, rows in found.items()}
 
 
 class MemoryWriter:

@@ -220,6 +220,7 @@ class PrefixFill:
             str(self.dtype),
             str(self.trainer.precision),
             self.split.cut,
+            self.split.image_shape,
             self.split.skip_layers,
             self.split.input_layers,
             self.split.pooling,

@@ -37,13 +37,16 @@ def content_hash(encoded: Mapping[str, Any]) -> str:
         encoded: ``{"bytes": ..., "path": ...}``.
 
     Returns:
-        BLAKE2b of 64 bits in hexadecimal; ``""`` where there is no image.
+        BLAKE2b of 64 bits in hexadecimal; ``""`` where there is no image, or none that can be read.
     """
     content = encoded["bytes"]
     if content is None:
         if encoded["path"] is None or not Path(encoded["path"]).is_file():
             return ""
-        content = Path(encoded["path"]).read_bytes()
+        try:
+            content = Path(encoded["path"]).read_bytes()
+        except OSError:  # a bad image, which on_bad_image deals with
+            return ""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 

@@ -54,8 +54,8 @@ def _seconds_to_read(images: LabelledImages | UnlabelledImages) -> float:
         try:
             # With a seed, it leaves the random numbers alone.
             images[Drawn(item, seed=0)] if isinstance(images, LabelledImages) else images[item]
-        except ValueError:  # it does not decode, and is told of when its turn comes
-            return 0.0
+        except ValueError:  # it does not decode, and is told of when its turn comes; the others say how long it takes
+            continue
         seconds.append(time.perf_counter() - start)
     # The middle one: the first may load a library, and on a busy machine any may have to wait.
     return statistics.median(seconds or [0.0]) * len(images)

@@ -1,5 +1,7 @@
 import csv
 import io
+import os
+import sys
 import tarfile
 import warnings
 from pathlib import Path
@@ -13,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData
-from nc_finetune.data import UnlabelledFolder, locations
+from nc_finetune.callbacks import PrefixCache
+from nc_finetune.data import UnlabelledFolder, check_data, locations
 from nc_finetune.data.transforms import DecodeAndResize
 
 
@@ -236,3 +239,89 @@ def test_skip_works_on_every_kind_of_source(
     assert number == 40
     assert [(bad.table, bad.row) for bad in data.bad_images()] == [("train", row) for row in (7, 8, 9)]
     assert all(bad.reason for bad in data.bad_images())
+
+
+# Skipping, under everything that looks at images before or beside training
+
+ABSENT: dict[str, Any] = {
+    "link to nowhere": lambda path: path.symlink_to("nowhere.jpg"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "zero bytes": lambda path: path.touch(),
+    "gone": lambda path: path.write_bytes(b"to be removed"),
+    "pipe": os.mkfifo,
+    "no permission": lambda path: path.write_bytes(encoded(photo())),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+@pytest.mark.parametrize("kind", ABSENT)
+def test_skip_works_under_all_caches(
+    tmp_path: Path, kind: str, make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(24):
+        path = tmp_path / "pets" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(photo(32, 32, number), "PNG"))
+    bad = [tmp_path / "pets/cat" / name for name in ("a.png", "b.png", "c.png", "d.png")]
+    for path in bad:
+        ABSENT[kind](path)
+    (tmp_path / "pets/dog/folder.png").mkdir()
+    options = {"batch_size": 4, "num_workers": None, "pixel_cache": str(tmp_path / "pixels")}
+    data = data_of(tmp_path / "pets", on_bad_image="skip", **options)
+    assert data.num_classes == 2
+    if kind == "gone":
+        for path in bad:
+            path.unlink()
+    if kind == "no permission":
+        read, forbidden = Path.read_bytes, {str(path) for path in bad}
+        opened = Image.open
+
+        def refuse(path: Any, *args: Any) -> Any:
+            if str(path) in forbidden:
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *args)
+
+        monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path) if str(path) in forbidden else read(path))
+        monkeypatch.setattr(Image, "open", refuse)
+    assert data.fingerprint
+    assert data.duplicates == []
+    model = ImageClassifier("test_resnet", 2, weights=None)
+    trainer = make_trainer(PrefixCache(str(tmp_path / "prefixes")), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"left out \d images that do not decode"):
+        trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    sets = [list(data.eval_dataloader(split)) for split in ("train", "val", "test")]
+    assert sum(len(labels) for batches in sets for _, labels in batches) == 24
+    assert {str(found.path) for found in data.bad_images()} == {str(path) for path in bad}
+
+
+def test_rows_without_an_image_are_skipped_under_all_caches(tmp_path: Path, make_trainer: Any) -> None:
+    contents = [None if row in (2, 3, 9) else encoded(photo(seed=row)) for row in range(30)]
+    images = [None if content is None else {"bytes": content, "path": None} for content in contents]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [row % 2 for row in range(30)]}, features=features)
+    (tmp_path / "pets").mkdir()
+    rows.to_parquet(str(tmp_path / "pets/train.parquet"))
+    data = data_of(tmp_path / "pets", on_bad_image="skip", pixel_cache=str(tmp_path / "pixels"), num_workers=None)
+    trainer = make_trainer(PrefixCache(str(tmp_path / "prefixes")), max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(ImageClassifier("test_resnet", 2, weights=None), datamodule=data)
+    assert sum(len(labels) for split in ("train", "val", "test") for _, labels in data.eval_dataloader(split)) == 27
+    assert [bad.row for bad in data.bad_images()] == [2, 3, 9]
+
+
+@pytest.mark.parametrize("kind", [*ODD, *BROKEN])
+def test_the_check_passes_what_training_passes(tmp_path: Path, kind: str) -> None:
+    make, ending = ODD[kind] if kind in ODD else BROKEN[kind][:2]
+    for number in range(12):
+        path = tmp_path / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(photo(32, 32, number), "PNG"))
+    (tmp_path / f"cat/odd.{ending}").write_bytes(make())
+    data = data_of(tmp_path, on_bad_image="skip")
+    for split in ("train", "val", "test"):
+        list(data.eval_dataloader(split))
+    refused = {bad.path for bad in data.bad_images()}
+    assert {bad.path for bad in check_data(data_of(tmp_path)).broken} == refused
+    assert bool(refused) == (kind in BROKEN)
