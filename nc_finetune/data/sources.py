@@ -97,6 +97,8 @@ def _content(image: dict[str, Any] | None) -> bytes:
     if image["bytes"]:
         return bytes(image["bytes"])
     try:
+        if not Path(image["path"]).is_file():  # a pipe would never end
+            return b"no file"
         state = Path(image["path"]).stat()
         return _file_hash(image["path"], state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     except OSError:  # gone, or a link to nowhere: a bad image, which on_bad_image deals with
