@@ -99,7 +99,7 @@ def export_program(
 ) -> None:
     """Save the whole model, from images to logits, as a program of ``torch.export``.
 
-    ``torch.export.load(path).module()(images)`` runs it. Its input has shape ``(N, 3, image_size, image_size)`` with
+    ``torch.export.load(path).module()(images)`` runs it. Its input has shape ``(N, C, image_size, image_size)`` with
     any N, and is normalised inside. The saved program is run on random images before the file is written.
 
     Args:
@@ -130,7 +130,7 @@ def export_onnx(
 ) -> None:
     """Save the whole model, from images to logits, as ONNX, and compare its logits in onnxruntime with the model's.
 
-    The input is called ``images``, shape ``(N, 3, image_size, image_size)`` with any N, and is normalised inside; the
+    The input is called ``images``, shape ``(N, C, image_size, image_size)`` with any N, and is normalised inside; the
     output is called ``logits``, shape ``(N, K)``. Numbers are float32, of a model in another precision, too:
     onnxruntime has no convolutions in bfloat16 or float64 on a CPU.
 
@@ -166,7 +166,8 @@ def export_onnx(
 
 def _images(model: ImageClassifier, number: int, image_size: int | None, uint8: bool) -> Tensor:
     size = image_size or model.backbone.preprocessing.image_size
-    images = torch.randint(256, (number, 3, size, size), generator=torch.Generator().manual_seed(0))
+    shape = (number, len(model.backbone.preprocessing.mean), size, size)
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
     return images.to(torch.uint8) if uint8 else images / 255
 
 

@@ -13,6 +13,8 @@ from nc_finetune.errors import unknown_name
 
 STEM = "stem"
 PENULTIMATE = "penultimate"
+# Red, green and blue in grey, as in ITU-R BT.601 and Pillow.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Backbone(nn.Module, ABC):
@@ -103,20 +105,30 @@ class Backbone(nn.Module, ABC):
         Returns:
             Shape ``(N, num_features)``.
         """
-        return self.penultimate(self.normalize(images))
+        features = self.penultimate(self.normalize(images))
+        if features.ndim != 2:
+            raise ValueError(
+                f"the penultimate feature of {self.name!r} must have shape (N, D), got {tuple(features.shape)}; build"
+                " it with a pooling"
+            )
+        return features
 
     @abstractmethod
     def penultimate(self, inputs: Tensor) -> Tensor:
         """Return the penultimate features of normalised images."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Bring images to the scale that the weights were trained on.
+        """Bring images to the scale that the weights were trained on; colours to grey for a network of one channel.
 
         Raises:
             ValueError: If the images have another shape or number of channels.
             TypeError: If they are neither uint8 nor floating point.
         """
         mean, std = self.get_buffer("_mean"), self.get_buffer("_std")
+        if images.ndim == 4 and images.shape[1] == len(_LUMA) and len(mean) == 1:
+            weights = mean.new_tensor(_LUMA).view(-1, 1, 1)
+            grey = (images.to(mean.dtype) * weights).sum(dim=1, keepdim=True)
+            images = grey / 255 if images.dtype == torch.uint8 else grey
         if images.ndim != 4 or images.shape[1] != len(mean):
             raise ValueError(f"images must have shape (N, {len(mean)}, H, W), got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -128,7 +140,9 @@ class Backbone(nn.Module, ABC):
     def set_channels_last(self, on: bool) -> None:
         """Let maps lie in memory with their channels last, which convolution nets do unless told otherwise, or not."""
         self.memory_format = torch.channels_last if on else torch.contiguous_format
-        self.model.to(memory_format=self.memory_format)
+        for value in (*self.model.parameters(), *self.model.buffers()):
+            if value.ndim == 4:  # others, as the weights of lambda layers, have no such format
+                value.data = value.data.contiguous(memory_format=self.memory_format)
 
     def set_preprocessing(self, preprocessing: Preprocessing) -> None:
         """Prepare images in another way; for weights that are loaded after the network was built."""

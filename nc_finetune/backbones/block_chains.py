@@ -52,7 +52,7 @@ def _trace(backbone: Backbone, size: int) -> tuple[dict[str, Tensor], dict[str, 
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    images = torch.zeros(2, 3, size, size, device="meta")
+    images = torch.zeros(2, len(backbone.preprocessing.mean), size, size, device="meta")
     with ExitStack() as watches:
         watches.enter_context(watch_outputs(backbone.model, backbone.block_names, outputs.__setitem__))
         for block in backbone.block_names:

