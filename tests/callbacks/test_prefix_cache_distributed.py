@@ -12,7 +12,7 @@ import lightning as L
 import torch
 import torch.multiprocessing
 from plain_module import make_samples
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import ImageClassifier
 from nc_finetune.backbones import TimmBackbone
@@ -39,7 +39,8 @@ def fit(*callbacks: L.Callback, method: FinetuningMethod | None = None) -> list[
     trainer = L.Trainer(max_epochs=2, callbacks=[losses, *callbacks], **where, **quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(model, DataLoader(make_samples(11), batch_size=2, shuffle=True))
+        images, labels = make_samples(11).tensors
+        trainer.fit(model, DataLoader(TensorDataset(images.sigmoid(), labels), batch_size=2, shuffle=True))
     return losses.values
 
 
