@@ -9,11 +9,16 @@ from nc_finetune.backbones.create import create_backbone as create_backbone
 from nc_finetune.backbones.feature_hooks import run_beside as run_beside
 from nc_finetune.backbones.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones.feature_hooks import watch_outputs as watch_outputs
+from nc_finetune.backbones.final_norm import called_layers as called_layers
+from nc_finetune.backbones.final_norm import find_final_norm as find_final_norm
 from nc_finetune.backbones.layer_inputs import SplitError as SplitError
 from nc_finetune.backbones.module_key import module_key as module_key
 from nc_finetune.backbones.narrowing import narrow_features as narrow_features
 from nc_finetune.backbones.network_layers import NetworkLayers as NetworkLayers
 from nc_finetune.backbones.network_layers import find_network_layers as find_network_layers
+from nc_finetune.backbones.norms import is_norm as is_norm
+from nc_finetune.backbones.norms import norm_is_channels_last as norm_is_channels_last
+from nc_finetune.backbones.norms import norm_width as norm_width
 from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone as OpenClipBackbone
 from nc_finetune.backbones.pooling import Pooling as Pooling
 from nc_finetune.backbones.pooling import pool_features as pool_features

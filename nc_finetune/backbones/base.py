@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from nc_finetune.backbones.final_norm import find_final_norm
 from nc_finetune.backbones.pooling import Pooling, pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import unknown_name
@@ -67,6 +68,7 @@ class Backbone(nn.Module, ABC):
         self.num_prefix_tokens = num_prefix_tokens
         self.maps_channels_last = maps_channels_last
         self.has_class_token = has_class_token
+        self._final_norm_name: str | None = None  # not looked for yet
         blocks = (model.get_submodule(block) for block in block_names)
         convolutional = any(isinstance(part, nn.Conv2d) for block in blocks for part in block.modules())
         # Worth a factor of two for convolution nets on a CPU, and more on tensor cores.
@@ -84,17 +86,29 @@ class Backbone(nn.Module, ABC):
         return self.block_names[(len(self.block_names) - 1) // 2]
 
     @property
-    def final_norm(self) -> nn.LayerNorm:
-        """The layer norm that the penultimate feature comes out of.
+    def final_norm_name(self) -> str:
+        """Name in ``model`` of :attr:`final_norm`, found once; see :func:`~nc_finetune.backbones.find_final_norm`.
 
         Raises:
-            ValueError: If the network has none, as convolution nets with BatchNorm.
+            ValueError: If the network has none, as a ResNet.
         """
-        inside = (*(f"{block}." for block in self.block_names), "attn_pool.")
-        for name, part in reversed(list(self.model.named_modules())):
-            if isinstance(part, nn.LayerNorm) and not f"{name}.".startswith(inside):
-                return part
-        raise ValueError(f"{self.name!r} has no layer norm between its last block and the classifier")
+        if self._final_norm_name is None:
+            self._final_norm_name = find_final_norm(self) or ""
+        if not self._final_norm_name:
+            raise ValueError(
+                f"{self.name!r} has no layer norm between its last block and the classifier, nor another normalisation"
+                " that everything passes through"
+            )
+        return self._final_norm_name
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The normalisation that the penultimate feature comes out of, mostly a layer norm.
+
+        Raises:
+            ValueError: If the network has none, as a ResNet.
+        """
+        return self.model.get_submodule(self.final_norm_name)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the penultimate features.
@@ -162,6 +176,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: If there is none of that name; the message lists the blocks.
         """
-        if layer not in dict(self.model.named_modules()) or not layer:
-            raise unknown_name("layer", layer, self.block_names)
-        return self.model.get_submodule(layer)
+        try:
+            return self.model.get_submodule(layer or "?")
+        except AttributeError:
+            raise unknown_name("layer", layer, self.block_names) from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from nc_finetune.backbones.base import Backbone
+from nc_finetune.backbones.dry_run import dry_run
 from nc_finetune.backbones.feature_hooks import watch_input, watch_outputs
 
 
@@ -20,7 +20,8 @@ def find_block_chains(backbone: Backbone, image_size: int | None = None) -> tupl
 
     Args:
         backbone: The network; it is left as it is.
-        image_size: Height and width of its images; ``None`` is the size that its weights were trained on.
+        image_size: Height and width of its images; ``None`` is what the network is bound to, or what its weights were
+            trained on.
 
     Returns:
         All of ``backbone.block_names`` in order, grouped.
@@ -33,7 +34,7 @@ def find_block_chains(backbone: Backbone, image_size: int | None = None) -> tupl
         >>> find_block_chains(TimmBackbone("test_convnext", weights=None))
         (('stages.0.blocks.0',), ('stages.1.blocks.0', 'stages.1.blocks.1'), ('stages.2.blocks.0',...
     """
-    inputs, outputs = _trace(backbone, image_size or backbone.preprocessing.image_size)
+    inputs, outputs = _trace(backbone, image_size)
     if tuple(outputs) != backbone.block_names:
         raise ValueError(
             f"the forward pass of {backbone.name!r} must call its blocks in order, got {', '.join(outputs)}"
@@ -47,15 +48,19 @@ def find_block_chains(backbone: Backbone, image_size: int | None = None) -> tupl
     return tuple(chains)
 
 
-@torch.no_grad()
-def _trace(backbone: Backbone, size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _trace(backbone: Backbone, size: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
-    state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    images = torch.zeros(2, len(backbone.preprocessing.mean), size, size, device="meta")
-    with ExitStack() as watches:
-        watches.enter_context(watch_outputs(backbone.model, backbone.block_names, outputs.__setitem__))
-        for block in backbone.block_names:
-            watches.enter_context(watch_input(backbone.get_layer(block), block, inputs.__setitem__))
-        functional_call(backbone, {name: value.to("meta") for name, value in state.items()}, (images,))
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        inputs.clear()
+        outputs.clear()
+        with ExitStack() as watches:
+            watches.enter_context(watch_outputs(backbone.model, backbone.block_names, outputs.__setitem__))
+            for block in backbone.block_names:
+                watches.enter_context(watch_input(backbone.get_layer(block), block, inputs.__setitem__))
+            yield
+
+    dry_run(backbone, watch, size)
     return inputs, outputs
