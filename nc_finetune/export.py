@@ -21,7 +21,6 @@ from nc_finetune.delta_file import number_type
 from nc_finetune.errors import missing_extra
 from nc_finetune.files import write_atomically
 from nc_finetune.heads import ZeroShotHead
-from nc_finetune.methods import FinetuningMethod, ProbeFirst
 
 TOLERANCE = 1e-4
 # Another batch size than the one that was traced, so that a batch size baked in is seen.
@@ -65,7 +64,7 @@ def export_state_dict(model: ImageClassifier, path: str | os.PathLike[str]) -> N
         raise ValueError(f"a state dict is a .safetensors file, got {path.name!r}")
     method, backbone, head = model.method, model.backbone, model.head
     instead = "export a program or ONNX instead"
-    if _inner(method).features.__func__ is not FinetuningMethod.features:  # type: ignore[attr-defined]
+    if method.changes_features:
         raise ValueError(
             f"{method.label} adds to the features between backbone and classifier, which a plain model does not;"
             f" {instead}"
@@ -82,11 +81,6 @@ def export_state_dict(model: ImageClassifier, path: str | os.PathLike[str]) -> N
         )
     _write_tensors(path, backbone.tower_state_dict())
     _write_tensors(path.with_suffix(".head.safetensors"), head.state_dict())
-
-
-def _inner(method: FinetuningMethod) -> FinetuningMethod:
-    """Return what decides about the features: of a method in two phases, the second."""
-    return method.method if isinstance(method, ProbeFirst) else method
 
 
 def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:

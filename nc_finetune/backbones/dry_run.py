@@ -35,7 +35,11 @@ def dry_run(
         >>> dry_run(TimmBackbone("test_vit", weights=None), nullcontext)
         tensor(..., device='meta', size=(2, 64))
     """
-    size = (image_size, image_size) if image_size else _bound_size(backbone.model) or (backbone.preprocessing.image_size,) * 2
+    size = (
+        (image_size, image_size)
+        if image_size
+        else _bound_size(backbone.model) or (backbone.preprocessing.image_size,) * 2
+    )
     # Not in inference mode, if that is on: its tensors take no part in autograd, by which callers look for paths.
     with torch.inference_mode(False), torch.enable_grad():
         try:

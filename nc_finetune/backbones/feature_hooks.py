@@ -86,17 +86,25 @@ def watch_input(
 
 
 @contextmanager
-def run_beside(module: nn.Module, beside: Mapping[str, nn.Module], take: Callable[[str, Any], None]) -> Iterator[None]:
-    """Run modules beside layers, on what these are about to see, at every forward pass inside the ``with`` block.
+def run_beside(
+    module: nn.Module, beside: Mapping[str, nn.Module], take: Callable[[str, Any], None]
+) -> Iterator[Callable[[], None]]:
+    """Run modules beside layers, on what these see in the forward passes inside the ``with`` block.
+
+    They run once a pass is over, not in its midst: what a layer does under gradient checkpointing is done again in the
+    backward pass, when nobody is there to look.
 
     Args:
         module: The network.
-        beside: Modules by the name of the layer beside which they run; they see copies of its inputs, since either may
-            write into them.
+        beside: Modules by the name of the layer beside which they run; they see copies of its inputs, since the layer
+            may write into them.
         take: Called with the name and the output, which it must not change.
 
+    Yields:
+        A function that runs at once those whose layers have been called; the others run at the end of the block.
+
     Raises:
-        TypeError: At the forward pass, if a module gives something else than one tensor.
+        TypeError: If a module gives something else than one tensor.
 
     Example:
         >>> import torch
@@ -105,13 +113,19 @@ def run_beside(module: nn.Module, beside: Mapping[str, nn.Module], take: Callabl
         ...     _ = net(torch.zeros(2, 4))
         1 (2, 1)
     """
+    waiting: list[tuple[str, Any, Any]] = []
 
     def hook(layer: str, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        inputs, named = pytree.tree_map_only(Tensor, torch.clone, (inputs, named))
-        take(layer, _check_tensor(layer, beside[layer](*inputs, **named)))
+        waiting.append((layer, *pytree.tree_map_only(Tensor, torch.clone, (inputs, named))))
+
+    def run() -> None:
+        while waiting:
+            layer, inputs, named = waiting.pop(0)
+            take(layer, _check_tensor(layer, beside[layer](*inputs, **named)))
 
     with ExitStack() as hooks:
         for layer in beside:
             watched = module.get_submodule(layer)
             hooks.enter_context(watched.register_forward_pre_hook(partial(hook, layer), with_kwargs=True))
-        yield
+        yield run
+    run()

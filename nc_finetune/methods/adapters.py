@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
 
-from nc_finetune.backbones import Backbone
+from nc_finetune.backbones import Backbone, called_layers
 from nc_finetune.errors import missing_extra, unknown_name
 from nc_finetune.methods.base import FinetuningMethod
 from nc_finetune.trust import check_options
@@ -24,12 +23,15 @@ class AdapterTuning(FinetuningMethod):
         adapter: ``"lora"``, ``"loha"`` or ``"lokr"``.
         rank: Rank of the updates, at least 1.
         target_modules: Names of layers in the network, as peft reads them. ``None`` takes, within the blocks, the
-            linear layers of the attention where they can be reached (not in torch's own, as in CLIP), otherwise the
-            1 x 1 convolutions, and failing those all linear layers and convolutions without groups.
-        options: Further arguments of peft's configuration, e.g. ``{"lora_alpha": 16}``.
+            linear layers of the attention where they can be reached, otherwise the 1 x 1 convolutions, and failing
+            those all linear layers and convolutions without groups. Layers that are never called, since others read
+            their weights, cannot be reached: those of torch's own attention, as in CLIP, or of BEiT's queries and keys.
+        options: Further arguments of peft's configuration, e.g. ``{"lora_alpha": 16, "lora_dropout": 0.1}``. Dropout
+            works while fitting, and the frozen layers beside it stay in eval mode.
 
-        ValueError: If the adapter is unknown, the rank below 1, an option is none that steers it, or no layer fits.
-        ValueError: If the adapter is unknown, the rank below 1, or no layer fits.
+    Raises:
+        ValueError: If the adapter is unknown, the rank below 1, or an option is none that steers it; when the model is
+            built, if no layer fits, a target cannot be reached, or the backbone has other adapters already.
         ImportError: If peft is not installed.
 
     Source:
@@ -66,31 +68,82 @@ class AdapterTuning(FinetuningMethod):
         self.options = options or {}
 
     def freeze(self, backbone: Backbone) -> None:
-        """Put the adapters in, unless they are there, and leave gradients to them alone."""
-        if not self._adapters(backbone):
+        """Put the adapters in, unless they are there, and leave gradients to them alone.
+
+        Raises:
+            ValueError: If the backbone has other adapters, or a target is no layer that the forward pass calls.
+        """
+        if adapted := _adapted_layers(backbone):
+            self._check_same(backbone, adapted)
+        else:
             self._inject(backbone)
         super().freeze(backbone)
 
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """Return nothing: the network stays in eval mode, adapters have no dropout unless asked for."""
-        return []
+        """Return the adapters, with the dropout before them."""
+        layers = _adapted_layers(backbone).values()
+        return [part for layer in layers for name, part in layer.named_children() if name != "base_layer"]
 
-    def tuned_parameters(self, backbone: Backbone) -> Iterable[nn.Parameter]:
-        """Return the parameters of the adapters."""
-        return self._adapters(backbone)
+    def set_modes(self, backbone: Backbone) -> None:
+        """Put the adapters into train mode, for the sake of their dropout, and all else into eval mode."""
+        super().set_modes(backbone)
+        for layer in _adapted_layers(backbone).values():
+            layer.training = True  # LoHa and LoKr drop out by what their layer says, not by a module of their own
 
-    def _adapters(self, backbone: Backbone) -> list[nn.Parameter]:
-        prefix = re.compile(rf"(^|\.){self.adapter}_")
-        return [value for name, value in backbone.model.named_parameters() if prefix.search(name)]
+    def _config(self, backbone: Backbone) -> Any:
+        peft = _import_peft()
+        config = {"lora": peft.LoraConfig, "loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[self.adapter]
+        return config(r=self.rank, target_modules=self.target_modules or default_targets(backbone), **self.options)
 
     def _inject(self, backbone: Backbone) -> None:
-        try:
-            import peft
-        except ImportError as error:
-            raise missing_extra("peft", "peft", type(self).__name__) from error
-        config = {"lora": peft.LoraConfig, "loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[self.adapter]
-        targets = self.target_modules or default_targets(backbone)
-        peft.inject_adapter_in_model(config(r=self.rank, target_modules=targets, **self.options), backbone.model)
+        config = self._config(backbone)
+        called = set(called_layers(backbone))
+        bypassed = [name for name in _matching(config, backbone) if name not in called]
+        if bypassed and self.target_modules is not None:
+            raise ValueError(
+                f"the forward pass of {backbone.name!r} does not call {', '.join(bypassed[:3])}: it reads their weights"
+                " itself, or not at all, and an adapter there would change nothing; leave them out of target_modules"
+            )
+        _import_peft().inject_adapter_in_model(config, backbone.model)
+        if not _adapted_layers(backbone):
+            raise ValueError(f"no layer of {backbone.name!r} got an adapter; name others in target_modules")
+
+    def _check_same(self, backbone: Backbone, adapted: Mapping[str, nn.Module]) -> None:
+        """Refuse adapters that were put in with another configuration: their rank would stay."""
+        found, wanted = next(iter(backbone.model.peft_config.values())), self._config(backbone)  # type: ignore[operator]
+        options = {"r": self.rank, **self.options}
+        differ = [name for name in options if getattr(found, name, None) != getattr(wanted, name)]
+        if found.peft_type != wanted.peft_type:
+            differ = ["peft_type"]
+        if set(_matching(wanted, backbone)) != set(adapted):
+            differ.append("target_modules")
+        if differ:
+            raise ValueError(
+                f"{backbone.name!r} has {found.peft_type.value} adapters of rank {found.r} in {len(adapted)} layers"
+                f" already, with another {', '.join(differ)} than asked for; build a new backbone"
+            )
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise missing_extra("peft", "peft", AdapterTuning.__name__) from error
+    return peft
+
+
+def _adapted_layers(backbone: Backbone) -> dict[str, nn.Module]:
+    """Return the layers that peft has put in the place of others, by name."""
+    kind = _import_peft().tuners.tuners_utils.BaseTunerLayer
+    return {name: part for name, part in backbone.model.named_modules() if isinstance(part, kind)}
+
+
+def _matching(config: Any, backbone: Backbone) -> list[str]:
+    """Name the layers that a configuration of peft means, whether they have adapters or not."""
+    matches = _import_peft().tuners.tuners_utils.check_target_module_exists
+    inside = tuple(f"{name}." for name in _adapted_layers(backbone))
+    names = [name for name, _ in backbone.model.named_modules() if not name.startswith(inside)]
+    return [name for name in names if matches(config, name)]
 
 
 def default_targets(backbone: Backbone) -> list[str]:
@@ -110,18 +163,16 @@ def default_targets(backbone: Backbone) -> list[str]:
         >>> default_targets(TimmBackbone("test_vit", weights=None))[:2]
         ['blocks.0.attn.qkv', 'blocks.0.attn.proj']
     """
+    adapted = _adapted_layers(backbone)
+    called = {name.removesuffix(".base_layer") for name in called_layers(backbone)}
+    inside = tuple(f"{block}." for block in backbone.block_names)
+    named = {name: getattr(part, "base_layer", part) for name, part in backbone.model.named_modules() if name in called}
     layers = {
-        f"{block}.{name}": part
-        for block in backbone.block_names
-        for name, part in backbone.model.get_submodule(block).named_modules()
+        name: part
+        for name, part in named.items()
+        if name.startswith(inside) and not name.startswith(tuple(f"{other}." for other in adapted))
         if isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
     }
-    # Torch's own attention never calls its projection as a module, and peft would add to its frozen weights and take
-    # away again at each pass, which leaves rounding behind.
-    sealed = tuple(
-        f"{name}." for name, part in backbone.model.named_modules() if isinstance(part, nn.MultiheadAttention)
-    )
-    layers = {name: part for name, part in layers.items() if not name.startswith(sealed)}
     attention = [name for name, part in layers.items() if not isinstance(part, nn.Conv2d) and ".attn" in name]
     pointwise = [name for name, part in layers.items() if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1)]
     chosen = attention or pointwise or list(layers)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, Pooling
 from nc_finetune.errors import unknown_name
+from nc_finetune.methods.bound import BoundMethod
 
 BatchNormMode = Literal["eval", "train"]
 AUTO = "auto"  # a key layer that is still to be chosen
@@ -22,6 +22,10 @@ class FinetuningMethod(nn.Module, ABC):
     Frozen means frozen: what a method does not tune has ``requires_grad=False``, stays in eval mode (BatchNorm
     statistics, dropout, stochastic depth), and never reaches the optimizer. A method is a module for the sake of what
     it may learn itself, such as the scale of a skip; the backbone is not part of it.
+
+    Methods of one's own say with :meth:`tuned_modules`, or :meth:`tuned_parameters`, what is trained, and with
+    :meth:`features` what the classifier sees. What has to be looked up in a backbone for that is looked up once, by
+    :meth:`bind`, and not at each step.
 
     Args:
         batch_norm: Mode of the BatchNorm layers inside the tuned part. ``"eval"`` keeps the pre-trained statistics:
@@ -50,12 +54,30 @@ class FinetuningMethod(nn.Module, ABC):
     key_layer_chosen: bool = False
     pooling: Pooling = "default"
     trains: ClassVar[bool] = True
+    batch_norm: BatchNormMode
+    _bound: BoundMethod | None = None
 
     def __init__(self, batch_norm: BatchNormMode = "eval") -> None:
         super().__init__()
         if batch_norm not in get_args(BatchNormMode):
             raise unknown_name("mode of BatchNorm", batch_norm, get_args(BatchNormMode))
         self.batch_norm = batch_norm
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an option; what was looked up under the old one is forgotten."""
+        super().__setattr__(name, value)
+        if name not in ("training", "_bound"):
+            self.__dict__["_bound"] = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the backbone out of copies."""
+        return {**self.__dict__, "_bound": None}
+
+    def bind(self, backbone: Backbone) -> BoundMethod:
+        """Return what the method has looked up in a backbone: once, until it is frozen anew or an option changes."""
+        if self._bound is None or self._bound.backbone is not backbone:
+            self._bound = BoundMethod(self, backbone)
+        return self._bound
 
     @property
     def own_head(self) -> Callable[[int, int], nn.Module] | None:
@@ -114,8 +136,18 @@ class FinetuningMethod(nn.Module, ABC):
         features: Tensor = backbone(images)
         return features
 
+    @property
+    def changes_features(self) -> bool:
+        """Whether the classifier sees something else than what the backbone gives."""
+        return type(self).features is not FinetuningMethod.features
+
     def freeze(self, backbone: Backbone) -> None:
-        """Leave gradients to what is tuned alone."""
+        """Leave gradients to what is tuned alone.
+
+        Raises:
+            ValueError: If the backbone has nothing of what the method tunes.
+        """
+        self._bound = None
         backbone.requires_grad_(False)
         for parameter in self.tuned_parameters(backbone):
             parameter.requires_grad_(True)
@@ -123,9 +155,9 @@ class FinetuningMethod(nn.Module, ABC):
     def set_modes(self, backbone: Backbone) -> None:
         """Put the tuned modules into train mode and everything else into eval mode."""
         backbone.eval()
-        for module in self.tuned_modules(backbone):
+        bound = self.bind(backbone)
+        for module in bound.tuned_modules:
             module.train()
-            for part in module.modules():
-                if isinstance(part, _BatchNorm):
-                    # Not .train(): timm's BatchNorm has dropout inside, which is none of its statistics.
-                    part.training = self.batch_norm == "train"
+        for norm in bound.batch_norms:
+            # Not .train(): timm's BatchNorm has dropout inside, which is none of its statistics.
+            norm.training = self.batch_norm == "train"

@@ -86,12 +86,17 @@ class SkipProbe(LinearProbe):
         return joining_layer(backbone, self.join)
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
-        """Return the blocks, by default the middle one."""
-        return tuple(self.skip_layers or (backbone.middle_block,))
+        """Return the blocks, by default the middle one.
+
+        Raises:
+            ValueError: If the backbone has no layer of that name.
+        """
+        layers = tuple(self.skip_layers or (backbone.middle_block,))
+        for layer in layers:
+            backbone.get_layer(layer)
+        return layers
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the blocks."""
-        layers = self.skip_sources(backbone)
-        for layer in layers:
-            backbone.get_layer(layer)
+        layers = self.bind(backbone).skip_sources
         return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

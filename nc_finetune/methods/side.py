@@ -118,7 +118,8 @@ class SideFinetuning(LayerFinetuning):
         Raises:
             ValueError: If the skip is wider than the penultimate feature, or the forward pass does not call the block.
         """
-        beside = dict(zip(self.key_layers(backbone), self.tuned_modules(backbone), strict=True))
+        bound = self.bind(backbone)
+        beside = dict(zip(bound.key_layers, bound.tuned_modules, strict=True))
         return features_with_skips(
             backbone, tuple(beside), images, self.skips, join=self.join, pooling=self.pooling, beside=beside
         )

@@ -84,5 +84,5 @@ class SkipConnectionFinetuning(LayerFinetuning):
         Raises:
             ValueError: If a skip is wider than the penultimate feature, or the forward pass does not call its block.
         """
-        layers = self.skip_sources(backbone)
+        layers = self.bind(backbone).skip_sources
         return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

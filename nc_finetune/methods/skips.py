@@ -9,8 +9,17 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from nc_finetune.backbones import PENULTIMATE, Backbone, run_beside, watch_outputs
+from nc_finetune.backbones import (
+    PENULTIMATE,
+    Backbone,
+    norm_is_channels_last,
+    norm_width,
+    pool_features,
+    run_beside,
+    watch_outputs,
+)
 from nc_finetune.errors import unknown_name
 
 SkipScale = float | Literal["matched", "learned"]
@@ -38,10 +47,7 @@ def joining_layer(backbone: Backbone, join: str) -> str:
     Raises:
         ValueError: If the skip joins before a final norm, and there is none.
     """
-    if join != "before_norm":
-        return PENULTIMATE
-    names: dict[nn.Module, str] = {part: name for name, part in backbone.model.named_modules()}
-    return names[backbone.final_norm]
+    return PENULTIMATE if join != "before_norm" else backbone.final_norm_name
 
 
 class SkipConnections(nn.Module):
@@ -148,7 +154,7 @@ def features_with_skips(
         torch.Size([2, 64])
     """
     pooled: dict[str, Tensor] = {}
-    width = backbone.num_features if join == "feature" else int(backbone.final_norm.normalized_shape[0])
+    width = backbone.num_features if join == "feature" else norm_width(backbone.final_norm)
 
     # Pooled at once: a later layer may write into the output in place.
     def take(layer: str, output: Tensor) -> None:
@@ -160,12 +166,13 @@ def features_with_skips(
         return [pooled[layer] for layer in layers]
 
     def add(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        run_those_beside()
         return _add_to_tokens(backbone, skips, inputs[0], outputs()), *inputs[1:]
 
     beside = beside or {}
     with ExitStack() as hooks:
         hooks.enter_context(watch_outputs(backbone.model, [layer for layer in layers if layer not in beside], take))
-        hooks.enter_context(run_beside(backbone.model, beside, take))
+        run_those_beside = hooks.enter_context(run_beside(backbone.model, beside, take))
         if join == "before_norm":
             with backbone.final_norm.register_forward_pre_hook(add):
                 features: Tensor = backbone(images)
@@ -178,21 +185,27 @@ def features_with_skips(
 
 def _add_to_tokens(backbone: Backbone, skips: SkipConnections, inputs: Tensor, outputs: list[Tensor]) -> Tensor:
     """Add skips to what the final norm sees: a vector a sample, or all tokens, of which each gets the same."""
-    pooled = backbone.pool(inputs)
+    # Its layout is the norm's, which need not be that of the blocks.
+    channels_last = norm_is_channels_last(backbone.final_norm)
+    pooled = pool_features(inputs, channels_last=channels_last) if inputs.ndim == 4 else backbone.pool(inputs)
     added: Tensor = skips(pooled, outputs) - pooled
     if inputs.ndim == 4:
-        return inputs + (added[:, None, None] if backbone.maps_channels_last else added[..., None, None])
+        return inputs + (added[:, None, None] if channels_last else added[..., None, None])
     return inputs + (added.unsqueeze(1) if inputs.ndim == 3 else added)
 
 
 def _norm(backbone: Backbone, skip: Tensor) -> Tensor:
+    """Take a skip through the final norm, one that looks at each sample by itself."""
     norm = backbone.final_norm
-    if (skip.shape[1],) != norm.normalized_shape or norm.normalized_shape != (backbone.num_features,):
+    if isinstance(norm, _NormBase) or not skip.shape[1] == norm_width(norm) == backbone.num_features:
         raise ValueError(
-            f"a skip of width {skip.shape[1]} cannot go through the final norm of {backbone.name!r}, which is"
-            f" {norm.normalized_shape[0]} wide, to its feature, which is {backbone.num_features}; use another join"
+            f"a skip of width {skip.shape[1]} cannot go through the final norm of {backbone.name!r}, a"
+            f" {type(norm).__name__} that is {norm_width(norm)} wide, to its feature, which is"
+            f" {backbone.num_features}; use another join"
         )
-    return F.layer_norm(skip, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    # Its forward alone: hooks, and blanks in its place, are for what the network sends through it.
+    normed: Tensor = norm.forward(skip if norm_is_channels_last(norm) else skip[..., None, None]).flatten(1)
+    return normed
 
 
 def _check_skip(backbone: Backbone, layer: str, skip: Tensor | None, width: int) -> None:
