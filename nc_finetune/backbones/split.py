@@ -51,7 +51,7 @@ class SplitBackbone:
 
     Raises:
         SplitError: If the cut layer or an input layer is not called, its first input is not one tensor, or samples are
-            not a dimension of it.
+            not a dimension of it; or if gradient checkpointing is on.
 
     Example:
         >>> from nc_finetune.backbones import TimmBackbone
@@ -80,6 +80,11 @@ class SplitBackbone:
         self.image_shape = tuple(image_shape)
         self.pooling: Pooling = pooling
         self._layer = None if cut == PENULTIMATE else backbone.get_layer(cut)
+        if self._layer is not None and any(getattr(part, "grad_checkpointing", False) for part in backbone.modules()):
+            raise SplitError(
+                f"under gradient checkpointing {backbone.name!r} runs its blocks again in the backward pass, without"
+                " what was kept; switch one of the two off: what is frozen stores nothing for the backward pass anyway"
+            )
         # Two numbers of samples tell which sizes follow them.
         few, more = (self._look(number, skip_layers, input_layers) for number in (2, 3))
         try:
