@@ -17,6 +17,7 @@ from nc_finetune.methods.skips import (
     SkipScale,
     check_skip_options,
     features_with_skips,
+    find_join,
     joining_layer,
 )
 
@@ -111,6 +112,15 @@ class SideFinetuning(LayerFinetuning):
     def key_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return the copy."""
         return self.tuned_modules(backbone)
+
+    def freeze(self, backbone: Backbone) -> None:
+        """Leave gradients to what is tuned alone, and find where the skips join.
+
+        Raises:
+            ValueError: If they join at a final norm, and the backbone has none.
+        """
+        find_join(backbone, self.join)
+        super().freeze(backbone)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the penultimate feature plus the scaled, pooled and zero-padded output of the copy.

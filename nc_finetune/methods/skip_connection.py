@@ -16,6 +16,7 @@ from nc_finetune.methods.skips import (
     SkipScale,
     check_skip_options,
     features_with_skips,
+    find_join,
 )
 
 
@@ -77,6 +78,15 @@ class SkipConnectionFinetuning(LayerFinetuning):
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the skip layers, or the last of the key layers."""
         return tuple(self.skip_layers or self.key_layers(backbone)[-1:])
+
+    def freeze(self, backbone: Backbone) -> None:
+        """Leave gradients to what is tuned alone, and find where the skips join.
+
+        Raises:
+            ValueError: If they join at a final norm, and the backbone has none.
+        """
+        find_join(backbone, self.join)
+        super().freeze(backbone)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the skip layers.

@@ -50,6 +50,16 @@ def joining_layer(backbone: Backbone, join: str) -> str:
     return PENULTIMATE if join != "before_norm" else backbone.final_norm_name
 
 
+def find_join(backbone: Backbone, join: str) -> None:
+    """Find the final norm now, where skips join at it: not at the first step, which may be traced or compiled.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if join != "feature":
+        _ = backbone.final_norm
+
+
 class SkipConnections(nn.Module):
     """Add pooled, zero-padded outputs of blocks to the penultimate feature, each times its scale.
 
