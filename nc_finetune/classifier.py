@@ -195,6 +195,7 @@ class ImageClassifier(L.LightningModule):
         self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._train_modes: list[tuple[nn.Module, bool]] = []
         self._said_one_image = False
+        self._alone: list[_BatchNorm] = []
         self.automatic_optimization = self.method.trains
         self.split: SplitBackbone | None = None
         self._expected_warnings: list[Any] = []
@@ -417,6 +418,12 @@ class ImageClassifier(L.LightningModule):
             self._keep_statistics()
         return -1 if self.nothing_to_train else None  # Lightning's word for the end of the epoch
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let statistics be taken again after a batch of one image."""
+        for part in self._alone:
+            part.training = True
+        self._alone = []
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, labels = batch
@@ -583,14 +590,14 @@ class ImageClassifier(L.LightningModule):
     def _keep_statistics(self) -> None:
         """Let BatchNorm use, and leave, its kept statistics in a step with one image, which has none of its own.
 
-        Whatever is in train mode then comes back to it at the next step. Statistics over several processes are over
-        several images.
+        They come back to train mode once the step is over. Statistics over several processes are over several images.
         """
         alone = [part for part in self.modules() if isinstance(part, _BatchNorm) and part.training]
         if self.trainer.world_size > 1:
             alone = [part for part in alone if not isinstance(part, nn.SyncBatchNorm)]
         for part in alone:
             part.training = False
+        self._alone = alone
         if alone and not self._said_one_image:
             self._said_one_image = True
             warnings.warn(
