@@ -106,6 +106,7 @@ class ResumableRun(Checkpoint):
         """Take over signals, and go on with the random numbers of the checkpoint."""
         if self._random_states is not None:
             self._restore_random_state(trainer.global_rank)
+            _begin_a_new_epoch_after_a_whole_one(trainer.fit_loop)
         self._saved_step = trainer.global_step
         self._signal = None
         if threading.current_thread() is threading.main_thread():
@@ -205,6 +206,20 @@ class ResumableRun(Checkpoint):
             raise OSError(f"the checkpoint {path} cannot be written: {error}{kept}") from error
         trainer.strategy.barrier("checkpoint")
         return path
+
+
+def _begin_a_new_epoch_after_a_whole_one(loop: Any) -> None:
+    """Let a fit with ``max_steps`` go on behind an epoch that was whole, as Lightning does without ``max_steps``.
+
+    With ``max_steps`` it goes through the epoch once more, without a batch, and leaves the order of the next one out.
+    """
+    current, total = loop.epoch_progress.current, loop.epoch_progress.total
+    if not loop.restarting or not current.ready == current.started == current.processed > 0:
+        return
+    for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
+        part._restarting = False
+    loop.reset_restart_stage()
+    current.completed, total.completed = current.processed, total.processed
 
 
 def _validates_next(trainer: L.Trainer, batch_idx: int) -> bool:

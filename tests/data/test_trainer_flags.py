@@ -12,6 +12,7 @@ from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
 from nc_finetune.callbacks import ResumableRun, RunInterruptedError
 
 EPOCHS = 3
+BATCHES = 8  # of an epoch without limits: stopping there is stopping between two epochs
 
 
 def brighten(image: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def fit(
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     options = {"image_size": 16, "batch_size": 8, "train_share": 0.0432, "val_size": 30, "transform": brighten}
-    images = ImageData("sklearn:digits", num_workers=0, **{**options, **(data or {})})  # 56 images, 7 batches
+    images = ImageData("sklearn:digits", num_workers=0, **{**options, **(data or {})})  # of 8 batches
     model = ImageClassifier("test_resnet", 10, weights=None)
     run = ResumableRun(folder)
     watch = Watch(run, stop_after)
@@ -71,13 +72,18 @@ FLAGS: list[dict[str, Any]] = [
     {"limit_val_batches": 0},
     {"limit_val_batches": 0.5, "num_sanity_val_steps": -1},
     {"num_sanity_val_steps": 2, "use_distributed_sampler": False},
+    {"max_epochs": -1, "max_steps": 18},
+    {"max_steps": 18, "check_val_every_n_epoch": 2},
+    {"max_steps": 18, "limit_val_batches": 0},
+    {"max_steps": 9, "accumulate_grad_batches": 2},
+    {},
 ]
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
 def test_a_run_that_was_cut_off_goes_on(flags: dict[str, Any], tmp_path: Path) -> None:
     whole, expected = fit(tmp_path / "whole", **flags)
-    for stop_after in (1, 2, 3, 4, len(whole.seen) - 1):
+    for stop_after in sorted({1, 2, 3, 4, BATCHES, len(whole.seen) - 1}):
         folder = tmp_path / str(stop_after)
         first, _ = fit(folder, stop_after, **flags)
         second, found = fit(folder, resume=True, **flags)
