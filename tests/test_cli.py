@@ -197,7 +197,7 @@ def test_a_benchmark_that_is_asked_to_stop_says_so(
     stop = lambda *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     monkeypatch.setattr(EpochTimer, "on_train_start", stop, raising=False)
     assert main(["benchmark", "quickstart", "--out", str(tmp_path)]) == 143
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command goes on" in capsys.readouterr().err
     assert not list((tmp_path / "results").glob("*.json"))
 
 
