@@ -1,13 +1,11 @@
-"""Where the blocks of anybody's network are, and how they lay out their outputs."""
+"""Where the blocks of anybody's network are."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
-
-from nc_finetune.backbones.pooling import BlockLayout
 
 # Modules of timm whose own grouping names no blocks, or too small ones: a dense layer gives its few new maps alone,
 # and only a dense block gives what the next one sees.
@@ -17,21 +15,12 @@ FAMILY_BLOCKS = {
     "inception_v3": r"Mixed_\w+",
     "metaformer": r"stages\.\d+\.blocks\.\d+",
 }
-# Modules of timm whose blocks give (N, H, W, D), or (N, windows, T, D), though their ``output_fmt`` does not say so.
-CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_sam", "volo")
-# Modules of timm whose class token comes in behind (most of) the blocks.
-LATE_CLASS_TOKEN_FAMILIES = ("cait", "convit", "xcit")
-# Modules of timm that mix (N, D, H, W) and (N, H, W, D): no one rule pools their blocks.
-MIXED_FAMILIES = ("tiny_vit",)
-
+# By what a model that pairs images and texts is told, and its part that sees images: open_clip's, transformers'.
+_VISUAL_TOWERS = {"encode_image": "visual", "get_image_features": "vision_model"}
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _COMPILED = "_orig_mod"
-# Between the stages of torchvision's Swin, neither residual nor transformer blocks.
-_NO_BLOCKS = ("PatchMerging", "PatchMergingV2")
 # Containers of torchvision's DenseNet that are blocks as a whole: their layers give their few new maps alone.
 _WHOLE_BLOCKS = ("_DenseBlock", "_Transition")
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
-_FURTHER_TOKENS = ("dist_token", "distillation_token", "reg_token", "register_tokens")
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -66,10 +55,11 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
     """Name the residual or transformer blocks of a network.
 
     Networks of timm say themselves how their layers are grouped; a DenseNet's blocks are its dense blocks and the
-    transitions between them. In others, such as those of torchvision and
-    open_clip, a block is a member of an ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict`` that is no such
-    container itself and has parameters in two or more of its parts; of nested ones, the outermost. Of a CLIP model,
-    only the visual tower is looked at.
+    transitions between them. In others, such as those of torchvision, transformers and open_clip, a block is a member
+    of an ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict`` that is no such container itself and has two or
+    more layers of weights; of nested ones, the outermost that is no stage. A stage is a container of blocks, with at
+    most one layer of weights beside them, such as a downsampling. Where there is no such block, as in a MobileNetV1,
+    members with one layer of weights and a norm are taken. Of a CLIP model, only the visual tower is looked at.
 
     Args:
         model: The network.
@@ -84,38 +74,85 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
         >>> find_block_names(torchvision.models.resnet18())[:3]
         ('layer1.0', 'layer1.1', 'layer2.0')
     """
-    return tuple(_blocks(model))
+    if not (surely := tuple(_blocks(model, _is_block))):
+        return tuple(_blocks(model, _is_layer))
+    layers = named_layers(model)
+    kinds = {type(layers[name]) for name in surely}  # of one kind, some may have a single layer of weights
+    return tuple(_blocks(model, lambda part: _is_block(part) or (type(part) in kinds and _is_layer(part))))
 
 
-def _blocks(module: nn.Module, prefix: str = "", inside: bool = False) -> Iterator[str]:
-    if _is_timm_network(module):
+def _blocks(
+    module: nn.Module, wanted: Callable[[nn.Module], bool], prefix: str = "", inside: bool = False
+) -> Iterator[str]:
+    if is_timm_network(module):
         yield from (f"{prefix}{name}" for name in _timm_blocks(module))
         return
     for name, child in _image_children(module):
-        container = isinstance(child, CONTAINERS) and type(child).__name__ not in _WHOLE_BLOCKS
-        if inside and not container and _is_block(child):
+        container = _is_container(child)
+        if inside and not container and wanted(child) and not _is_stage(child):
             yield f"{prefix}{name}"
         else:
-            yield from _blocks(child, f"{prefix}{name}.", container)
+            yield from _blocks(child, wanted, f"{prefix}{name}.", container)
 
 
 def _image_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    is_clip = hasattr(module, "encode_image")
+    tower = next((tower for sign, tower in _VISUAL_TOWERS.items() if hasattr(module, sign)), None)
+    has_tower = tower is not None and isinstance(getattr(module, tower, None), nn.Module)
     for name, child in module.named_children():
-        if not is_clip or name == "visual":
+        if not has_tower or name == tower:
             yield name, uncompiled(child)
 
 
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, CONTAINERS) and type(module).__name__ not in _WHOLE_BLOCKS
+
+
 def _is_block(module: nn.Module) -> bool:
+    several = _count_weights(module) > 1 or type(module).__name__ in _WHOLE_BLOCKS
+    return several and not holds_timm_network(module)
+
+
+def _is_layer(module: nn.Module) -> bool:
     parts = sum(any(True for _ in part.parameters(recurse=False)) for part in module.modules())
-    known_network = any(_is_timm_network(part) for part in module.modules())
-    return parts > 1 and not known_network and type(module).__name__ not in _NO_BLOCKS
+    return parts > 1 and not holds_timm_network(module)
 
 
-def _is_timm_network(module: nn.Module) -> bool:
+def _is_stage(module: nn.Module) -> bool:
+    """Tell whether a module does no more than to run blocks, and to change the width or the resolution around them."""
+    if type(module).__name__ in _WHOLE_BLOCKS:
+        return False
+    members = [member for child in module.children() if _is_container(child) for member in _members(child)]
+    blocks = [member for member in members if _is_block(member)]
+    return bool(blocks) and _count_weights(module) - sum(map(_count_weights, blocks)) <= 1
+
+
+def _members(container: nn.Module) -> Iterator[nn.Module]:
+    for child in map(uncompiled, container.children()):
+        if _is_container(child):
+            yield from _members(child)
+        else:
+            yield child
+
+
+def _count_weights(module: nn.Module) -> int:
+    """Count the parts with a matrix or a kernel: a norm, a scale, a token or a table of positions (1, T, D) is none."""
+    return sum(any(map(_is_weight, part.parameters(recurse=False))) for part in module.modules())
+
+
+def _is_weight(parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and parameter.shape[0] > 1 and parameter[0].numel() > 1
+
+
+def holds_timm_network(module: nn.Module) -> bool:
+    """Tell whether a module is a network of timm, which says itself what its layers give, or holds one."""
+    return any(is_timm_network(part) for part in module.modules())
+
+
+def is_timm_network(module: nn.Module) -> bool:
+    """Tell whether a module is a network of timm."""
     # MetaFormer groups no layers of its own.
     return hasattr(module, "group_matcher") or (
-        hasattr(module, "forward_head") and _timm_family(module) in FAMILY_BLOCKS
+        hasattr(module, "forward_head") and timm_family(module) in FAMILY_BLOCKS
     )
 
 
@@ -130,7 +167,7 @@ def _timm_blocks(model: nn.Module) -> list[str]:
 
 
 def _timm_patterns(model: nn.Module) -> list[str]:
-    if (family := _timm_family(model)) in FAMILY_BLOCKS:
+    if (family := timm_family(model)) in FAMILY_BLOCKS:
         return [FAMILY_BLOCKS[family]]
     groups = model.group_matcher(coarse=False)  # type: ignore[operator]
     grouping = groups.get("blocks", ()) if isinstance(groups, dict) else ()
@@ -138,50 +175,6 @@ def _timm_patterns(model: nn.Module) -> list[str]:
     return [grouping] if isinstance(grouping, str) else [item[0] for item in grouping if item[1] is None]
 
 
-def _timm_family(model: nn.Module) -> str:
+def timm_family(model: nn.Module) -> str:
+    """Return the module of timm that defines a network, such as ``"cait"``."""
     return type(model).__module__.rpartition(".")[2]
-
-
-def find_layout(model: nn.Module) -> BlockLayout:
-    """Say how the blocks of a network lay out their outputs.
-
-    Args:
-        model: The network. One of timm says so itself; of others the names of token parameters, the attention layers
-            and, for torchvision's Swin, the class tell.
-
-    Returns:
-        The layout of all its blocks.
-
-    Raises:
-        ValueError: If the blocks of the network mix two layouts.
-
-    Example:
-        >>> import timm
-        >>> find_layout(timm.create_model("test_vit")).num_prefix_tokens
-        1
-    """
-    for part in model.modules():
-        if _is_timm_network(part):
-            return _timm_layout(part)
-    parts = list(model.modules())
-    tokens = {name: value for part in parts for name, value in part.named_parameters(recurse=False)}
-    has_class_token = any(name in tokens for name in _CLASS_TOKENS)
-    further = sum(tokens[name].shape[-2] for name in _FURTHER_TOKENS if name in tokens and tokens[name].ndim > 1)
-    return BlockLayout(
-        num_prefix_tokens=int(has_class_token) + further,
-        maps_channels_last=any(type(part).__module__ == "torchvision.models.swin_transformer" for part in parts),
-        has_class_token=has_class_token,
-        tokens_first=any(isinstance(part, nn.MultiheadAttention) and not part.batch_first for part in parts),
-    )
-
-
-def _timm_layout(model: nn.Module) -> BlockLayout:
-    family = _timm_family(model)
-    if family in MIXED_FAMILIES:
-        raise ValueError(f"the blocks of timm's {family} mix two layouts of maps; choose another backbone")
-    has_class_token = getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
-    return BlockLayout(
-        num_prefix_tokens=0 if family in LATE_CLASS_TOKEN_FAMILIES else int(getattr(model, "num_prefix_tokens", 0)),
-        maps_channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC" or family in CHANNELS_LAST_FAMILIES,
-        has_class_token=bool(has_class_token),
-    )

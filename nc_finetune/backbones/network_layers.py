@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones.base import PENULTIMATE, STEM, Backbone
-from nc_finetune.backbones.block_finder import CONTAINERS, find_block_names, find_layout, named_layers
+from nc_finetune.backbones.block_finder import CONTAINERS, find_block_names, holds_timm_network, named_layers
 from nc_finetune.backbones.feature_hooks import watch_input, watch_outputs
-from nc_finetune.backbones.pooling import BlockLayout, Pooling
+from nc_finetune.backbones.layout_finder import find_layout, first_number, has_channels_last
+from nc_finetune.backbones.pooling import BlockLayout, Pooling, hidden_state
 from nc_finetune.errors import unknown_name
 
 
@@ -82,9 +84,38 @@ class NetworkLayers:
                 hooks.enter_context(watch_outputs(found, [""], lambda _, output: take(layer, output), check=False))
             yield
 
-    def pool(self, output: Tensor, pooling: Pooling = "default", dtype: torch.dtype | None = None) -> Tensor:
-        """Reduce an output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""
-        return self.layout.pool(output, pooling, dtype)
+    def pool(
+        self, output: Any, pooling: Pooling = "default", dtype: torch.dtype | None = None, layer: str | None = None
+    ) -> Tensor:
+        """Reduce what a layer gave to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`.
+
+        Args:
+            output: A tensor, or a tuple that begins with one; see :func:`~nc_finetune.backbones.pooling.hidden_state`.
+            pooling: As of ``pool_features``.
+            dtype: Dtype of the result.
+            layer: Whose output it is. Blocks before the stage that brings the class token have none, and maps of
+                attention blocks may have their channels last.
+
+        Raises:
+            TypeError: If the output is several tensors, or none.
+            ValueError: If it has other dimensions, or nobody can tell which is that of the channels.
+        """
+        state = hidden_state(output)
+        return self._layout_of(layer, state).pool(state, pooling, dtype)
+
+    def _layout_of(self, layer: str | None, state: Tensor) -> BlockLayout:
+        name = self.block_names[0] if layer == STEM and self.block_names else layer
+        if name is None or name not in self._submodules:
+            return self.layout
+        if state.ndim == 3 and first_number(name) < self.layout.tokens_from:
+            return replace(self.layout, num_prefix_tokens=0, has_class_token=False)
+        if state.ndim == 4 and not self.layout.maps_channels_last and not self._says_itself:
+            return replace(self.layout, maps_channels_last=has_channels_last(self._submodules[name], state))
+        return self.layout
+
+    @cached_property
+    def _says_itself(self) -> bool:
+        return holds_timm_network(self.network)
 
 
 def find_network_layers(
@@ -122,17 +153,23 @@ def find_network_layers(
     inner = _submodule(module, module, network, "network") if network else _find_network(module)
     blocks = find_block_names(inner)
     head = _find_classifier(module, inner, blocks, classifier, num_classes)
-    return NetworkLayers(module, inner, blocks, head, find_layout(inner))
+    return NetworkLayers(module, inner, blocks, head, find_layout(inner, module))
 
 
 class _BackboneLayers(NetworkLayers):
     """Layers of a :class:`Backbone`, which knows best how to pool them."""
 
-    def pool(self, output: Tensor, pooling: Pooling = "default", dtype: torch.dtype | None = None) -> Tensor:
+    def pool(
+        self, output: Any, pooling: Pooling = "default", dtype: torch.dtype | None = None, layer: str | None = None
+    ) -> Tensor:
+        output = hidden_state(output)
         backbone = next(part for part in self.root.modules() if isinstance(part, Backbone))
         if pooling == "default" and type(backbone).pool is not Backbone.pool:
             return backbone.pool(output.to(dtype or output.dtype))
         return super().pool(output, pooling, dtype)
+
+    def _layout_of(self, layer: str | None, state: Tensor) -> BlockLayout:
+        return self.layout
 
 
 def _layers_of_backbone(
@@ -186,7 +223,18 @@ def _find_classifier(
     ]
     rows = (1, 2) if num_classes == 2 else (num_classes,)  # one logit tells two classes apart
     fitting = [part for part in linear if num_classes is None or part.out_features in rows]
-    return fitting[-1] if fitting else _convolution_as_classifier(network, num_classes)
+    return _first_of_equals(module, fitting) if fitting else _convolution_as_classifier(network, num_classes)
+
+
+def _first_of_equals(module: nn.Module, linear: list[nn.Linear]) -> nn.Module:
+    """Return the last one, or the first that stands beside it and is its like: the others are distilled."""
+    last = linear[-1]
+    if last.in_features == last.out_features:
+        return last
+    holders = [part for part in module.modules() if not isinstance(part, CONTAINERS)]
+    beside = next((part for part in holders if last in set(part.children())), last)
+    shape = last.weight.shape
+    return next((part for part in linear if part.weight.shape == shape and part in set(beside.children())), last)
 
 
 def _convolution_as_classifier(network: nn.Module, num_classes: int | None) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,12 +77,15 @@ class BlockLayout:
         maps_channels_last: Maps have shape ``(N, H, W, D)``.
         has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
         tokens_first: Tokens have shape ``(T, N, D)``.
+        tokens_from: The prefix tokens join before the blocks of the stage of this number; those of earlier ones see
+            patch tokens alone, as in PVT and CvT.
     """
 
     num_prefix_tokens: int = 0
     maps_channels_last: bool = False
     has_class_token: bool = True
     tokens_first: bool = False
+    tokens_from: int = 0
 
     def pool(self, output: Tensor, pooling: Pooling = "default", dtype: torch.dtype | None = None) -> Tensor:
         """Reduce an output to shape ``(N, D)``; see :func:`pool_features`.
@@ -99,3 +103,36 @@ class BlockLayout:
             pooling=pooling,
             dtype=dtype,
         )
+
+
+def hidden_state(output: object) -> Tensor:
+    """Return what a layer hands on to the next one: its output, or the first part of it.
+
+    Args:
+        output: A tensor, or a tuple or dataclass of transformers whose first part is one. Nothing else in it may be a
+            tensor of as many dimensions, since then nobody knows which is the hidden state; attention maps, caches and
+            sizes may.
+
+    Raises:
+        TypeError: If it is anything else.
+
+    Example:
+        >>> tokens, attention = torch.zeros(2, 5, 8), torch.zeros(2, 4, 5, 5)
+        >>> hidden_state((tokens, attention, None)).shape
+        torch.Size([2, 5, 8])
+    """
+    if isinstance(output, Tensor):
+        return output
+    parts = tuple(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(parts, (tuple, list)) and parts and isinstance(first := parts[0], Tensor):
+        others = [part for part in parts[1:] if isinstance(part, Tensor) and part.ndim == first.ndim]
+        if not others:
+            return first
+    raise TypeError(f"it must give one tensor, got {_describe(output)}; name a layer around or inside it, with layers=")
+
+
+def _describe(output: object) -> str:
+    if not isinstance(output, (tuple, list)):
+        return type(output).__name__
+    parts = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in output]
+    return f"{type(output).__name__} of {', '.join(parts)}"

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nc_finetune.backbones.base import Backbone
-from nc_finetune.backbones.block_finder import find_block_names, find_layout
+from nc_finetune.backbones.block_finder import find_block_names
 from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
+from nc_finetune.backbones.layout_finder import find_layout
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
 from nc_finetune.backbones.weights import (
     hub_failure,

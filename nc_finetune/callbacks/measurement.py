@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling
+from nc_finetune.backbones.pooling import hidden_state
 from nc_finetune.callbacks.layer_sums import LayerSums
 from nc_finetune.metrics import NeuralCollapse
 
@@ -105,14 +106,11 @@ class Measurement:
             sums.fail(_at(self._batch, error), error)
 
     def _features(self, layer: str, output: Any) -> Tensor:
-        if isinstance(output, (tuple, list)) and len(output) == 1:
-            output = output[0]
-        if not isinstance(output, Tensor):
-            raise TypeError(f"it must give one tensor, got {type(output).__name__}; take a block around or inside it")
-        dtype = torch.float32 if output.dtype in _HALF else None
+        state = hidden_state(output).detach()
+        dtype = torch.float32 if state.dtype in _HALF else None
         # Before the first block the class token has seen nothing of the image.
         pooling: Pooling = "average" if layer == STEM and self.pooling == "default" else self.pooling
-        return self.network.pool(output.detach(), pooling, dtype)
+        return self.network.pool(state, pooling, dtype, layer)
 
     def fail(self, problem: str, error: Exception | None = None) -> None:
         """Give up all layers."""
