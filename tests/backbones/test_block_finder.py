@@ -26,6 +26,8 @@ def kinds(model: nn.Module) -> Counter[str]:
         ("convnext_tiny", {"CNBlock": 18}),
         ("efficientnet_b0", {"MBConv": 16}),
         ("mobilenet_v3_small", {"InvertedResidual": 11}),
+        ("efficientnet_v2_s", {"FusedMBConv": 10, "MBConv": 30}),
+        ("maxvit_t", {"MBConv": 11, "PartitionAttentionLayer": 22}),
         ("vgg11", {}),
     ],
 )

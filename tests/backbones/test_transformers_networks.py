@@ -290,3 +290,20 @@ def test_maps_with_channels_last_are_told_by_the_norms(width: int) -> None:
 def test_what_has_no_single_hidden_state_is_refused_with_what_to_pass(output: Any) -> None:
     with pytest.raises(TypeError, match=r"must give one tensor, got .*layers="):
         hidden_state(output)
+
+
+def test_only_the_visual_tower_of_clip_is_looked_at() -> None:
+    text = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = transformers.CLIPConfig(text_config={**VIT, **text}, vision_config={**VIT, "image_size": 32})
+    blocks = find_network_layers(Module(transformers.CLIPModel(config))).block_names
+    assert blocks == ("vision_model.encoder.layers.0", "vision_model.encoder.layers.1")
+
+
+@pytest.mark.parametrize("name", ["DeiT", "SwiftFormer"])
+def test_a_distilled_classifier_is_not_the_classifier(name: str) -> None:
+    with torch.device("meta"):
+        net = Family(
+            name, [], head="ForImageClassificationWithTeacher" if name == "DeiT" else "ForImageClassification"
+        ).build()
+    expected = net.cls_classifier if name == "DeiT" else net.head
+    assert find_network_layers(Module(net)).classifier is expected
