@@ -11,7 +11,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/nc-finetune benchmark recipes/quickstart.yaml --out $(OUT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/pip install --quiet --editable '.[dev]'

@@ -298,6 +298,8 @@ class ImageClassifier(L.LightningModule):
 
     def prefix_key(self) -> str:
         """Return a hash of all that the outputs of what is frozen of the backbone follow from."""
+        if self.training:
+            self.train()  # another model on the same backbone may have switched modes
         tuned = [part for module in self.method.tuned_modules(self.backbone) for part in module.modules()]
         buffers = [value for part in tuned for value in part.buffers(recurse=False)]
         trained = self.method.tuned_parameters(self.backbone)

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,29 @@ TrainerFactory = Callable[..., L.Trainer]
 def _one_thread() -> None:
     """Networks this small gain nothing from more, and lose ten times over where another process computes."""
     torch.set_num_threads(1)
+
+
+# Files of tests that start processes which find each other by a port: at one time one of them.
+MANY_PROCESSES = re.compile(r"MASTER_|spawn\(|devices=2|\"fork\"|init_process_group|two_processes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file together where several workers run them (``--dist loadgroup``)."""
+    groups = {path: _group(path) for path in {item.path for item in items}}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+
+
+def _group(path: Path) -> str:
+    return "processes" if MANY_PROCESSES.search(path.read_text(encoding="utf-8")) else str(path)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left() -> Iterator[None]:
+    """Lightning leaves its process group standing, and whoever synchronises in a forked process waits for it."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -263,9 +263,9 @@ def test_foreign_classes_are_built_only_when_trusted(tmp_path: Path) -> None:
     rewrite(path, lambda content: content["config"].update(head=head))
     with pytest.raises(ValueError, match=r"subprocess.Popen is outside nc_finetune\.backbones"):
         load_delta(path)
-    head["class_path"] = "nc_finetune.methods.adapters.Iterable"
+    head["class_path"] = "nc_finetune.heads.base.ABC"
     rewrite(path, lambda content: content["config"].update(head=head))
-    with pytest.raises(ValueError, match=r"'nc_finetune\.methods\.adapters\.Iterable' is no class of"):
+    with pytest.raises(ValueError, match=r"'nc_finetune\.heads\.base\.ABC' is no class of"):
         load_delta(path)
 
 

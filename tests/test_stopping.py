@@ -93,7 +93,7 @@ MODEL = "nc_finetune.classifier:ImageClassifier.predict_step"
 WRITE = "nc_finetune.files:write_atomically"
 STOPS = {
     "a fit while it reads the source": (FIT, "nc_finetune.data.image_data:load_source", 1),
-    "a fit while images are compared": (FIT, "nc_finetune.data.image_data:find_duplicates", 1),
+    "a fit while images are compared": (FIT, "nc_finetune.data.split_summary:find_duplicates", 1),
     "a fit in its sanity check": (FIT, VALIDATION_STEP, 1),
     "a test": (["test", *FIT[1:-2]], "nc_finetune.classifier:ImageClassifier.test_step", 2),
     "predictions of a recipe": (["predict", *FIT[1:-2]], MODEL, 2),

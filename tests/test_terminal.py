@@ -68,6 +68,8 @@ def data_report(names: list[str], console: Console) -> None:
                 "broken": [],
                 "duplicates": [],
                 "rare_classes": {name: 1},
+                "unlabelled": 0,
+                "groups": None,
                 "left_out": [f"{name}.gif"],
                 "left_out_text": f"left out {name}.gif",
             }

@@ -116,7 +116,8 @@ def test_transformers_come_out_the_same(fit: Callable[..., Losses]) -> None:
         method = SkipConnectionFinetuning("blocks.3", skip_layers=["blocks.1", "blocks.4"])
         return ImageClassifier(backbone, 3, method=method)
 
-    assert fit(model(), PrefixCache()).train == fit(model()).train
+    # A kernel may round otherwise in a batch of another size.
+    assert fit(model(), PrefixCache()).train == pytest.approx(fit(model()).train, rel=1e-6)
 
 
 def test_the_prefix_is_not_run_again(fit: Callable[..., Losses]) -> None:

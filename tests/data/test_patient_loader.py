@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from nc_finetune import ImageData
-from nc_finetune.callbacks.measured_data import PlainPass
+from nc_finetune.callbacks.measured_data import _plain_loader
 from nc_finetune.data.labelled_images import SkippingLoader
 from nc_finetune.data.patient_loader import LeaveSignals, PatientLoader
 from nc_finetune.selection.features import subset_batches
@@ -72,7 +72,7 @@ def test_every_loader_of_images_is_of_this_kind(kind: str) -> None:
     made: dict[str, Any] = {
         "plain": lambda: data.eval_dataloader("train"),
         "subset": lambda: subset_batches(data, "train", 30),
-        "own pass": lambda: PlainPass(data.val_dataloader(), None, 0, 1).batches,
+        "own pass": lambda: _plain_loader(data.val_dataloader(), range(10)),
     }
     loader = made.get(kind, getattr(data, f"{kind}_dataloader", None))()
     assert isinstance(loader, PatientLoader)

@@ -1,5 +1,6 @@
 """Zero-shot as a method, and as the start of a trained head, against open_clip's own code."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_it_is_a_cell_of_a_grid_whatever_the_heads(weights: str) -> None:
     failed = run_cell(zero_shot)
     assert "48 wide, the feature of the backbone 64; build the backbone with features='projected'" in failed.error
     projected = BackboneSpec(**{**vars(zero_shot.backbone), "options": {"features": "projected"}})
-    result = run_cell(type(zero_shot)(**{**vars(zero_shot), "backbone": projected}))
+    result = run_cell(dataclasses.replace(zero_shot, backbone=projected))
     assert (result.status, result.method, result.head) == ("ok", "zero_shot", "zero_shot_head")
     assert (result.tuned_parameters, result.learning_rate, result.learning_rates) == (0, None, {})
     assert result.nc1 == result.nc1_layers["penultimate"]
