@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from plain_module import make_samples
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import DeltaCheckpoint, ImageClassifier, LayerwiseNC1, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
@@ -59,7 +59,8 @@ def fit(strategy: Any, file: Path) -> int:
     model = make_model()
     L.seed_everything(0, verbose=False)  # of the order of the images, which processes share
     trainer = L.Trainer(max_epochs=2, strategy=strategy, devices=2, accelerator="cpu", **QUIET)
-    trainer.fit(model, DataLoader(make_samples(12), batch_size=2))
+    images, labels = make_samples(12).tensors
+    trainer.fit(model, DataLoader(TensorDataset(images.sigmoid(), labels), batch_size=2))
     trainer.save_checkpoint(file)
     return sum(parameter.numel() for parameter in trainer.model.parameters())  # type: ignore[union-attr]
 
