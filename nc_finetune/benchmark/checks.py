@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ def grid_problems(grid: Grid) -> list[str]:
         problems += _attempt(head.build)
     for loss in grid.losses:
         problems += _attempt(lambda loss=loss: loss.build(multi_label=False))  # type: ignore[misc]
+    problems += _losses_that_are_the_same(grid)
     for dataset in grid.datasets:
         problems += _source(dataset)
     for backbone in grid.backbones:
@@ -99,7 +101,7 @@ def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
         problems += [found for method in tuning for found in _attempt(partial(method.build, layer))]
     for method in methods:
         problems += _layers_of_method(method, built[0])
-    return problems
+    return [*problems, *_key_layers_that_are_the_same(spec, built[0].middle_block, grid)]
 
 
 def _layers_of_method(spec: MethodSpec, backbone: Backbone) -> list[str]:
@@ -127,6 +129,24 @@ def _weights(spec: BackboneSpec) -> list[str]:
         return _attempt(lambda: packaged_weights(spec.name))
     path = local_path(spec.weights)
     return [] if path is None or path.exists() else [f"no weights of {spec.name} at {path}"]
+
+
+def _losses_that_are_the_same(grid: Grid) -> Iterator[str]:
+    """Find the default beside the loss that it stands for, which runs alone cannot tell apart."""
+    defaults = [loss.options for loss in grid.losses if loss.loss is None]
+    for loss in grid.losses:
+        if loss.loss in ("CrossEntropyLoss", "PickAllLabelsLoss") and loss.options in defaults:
+            yield f"the default loss and {loss.loss} are the same where the data suit it; leave one of them out"
+
+
+def _key_layers_that_are_the_same(spec: BackboneSpec, middle: str, grid: Grid) -> Iterator[str]:
+    """Find the middle block by its name beside the default."""
+    if spec.key_layer is not None:
+        return
+    for other in grid.backbones:
+        listed = [other.key_layer] if isinstance(other.key_layer, str) else other.key_layer or []
+        if dataclasses.replace(other, key_layer=None) == spec and (middle in listed or "all" in listed):
+            yield f"{spec.name}: no key layer and {middle!r}, the middle block, are the same; leave one of them out"
 
 
 def _repeated(grid: Grid) -> list[str]:

@@ -330,3 +330,34 @@ def test_a_span_that_a_method_cannot_take_is_refused_beforehand() -> None:
         )
     methods = [MethodSpec(method="LayerFinetuning", learning_rates=[1e-3])]
     assert Grid(backbones=[backbone], datasets=[data], methods=methods).cells()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"losses": [LossSpec(), LossSpec(loss="CrossEntropyLoss")]},
+            "the default loss and CrossEntropyLoss are the same",
+        ),
+        (
+            {"losses": [LossSpec(options={}), LossSpec(loss="PickAllLabelsLoss")]},
+            "the default loss and PickAllLabelsLoss are the same",
+        ),
+        (
+            {
+                "backbones": [
+                    BackboneSpec(name="test_resnet", weights=None),
+                    BackboneSpec(name="test_resnet", weights=None, key_layer=["layer1.0", "layer2.0"]),
+                ]
+            },
+            "test_resnet: no key layer and 'layer2.0', the middle block, are the same",
+        ),
+    ],
+)
+def test_a_default_beside_what_it_stands_for_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(**changes)
+
+
+def test_a_default_beside_something_else_passes() -> None:
+    make_grid(losses=[LossSpec(), LossSpec(loss="CrossEntropyLoss", options={"label_smoothing": 0.1})])
