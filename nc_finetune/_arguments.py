@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
+from nc_finetune.callbacks.batches import INPUT_KEYS
 from nc_finetune.methods import FinetuningMethod
 from nc_finetune.metrics import check_targets
 
@@ -140,7 +141,7 @@ def images_of(batch: Any) -> Any:
     """
     found = batch
     if isinstance(batch, Mapping):
-        found = next((batch[key] for key in ("image", "images", "pixel_values") if key in batch), None)
+        found = next((batch[key] for key in INPUT_KEYS if key in batch), None)
     elif isinstance(batch, (tuple, list)) and batch:
         found = batch[0]
     if not isinstance(found, Tensor):

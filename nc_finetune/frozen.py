@@ -67,8 +67,8 @@ class FrozenPart:
         frozen = frozen_state(self.model)
         self._hashes = {name: value for name, value in self._hashes.items() if name in frozen}
         for name, value in frozen.items():
-            if name in self._buffers and not torch.equal(value, kept := self._buffers[name].to(value)):
-                value.copy_(kept)
+            if name in self._buffers:  # whether it has changed or not: to look would wait for the device
+                value.copy_(self._buffers[name])
 
     @torch.no_grad()
     def align_averages(self, callbacks: Iterable[Any]) -> None:
