@@ -35,19 +35,8 @@ class AveragePrecision(FinitePredictions, MultilabelAveragePrecision):
     def __init__(self, num_labels: int) -> None:
         super().__init__(num_labels, validate_args=False)
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            preds: Scores, shape ``(N, K)``.
-            target: Shape ``(N, K)``, 0 or 1, of any dtype.
-
-        Raises:
-            ValueError: If tags are none.
-        """
-        target = check_targets(target, len(preds), self.num_labels, multilabel=True)
-        super().update(preds, target)
-        self._count(preds)
+    def _checked(self, preds: Tensor, target: Tensor) -> Tensor:
+        return check_targets(target, len(preds), self.num_labels, multilabel=True)
 
     def compute(self) -> Tensor:  # type: ignore[override]  # as in torchmetrics itself
         """Return the value, a scalar; ``nan``, with a warning, without a tag and where predictions are not finite."""

@@ -7,7 +7,6 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassStatScores
 
 from nc_finetune.metrics.finite_predictions import FinitePredictions
-from nc_finetune.metrics.targets import check_targets
 
 
 class BalancedAccuracy(FinitePredictions, MulticlassStatScores):
@@ -32,20 +31,6 @@ class BalancedAccuracy(FinitePredictions, MulticlassStatScores):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes=num_classes, average="none", validate_args=False)
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            preds: Classes, shape ``(N,)``, or scores, ``(N, K)``.
-            target: Shape ``(N,)``, integers in ``[0, K)``.
-
-        Raises:
-            ValueError: If labels are none, or out of range.
-        """
-        target = check_targets(target, len(preds), self.num_classes or 1)
-        super().update(preds, target)
-        self._count(preds)
 
     def compute(self) -> Tensor:
         """Return the value, a scalar; ``nan``, with a warning, without samples and where predictions are not finite."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from nc_finetune.functional.undefined import warn_undefined
+from nc_finetune.metrics.targets import check_targets
 
 if TYPE_CHECKING:
     _Base = Metric
@@ -24,6 +25,7 @@ class FinitePredictions(_Base):
     """
 
     title: str
+    num_classes: int | None
     undecided: Tensor
     samples: Tensor
 
@@ -31,6 +33,23 @@ class FinitePredictions(_Base):
         super().__init__(*args, **kwargs)
         self.add_state("undecided", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("samples", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            preds: Scores, shape ``(N, K)``, or for one label a sample classes, ``(N,)``.
+            target: Shape ``(N,)``, integers in ``[0, K)``; for several labels ``(N, K)``, 0 or 1, of any dtype.
+
+        Raises:
+            ValueError: If labels are none, or out of range.
+        """
+        super().update(preds, self._checked(preds, target))  # type: ignore[safe-super]
+        self._count(preds)
+
+    def _checked(self, preds: Tensor, target: Tensor) -> Tensor:
+        """Return the labels as integers, or refuse them."""
+        return check_targets(target, len(preds), self.num_classes or 1)
 
     def _count(self, preds: Tensor) -> None:
         """Count the samples of a batch, and those without a decision."""
