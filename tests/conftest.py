@@ -1,3 +1,5 @@
+import copy
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 LoaderFactory = Callable[..., DataLoader[Any]]
 TrainerFactory = Callable[..., L.Trainer]
+# As it is before any command: fixtures of a whole file run commands, too.
+IMPORT_POLICY = {
+    name: copy.copy(jsonargparse._common.parsing_settings[name])
+    for name in ("import_path_verdicts", "import_paths_enforced")
+}
+# For processes that tests start, and for Lightning, which sets the number of threads where the environment does not.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -45,8 +54,8 @@ def _no_process_group_is_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _own_import_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands restrict what files may name for the rest of their process; a test is not the rest of another."""
-    for name in ("import_path_verdicts", "import_paths_enforced"):
-        monkeypatch.setitem(jsonargparse._common.parsing_settings, name, jsonargparse._common.parsing_settings[name])
+    for name, value in IMPORT_POLICY.items():
+        monkeypatch.setitem(jsonargparse._common.parsing_settings, name, copy.copy(value))
 
 
 @pytest.fixture

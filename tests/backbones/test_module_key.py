@@ -59,10 +59,6 @@ def _mean(model: ImageClassifier) -> None:
     model.backbone.get_buffer("_mean").add_(0.1)
 
 
-def _mode(model: ImageClassifier) -> None:
-    model.backbone.get_layer("blocks.0").train()
-
-
 def _weight(model: ImageClassifier) -> None:
     with torch.no_grad():
         model.backbone.model.cls_token.add_(1)  # type: ignore[union-attr, operator]
@@ -82,7 +78,6 @@ CHANGES: dict[str, Callable[[ImageClassifier], None]] = {
     "hook": _hook,
     "epsilon": _epsilon,
     "mean": _mean,
-    "mode": _mode,
     "weight": _weight,
     "activation": _activation,
     "forward": _forward,
@@ -173,3 +168,14 @@ def test_other_processes_come_to_the_same_key() -> None:
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+def test_a_mode_counts_unless_training_puts_it_back() -> None:
+    model = classifier()
+    of_training = model.prefix_key()
+    model.backbone.get_layer("blocks.0").train()  # as another model on the same backbone does
+    assert model.prefix_key() == of_training
+    model.eval()
+    before = model.prefix_key()
+    model.backbone.get_layer("blocks.0").train()
+    assert model.prefix_key() != before
