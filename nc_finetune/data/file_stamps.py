@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,25 @@ def _paths(rows: datasets.Dataset, image_column: str) -> list[str | None] | None
     if not pc.struct_field(rows.data.column(image_column), "bytes").null_count:
         return None
     found: list[str | None] = []
-    table: Any = rows.select_columns([image_column]).with_format("arrow")
-    for batch in table.iter(batch_size=1000):
-        images = batch.column(image_column)
+    for images in _encoded_images(rows, image_column):
         inside = pc.is_valid(pc.struct_field(images, "bytes"))
         found += pc.if_else(inside, None, pc.struct_field(images, "path")).to_pylist()
     return found
+
+
+def image_names(rows: datasets.Dataset, image_column: str) -> list[str]:
+    """Return the path or the name that a table gives each of its images, empty where it gives none; no image is read.
+
+    Args:
+        rows: A table of images that are not decoded.
+        image_column: Name of its column of images.
+    """
+    import pyarrow.compute as pc
+
+    batches = _encoded_images(rows, image_column)
+    return [name or "" for images in batches for name in pc.struct_field(images, "path").to_pylist()]
+
+
+def _encoded_images(rows: datasets.Dataset, image_column: str) -> Iterator[Any]:
+    table: Any = rows.select_columns([image_column]).with_format("arrow")
+    return (batch.column(image_column) for batch in table.iter(batch_size=1000))

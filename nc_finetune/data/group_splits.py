@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nc_finetune.data.file_stamps import image_names
 from nc_finetune.data.relative_paths import below_one_folder
 from nc_finetune.data.sources import ImageTable, Source
 from nc_finetune.data.splits import Indices, rank, take_per_class
@@ -37,7 +38,7 @@ def group_names(source: Source, group: str) -> dict[str, list[str]]:
         pattern = re.compile(group)
     except re.error as error:
         raise ValueError(_unknown(source, group, f"no regular expression: {error}")) from error
-    paths = [path for table in tables.values() for path in _paths(table)]
+    paths = [path for table in tables.values() for path in image_names(table.rows, table.image_column)]
     if not any(paths):
         raise ValueError(_unknown(source, group, "and the images have no names of files"))
     attempts = [(shown, [pattern.search(path) for path in shown]) for shown in (_names(paths), below_one_folder(paths))]
@@ -51,10 +52,6 @@ def group_names(source: Source, group: str) -> dict[str, list[str]]:
 
 def _names(paths: Sequence[str]) -> list[str]:
     return [Path(path).name for path in paths]
-
-
-def _paths(table: ImageTable) -> list[str]:
-    return [table.encoded(row)["path"] or "" for row in range(len(table.labels))]
 
 
 def _matched(match: Any) -> str:
@@ -93,8 +90,8 @@ class Groups:
         kinds = {label: place for place, label in enumerate(sorted(set(labels)))}
         self.counts = np.zeros((len(number), len(kinds)))
         np.add.at(self.counts, (self.of_row, np.array([kinds[label] for label in labels])), 1)
-        first = [names.index(name) for name in number]
-        self.order = sorted(range(len(number)), key=lambda group: rank(seed, first[group]))
+        _, first = np.unique(self.of_row, return_index=True)
+        self.order = sorted(range(len(number)), key=lambda group: rank(seed, int(first[group])))
         self.totals = self.counts.sum(axis=0)
 
     def rows(self, groups: Sequence[int]) -> Indices:
@@ -136,7 +133,7 @@ def split_off_groups(
         )
     groups = Groups(labels, names, seed)
     held = np.zeros_like(groups.totals)
-    taken: list[int] = []
+    taken: set[int] = set()
 
     def distance(counts: NDArray[np.float64]) -> float:
         return float(np.square(counts / groups.totals - share).sum())
@@ -145,7 +142,7 @@ def split_off_groups(
         counts = groups.counts[group]
         if group not in taken and _leaves_some(groups, held, counts) and distance(held + counts) < distance(held):
             held = held + counts
-            taken.append(group)
+            taken.add(group)
     if not taken:
         free = [group for group in groups.order if _leaves_some(groups, held, groups.counts[group])]
         if not free:
@@ -153,8 +150,8 @@ def split_off_groups(
                 f"none of the {len(groups.order)} groups can be held out: each holds all images of a class; give more"
                 " groups to each class, or leave group out"
             )
-        taken = [min(free, key=lambda group: distance(groups.counts[group]))]
-    chosen = groups.rows(taken)
+        taken = {min(free, key=lambda group: distance(groups.counts[group]))}
+    chosen = groups.rows(sorted(taken))
     return chosen, np.setdiff1d(np.arange(total, dtype=np.int64), chosen)
 
 
