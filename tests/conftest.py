@@ -33,14 +33,13 @@ MANY_PROCESSES = re.compile(r"MASTER_|spawn\(|devices=2|\"fork\"|init_process_gr
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together where several workers run them (``--dist loadgroup``)."""
-    groups = {path: _group(path) for path in {item.path for item in items}}
+    """Give them to one worker where several run the tests (``--dist loadgroup``)."""
+    together = {
+        path for path in {item.path for item in items} if MANY_PROCESSES.search(path.read_text(encoding="utf-8"))
+    }
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-
-
-def _group(path: Path) -> str:
-    return "processes" if MANY_PROCESSES.search(path.read_text(encoding="utf-8")) else str(path)
+        if item.path in together:
+            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,8 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", STOPS)
-@pytest.mark.parametrize("signum", BOTH)
+# Both signals take one way: each command gets one of them, in turn.
+@pytest.mark.parametrize(("name", "signum"), zip(STOPS, cycle(BOTH), strict=False))
 def test_whatever_is_told_to_end_says_so_in_a_line(name: str, signum: signal.Signals) -> None:
     make_model()
     words, target, call = STOPS[name]
