@@ -1,5 +1,6 @@
 import copy
 import os
+import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jsonargparse._common
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,6 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def _one_thread() -> None:
     """Networks this small gain nothing from more, and lose ten times over where another process computes."""
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same random weights in every run, whichever test ran before and whoever builds a fixture first."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 # Files of tests that start processes which find each other by a port: at one time one of them.
