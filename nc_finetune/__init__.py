@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from nc_finetune.classifier import DivergedError as DivergedError
     from nc_finetune.classifier import ImageClassifier as ImageClassifier
     from nc_finetune.data import ImageData as ImageData
-    from nc_finetune.delta import load_delta as load_delta
-    from nc_finetune.delta import save_delta as save_delta
+    from nc_finetune.deployment import load_delta as load_delta
+    from nc_finetune.files import save_delta as save_delta
     from nc_finetune.metrics import NeuralCollapse as NeuralCollapse
 
 # Imported when first used: torch, Lightning and timm take seconds, and `nc-finetune --help` needs none of them.
@@ -32,10 +32,13 @@ _HOMES = {
     "OpenClipBackbone": "backbones",
     "TimmBackbone": "backbones",
     "create_backbone": "backbones",
-    "load_delta": "delta",
-    "save_delta": "delta",
+    "load_delta": "deployment",
+    "save_delta": "files",
 }
-_ROOMS = {"backbones", "callbacks", "data", "functional", "heads", "losses", "methods", "metrics", "selection"}
+_ROOMS = {
+    *("backbones", "callbacks", "data", "deployment", "files", "functional", "heads", "losses", "methods", "metrics"),
+    *("report", "results", "run", "selection"),
+}
 
 __version__ = version("nc-finetune")
 

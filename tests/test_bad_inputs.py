@@ -22,13 +22,13 @@ from broken_images import BROKEN, ODD, encoded, photo
 from made_up_images import make_rows, write_idx, write_images, write_parquet
 
 from nc_finetune import ImageClassifier, ImageData, load_delta, save_delta
-from nc_finetune.benchmark.grid import read_grid
-from nc_finetune.benchmark.results import read_result
+from nc_finetune._common.trust import only_known_classes
+from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.data import UnlabelledFolder
-from nc_finetune.data.transforms import DecodeAndResize
-from nc_finetune.predict import predict_folder
-from nc_finetune.recipes import find_recipe
-from nc_finetune.trust import only_known_classes
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.deployment.predict import predict_folder
+from nc_finetune.results.result import read_result
+from nc_finetune.run.grid import read_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 Act = Callable[[Path], Any]

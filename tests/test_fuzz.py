@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_up_images import idx, write_images
 
-from nc_finetune.benchmark.content import build_report
-from nc_finetune.benchmark.grid import read_grid
-from nc_finetune.benchmark.markdown import render_markdown
-from nc_finetune.benchmark.results import Result, read_result, write_result
-from nc_finetune.benchmark.spreadsheet import render_csv
 from nc_finetune.cli import main
-from nc_finetune.data.idx_files import read_idx_folder
-from nc_finetune.data.label_tables import LabelTable
-from nc_finetune.data.split_file import read_splits
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.columns.label_tables import LabelTable
+from nc_finetune.data.sources.idx_files import read_idx_folder
+from nc_finetune.data.splits.file import read_splits
+from nc_finetune.report.content import build_report
+from nc_finetune.report.markdown import render_markdown
+from nc_finetune.report.spreadsheet import render_csv
+from nc_finetune.results.result import Result, read_result, write_result
+from nc_finetune.run.grid import read_grid
 
 quick = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 words = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)

@@ -14,9 +14,9 @@ from torchvision.transforms import v2
 
 from nc_finetune import ImageClassifier, NeuralCollapse, heads, losses, methods
 from nc_finetune.backbones import Backbone, create_backbone, find_network_layers
+from nc_finetune.callbacks._collapse.layer_sums import max_kept_samples
+from nc_finetune.callbacks._collapse.measurement import Measurement
 from nc_finetune.callbacks.head_alignment import _ClassSums
-from nc_finetune.callbacks.layer_sums import max_kept_samples
-from nc_finetune.callbacks.measurement import Measurement
 from nc_finetune.data import PerImage, RandomCropFlip
 from nc_finetune.functional import class_statistics, multilabel_collapse, nc1, separation_law
 from nc_finetune.functional.logistic_regression import logistic_path

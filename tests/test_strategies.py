@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nc_finetune import DeltaCheckpoint, ImageClassifier, LayerwiseNC1, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.cli import main
+from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.methods import SkipConnectionFinetuning
-from nc_finetune.recipes import find_recipe
 
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 

@@ -37,8 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from nc_finetune import ImageClassifier, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.callbacks.probe_path import DEFAULT_PENALTIES
-from nc_finetune.data import LabelledImages, load_source
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data import DecodeAndResize, LabelledImages, load_source
 from nc_finetune.functional.logistic_regression import logistic_path
 from nc_finetune.methods import LinearProbe, SkipConnectionFinetuning
 

@@ -40,7 +40,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune import ImageClassifier, TimmBackbone
 from nc_finetune.backbones import PrefixOutput, SplitBackbone
-from nc_finetune.benchmark.provenance import environment
 from nc_finetune.methods import (
     AdapterTuning,
     FinetuningMethod,
@@ -50,6 +49,7 @@ from nc_finetune.methods import (
     SideFinetuning,
     SkipConnectionFinetuning,
 )
+from nc_finetune.run.provenance import environment
 
 CLASSES = 10
 REFERENCE = "full FT"

@@ -24,10 +24,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nc_finetune.benchmark.grid import Cell, Grid, Settings
-from nc_finetune.benchmark.results import Result
-from nc_finetune.benchmark.runner import run_cell
-from nc_finetune.benchmark.specs import BackboneSpec, DatasetSpec, MethodSpec
+from nc_finetune.results.result import Result
+from nc_finetune.run.grid import Cell, Grid, Settings
+from nc_finetune.run.runner import run_cell
+from nc_finetune.run.specs import BackboneSpec, DatasetSpec, MethodSpec
 
 BLOCK = "blocks.4.2"
 METHODS = (

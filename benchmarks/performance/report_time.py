@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nc_finetune.benchmark.results import Result, write_result
+from nc_finetune.results.result import Result, write_result
 
 DATASETS = {"digits": 10, "fashion-mnist": 10, "cifar10-jpeg": 10}
 BACKBONES = tuple(f"tf_efficientnet_lite{size}" for size in range(3))

@@ -25,8 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nc_finetune.benchmark.grid import Grid, read_grid
-from nc_finetune.benchmark.results import read_result
+from nc_finetune.results.result import read_result
+from nc_finetune.run.grid import Grid, read_grid
 
 TINY = """\
 backbones: [{{name: test_resnet, weights: null, key_layer: [layer1.0, layer2.0]}}]
@@ -52,7 +52,7 @@ settings: {{epochs: 3}}
 # The command as it is, but it says when a cell begins.
 COMMAND = """\
 import sys
-from nc_finetune.benchmark import runner
+from nc_finetune.run import runner
 from nc_finetune.cli import main
 run_cell = runner.run_cell
 def announced(cell, *rest):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones.final_norm import find_final_norm
+from nc_finetune.backbones._layers.final_norm import find_final_norm
 from nc_finetune.backbones.pooling import Pooling, pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import unknown_name

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from nc_finetune.backbones._open_clip.source import OpenClipSource
+from nc_finetune.backbones._open_clip.text_encoder import TextEncoder
+from nc_finetune.backbones._open_clip.towers import describe_tower
 from nc_finetune.backbones.base import Backbone
-from nc_finetune.backbones.open_clip_source import OpenClipSource
-from nc_finetune.backbones.open_clip_towers import describe_tower
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
-from nc_finetune.backbones.text_encoder import TextEncoder
 from nc_finetune.errors import unknown_name
 
 ClipFeatures = Literal["pre_projection", "projected"]

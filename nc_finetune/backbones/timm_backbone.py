@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nc_finetune._common.trust import check_options
+from nc_finetune.backbones._layers.block_finder import find_block_names
+from nc_finetune.backbones._layers.layout_finder import find_layout
 from nc_finetune.backbones.base import Backbone
-from nc_finetune.backbones.block_finder import find_block_names
 from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
-from nc_finetune.backbones.layout_finder import find_layout
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
 from nc_finetune.backbones.weights import (
     hub_failure,
@@ -24,7 +25,6 @@ from nc_finetune.backbones.weights import (
     read_state_dict,
 )
 from nc_finetune.errors import unknown_name
-from nc_finetune.trust import check_options
 
 # Names of the weights in a folder of timm's on the hub, in timm's own order.
 HUB_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")

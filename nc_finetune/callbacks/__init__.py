@@ -1,12 +1,12 @@
 """Lightning callbacks that measure collapse while others train."""
 
-from nc_finetune.callbacks.collapse_callback import CollapseCallback as CollapseCallback
+from nc_finetune.callbacks._collapse.callback import CollapseCallback as CollapseCallback
+from nc_finetune.callbacks._collapse.measurement import MeasurementError as MeasurementError
 from nc_finetune.callbacks.collapse_monitor import CollapseMonitor as CollapseMonitor
 from nc_finetune.callbacks.compile_blocks import CompileBlocks as CompileBlocks
 from nc_finetune.callbacks.delta_checkpoint import DeltaCheckpoint as DeltaCheckpoint
 from nc_finetune.callbacks.head_alignment import HeadAlignment as HeadAlignment
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
-from nc_finetune.callbacks.measurement import MeasurementError as MeasurementError
 from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from nc_finetune.callbacks.prefix_cache import PrefixCache as PrefixCache
 from nc_finetune.callbacks.probe_path import ProbePath as ProbePath

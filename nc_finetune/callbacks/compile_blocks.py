@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from nc_finetune.backbones.call_record import replaced_forward
+from nc_finetune.backbones import replaced_forward
 
 
 class CompileBlocks(L.Callback):

@@ -14,9 +14,9 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor
 
-from nc_finetune.callbacks.evaluation import refuse_sharded
-from nc_finetune.delta_file import record_base
-from nc_finetune.delta_io import DELTA_SUFFIX, checkpoint_beside, read_and_write_deltas
+from nc_finetune.files.delta import record_base
+from nc_finetune.files.delta_io import DELTA_SUFFIX, checkpoint_beside, read_and_write_deltas
+from nc_finetune.passes.evaluation import refuse_sharded
 
 # Not in every version of Lightning.
 _AVERAGING: tuple[type[Any], ...] = tuple(filter(None, [getattr(callbacks, "WeightAveraging", None)]))

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nc_finetune.backbones import watch_input
-from nc_finetune.callbacks.batches import prepare_batch, unpack_batch
-from nc_finetune.callbacks.evaluation import evaluating, refuse_sharded
-from nc_finetune.callbacks.measured_data import PlainPass, loaders_of_split
-from nc_finetune.callbacks.repeats import warn_of_differences
 from nc_finetune.heads import FrameHead
+from nc_finetune.passes.batches import prepare_batch, unpack_batch
+from nc_finetune.passes.evaluation import evaluating, refuse_sharded
+from nc_finetune.passes.measured_data import PlainPass, loaders_of_split
+from nc_finetune.passes.repeats import warn_of_differences
 
 
 class _ClassSums:

@@ -10,9 +10,9 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from nc_finetune.csv_text import csv_text
-from nc_finetune.data_facts import told_by
-from nc_finetune.files import write_text_atomically
+from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune._common.csv_text import csv_text
+from nc_finetune._common.data_facts import told_by
 
 _SHARE_OF_LARGEST = 0.5
 

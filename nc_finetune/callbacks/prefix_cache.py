@@ -16,17 +16,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 
+from nc_finetune._common.data_facts import current_datamodule, told_by
 from nc_finetune.backbones import SplitBackbone, SplitError
 from nc_finetune.cache import CachedRows, row_number
-from nc_finetune.callbacks.batches import HOOKS, prepare_batch
-from nc_finetune.callbacks.collapse_callback import CollapseCallback, Split
-from nc_finetune.callbacks.evaluation import evaluating, random_state_kept, refuse_sharded
-from nc_finetune.callbacks.prefix_fill import CannotKeepError, PrefixFill, read_share
-from nc_finetune.callbacks.repeats import Witness, what_differs
+from nc_finetune.callbacks._collapse.callback import CollapseCallback, Split
+from nc_finetune.callbacks._prefix.fill import CannotKeepError, PrefixFill, read_share
 from nc_finetune.data.batch_transforms import numbers_as_they_come
 from nc_finetune.data.labelled_images import Drawn
-from nc_finetune.data_facts import current_datamodule, told_by
 from nc_finetune.errors import unknown_name
+from nc_finetune.passes.batches import HOOKS, prepare_batch
+from nc_finetune.passes.evaluation import evaluating, random_state_kept, refuse_sharded
+from nc_finetune.passes.repeats import Witness, what_differs
 
 _LOOKED_AT = 4
 GIGABYTE = 1e9

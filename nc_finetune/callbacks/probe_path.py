@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.cache import CachedRows
-from nc_finetune.callbacks.batches import prepare_batch
-from nc_finetune.callbacks.evaluation import evaluating
-from nc_finetune.callbacks.measured_data import PlainPass, loaders_of_split
-from nc_finetune.callbacks.repeats import warn_of_differences
 from nc_finetune.functional.logistic_regression import LinearFit, logistic_path
+from nc_finetune.passes.batches import prepare_batch
+from nc_finetune.passes.evaluation import evaluating
+from nc_finetune.passes.measured_data import PlainPass, loaders_of_split
+from nc_finetune.passes.repeats import warn_of_differences
 
 DEFAULT_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 3))
 

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
-from nc_finetune.terminal import duration, plain_numbers, say
+from nc_finetune._common.terminal import duration, plain_numbers, say
 
 _MAIN = ("loss", "accuracy", "balanced_accuracy", "average_precision")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nc_finetune.data.sources import ImageTable
+from nc_finetune.data.sources.source import ImageTable
 
 
 @dataclass(frozen=True)

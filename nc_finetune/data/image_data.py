@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nc_finetune.data._pixels.file_stamps import FileStamps
+from nc_finetune.data._pixels.pixel_store import PixelStore
+from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.batch_transforms import come_as_they_are, numbers_drawn_from
+from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.content_hashes import Duplicate
-from nc_finetune.data.file_stamps import FileStamps
 from nc_finetune.data.labelled_images import (
     BadImage,
     LabelledImages,
@@ -28,16 +31,13 @@ from nc_finetune.data.labelled_images import (
     shared_flags,
     write_bad_images,
 )
-from nc_finetune.data.left_out import LeftOut, left_out_of
-from nc_finetune.data.pixel_store import PixelStore
-from nc_finetune.data.planned_splits import SplitPlan
-from nc_finetune.data.sources import Source, load_source
-from nc_finetune.data.split_file import SplitRows
-from nc_finetune.data.split_names import SPLIT_NAMES
-from nc_finetune.data.split_summary import PlannedSplits, SplitSummary
-from nc_finetune.data.splits import splits_hash
+from nc_finetune.data.sources.left_out import LeftOut, left_out_of
+from nc_finetune.data.sources.source import Source, load_source
+from nc_finetune.data.splits.file import SplitRows
+from nc_finetune.data.splits.plan import SplitPlan
+from nc_finetune.data.splits.stratified import splits_hash
+from nc_finetune.data.splits.summary import PlannedSplits, SplitSummary
 from nc_finetune.data.training_order import FixedOrder, OwnShare, TrainingLoader, TrainingOrder, balancing_weights
-from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.unlabelled_folder import UnlabelledImages
 from nc_finetune.data.workers import choose_workers
 from nc_finetune.errors import DataWarning, unknown_name

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from nc_finetune.csv_text import csv_text
-from nc_finetune.data.file_stamps import FileStamps
+from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune._common.csv_text import csv_text
+from nc_finetune.data._pixels.file_stamps import FileStamps
+from nc_finetune.data._pixels.pixel_store import PixelStore
+from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.patient_loader import PatientLoader
-from nc_finetune.data.pixel_store import PixelStore
-from nc_finetune.data.sources import ImageTable
-from nc_finetune.data.splits import Indices
-from nc_finetune.data.transforms import DecodeAndResize
-from nc_finetune.files import write_text_atomically
+from nc_finetune.data.sources.source import ImageTable
+from nc_finetune.data.splits.stratified import Indices
 
 # Returns a tensor; to jsonargparse a class there would say that the callable builds objects of it.
 Transform = Callable[[Tensor], Any]
@@ -118,7 +118,7 @@ class LabelledImages(Dataset[Sample]):
 
     @property
     def labels(self) -> list[int]:
-        """The label of each item; see :attr:`ImageTable.labels <nc_finetune.data.sources.ImageTable>`."""
+        """The label of each item; see :attr:`ImageTable.labels <nc_finetune.data.sources.source.ImageTable>`."""
         return [self.table.labels[row] for row in self.indices]
 
     def class_counts(self, num_classes: int) -> list[int]:

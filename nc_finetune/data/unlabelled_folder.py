@@ -13,13 +13,13 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nc_finetune.data.file_listing import visible_files
-from nc_finetune.data.image_files import is_image_file
+from nc_finetune.data._pixels.image_files import is_image_file
+from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
+from nc_finetune.data.columns.relative_paths import below_one_folder
 from nc_finetune.data.labelled_images import OnBadImage, SkippingLoader, collate, shared_flags
-from nc_finetune.data.left_out import LeftOut
-from nc_finetune.data.relative_paths import below_one_folder
-from nc_finetune.data.sources import EncodedImages, load_unlabelled
-from nc_finetune.data.transforms import INTERPOLATIONS, DecodeAndResize
+from nc_finetune.data.sources.file_listing import visible_files
+from nc_finetune.data.sources.left_out import LeftOut
+from nc_finetune.data.sources.source import EncodedImages, load_unlabelled
 from nc_finetune.errors import unknown_name
 
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from nc_finetune._common.trust import check_options
 from nc_finetune.backbones import Backbone, called_layers
 from nc_finetune.errors import missing_extra, unknown_name
 from nc_finetune.methods.base import FinetuningMethod
-from nc_finetune.trust import check_options
 
 # Those that peft injects into linear layers and convolutions alike.
 ADAPTERS = ("lora", "loha", "lokr")

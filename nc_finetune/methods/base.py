@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, Pooling
 from nc_finetune.errors import unknown_name
-from nc_finetune.methods.bound import BoundMethod
+from nc_finetune.methods._bound import BoundMethod
 
 BatchNormMode = Literal["eval", "train"]
 AUTO = "auto"  # a key layer that is still to be chosen

@@ -7,8 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.methods.base import FinetuningMethod
-from nc_finetune.methods.skips import (
+from nc_finetune.methods._skips import (
     SkipConnections,
     SkipJoin,
     SkipPooling,
@@ -18,6 +17,7 @@ from nc_finetune.methods.skips import (
     find_join,
     joining_layer,
 )
+from nc_finetune.methods.base import FinetuningMethod
 
 
 class LinearProbe(FinetuningMethod):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nc_finetune.backbones import Backbone
+from nc_finetune.methods._wrapping import asks_inner
 from nc_finetune.methods.base import FinetuningMethod
-from nc_finetune.methods.wrapping import asks_inner
 
 
 @asks_inner

@@ -8,9 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.methods.base import BatchNormMode
-from nc_finetune.methods.layer import LayerFinetuning
-from nc_finetune.methods.skips import (
+from nc_finetune.methods._skips import (
     SkipConnections,
     SkipJoin,
     SkipPooling,
@@ -20,6 +18,8 @@ from nc_finetune.methods.skips import (
     find_join,
     joining_layer,
 )
+from nc_finetune.methods.base import BatchNormMode
+from nc_finetune.methods.layer import LayerFinetuning
 
 
 class SideFinetuning(LayerFinetuning):

@@ -7,9 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.methods.base import BatchNormMode
-from nc_finetune.methods.layer import LayerFinetuning
-from nc_finetune.methods.skips import (
+from nc_finetune.methods._skips import (
     SkipConnections,
     SkipJoin,
     SkipPooling,
@@ -18,6 +16,8 @@ from nc_finetune.methods.skips import (
     features_with_skips,
     find_join,
 )
+from nc_finetune.methods.base import BatchNormMode
+from nc_finetune.methods.layer import LayerFinetuning
 
 
 class SkipConnectionFinetuning(LayerFinetuning):

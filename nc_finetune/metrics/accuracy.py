@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from nc_finetune.metrics.finite_predictions import FinitePredictions
+from nc_finetune.metrics._finite_predictions import FinitePredictions
 
 
 class Accuracy(FinitePredictions, MulticlassAccuracy):

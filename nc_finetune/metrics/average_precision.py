@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 from nc_finetune.functional.undefined import named, warn_undefined
-from nc_finetune.metrics.finite_predictions import FinitePredictions
+from nc_finetune.metrics._finite_predictions import FinitePredictions
 from nc_finetune.metrics.targets import check_targets
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import SkippingLoader, collate
-from nc_finetune.data.splits import draw_stratified
+from nc_finetune.data.splits.stratified import draw_stratified
 from nc_finetune.methods import FinetuningMethod
 
 _PROBE_STEPS = 50

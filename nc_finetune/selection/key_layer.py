@@ -12,10 +12,10 @@ import torch
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FinetuningMethod, LayerFinetuning
-from nc_finetune.selection.block_trial import BlockTrial
+from nc_finetune.selection._trials.block_trial import BlockTrial
+from nc_finetune.selection._trials.halving import Rung, best_of, spread_out, successive_halving
+from nc_finetune.selection._trials.trial_samples import TrialSamples
 from nc_finetune.selection.features import method_features, require_one_label, subset_batches
-from nc_finetune.selection.halving import Rung, best_of, spread_out, successive_halving
-from nc_finetune.selection.trial_samples import TrialSamples
 
 _CANDIDATES = 6
 # A step of a block beside a frozen network costs a third to a quarter of one through all that follows the block, and
@@ -81,10 +81,10 @@ def choose_key_layer(
     """Choose the block to tune by short trials on the training split, judged on the validation split.
 
     Up to six evenly spaced blocks of at most 10 % of the parameters are tuned for a few steps each, the better half for
-    some more, and so on; a trial is judged by :func:`~nc_finetune.selection.halving.score`, accuracy with NC1 as a
-    second witness. The smallest pre-trained NC1 alone may point at the worst block. All trials together take as many
-    training steps as one fine-tuning, or three times as many where blocks are tuned beside the network, whose steps
-    cost less; the test split is not touched, and the backbone is left as it was.
+    some more, and so on; a trial is judged by accuracy with NC1 as a second witness
+    (:func:`~nc_finetune.selection._trials.halving.score`). The smallest pre-trained NC1 alone may point at the worst
+    block. All trials together take as many training steps as one fine-tuning, or three times as many where blocks are
+    tuned beside the network, whose steps cost less; the test split is not touched, and the backbone is left as it was.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.

@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
+from nc_finetune._common.terminal import as_text, name_table
 from nc_finetune.errors import missing_extra
 from nc_finetune.functional import SeparationLaw
 from nc_finetune.selection.backbone_scores import FIELDS, MEASURES, BackboneScores
 from nc_finetune.selection.key_layer import KeyLayerChoice
 from nc_finetune.selection.profile import BlockCost, BlockMeasures
-from nc_finetune.terminal import as_text, name_table
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito, Color Universal Design (2008)
 

@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from nc_finetune.backbones.block_finder import find_block_names, named_layers
-from nc_finetune.backbones.layout_finder import find_layout
+from nc_finetune.backbones._layers.block_finder import find_block_names, named_layers
+from nc_finetune.backbones._layers.layout_finder import find_layout
 from nc_finetune.backbones.pooling import BlockLayout
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import SplitError
-from nc_finetune.backbones.layer_inputs import LayerInput, SeenInput, watch_seen
+from nc_finetune.backbones._split.layer_inputs import LayerInput, SeenInput, watch_seen
 
 
 class Adding(nn.Module):

@@ -8,7 +8,8 @@ from plain_module import CLASSES, PlainModule, make_loader
 from reference import neural_collapse as reference
 from torch import Tensor, nn
 
-from nc_finetune.callbacks import CollapseMonitor, layer_sums
+from nc_finetune.callbacks import CollapseMonitor
+from nc_finetune.callbacks._collapse import layer_sums
 
 
 def features_by_hand(model: PlainModule, layer: nn.Module, take_input: bool = False) -> tuple[Any, Any]:

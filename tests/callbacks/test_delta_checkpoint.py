@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from nc_finetune import DeltaCheckpoint, ImageClassifier, ImageData, LayerwiseNC1, load_delta
 from nc_finetune.backbones import TimmBackbone, weights_hash
 from nc_finetune.callbacks import ProbePath
-from nc_finetune.delta import load_model
-from nc_finetune.delta_file import read_delta
+from nc_finetune.deployment.load import load_model
+from nc_finetune.files.delta import read_delta
 from nc_finetune.methods import FullFinetuning, LayerFinetuning, LinearProbe, SideFinetuning
 
 LoaderFactory = Callable[..., DataLoader[Any]]

@@ -18,7 +18,8 @@ from plain_module import CLASSES, PlainModule, make_loader, make_samples
 from torch.utils.data import DataLoader, Dataset
 
 from nc_finetune import LayerwiseNC1
-from nc_finetune.callbacks import CollapseMonitor, layer_sums
+from nc_finetune.callbacks import CollapseMonitor
+from nc_finetune.callbacks._collapse import layer_sums
 
 LAYERS = ["blocks.1", "penultimate"]
 

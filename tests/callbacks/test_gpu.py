@@ -11,8 +11,9 @@ from torch import nn
 
 from nc_finetune import LayerwiseNC1
 from nc_finetune.backbones import find_network_layers
-from nc_finetune.callbacks import CollapseMonitor, layer_sums
-from nc_finetune.callbacks.measurement import Measurement
+from nc_finetune.callbacks import CollapseMonitor
+from nc_finetune.callbacks._collapse import layer_sums
+from nc_finetune.callbacks._collapse.measurement import Measurement
 from nc_finetune.metrics import NeuralCollapse
 
 pytestmark = [

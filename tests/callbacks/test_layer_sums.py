@@ -7,8 +7,8 @@ import torch
 from reference import neural_collapse as reference
 from torch import Tensor
 
-from nc_finetune.callbacks import layer_sums
-from nc_finetune.callbacks.layer_sums import LayerSums
+from nc_finetune.callbacks._collapse import layer_sums
+from nc_finetune.callbacks._collapse.layer_sums import LayerSums
 from nc_finetune.metrics import NeuralCollapse
 
 CLASSES, WIDTH = 3, 6

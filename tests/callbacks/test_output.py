@@ -11,8 +11,8 @@ from plain_module import PlainModule, make_loader
 
 from nc_finetune import LayerwiseNC1
 from nc_finetune.callbacks import CollapseMonitor
-from nc_finetune.callbacks.figures import draw_layers, draw_measures, log_figure, log_folder
-from nc_finetune.callbacks.history import history_csv
+from nc_finetune.callbacks._collapse.figures import draw_layers, draw_measures, log_figure, log_folder
+from nc_finetune.callbacks._collapse.history import history_csv
 
 ROWS = [{"epoch": epoch, "step": 5 * epoch, "nc1/a": 10.0 / (epoch + 1), "nc1/b": 0.1} for epoch in range(3)]
 KEYS = {"a": "nc1/a", "b": "nc1/b"}

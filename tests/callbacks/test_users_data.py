@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import ImageClassifier, LayerwiseNC1
+from nc_finetune._common.data_facts import told_by
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.callbacks import PrefixCache, ProbePath
-from nc_finetune.data_facts import told_by
 from nc_finetune.functional import class_statistics, nc1
 from nc_finetune.functional.frames import nearest_simplex_etf
 from nc_finetune.heads import SimplexETFHead

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_up_images import make_rows, write_images, write_parquet
 
 from nc_finetune.data import ImageData
-from nc_finetune.data.splits import give_back, split_off
+from nc_finetune.data.splits.stratified import give_back, split_off
 
 INTEGER = datasets.Value("int64")
 # 30 of one class, and six classes of one, two or three images.

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from nc_finetune.data import ImageData
-from nc_finetune.data.sources import Source, load_source
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources.source import Source, load_source
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF"}
 

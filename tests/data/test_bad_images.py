@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData
 from nc_finetune.callbacks import PrefixCache
-from nc_finetune.data import UnlabelledFolder, check_data, locations
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data import UnlabelledFolder, check_data
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources import locations
 
 
 def decode(content: bytes, size: int = 16) -> Tensor:

@@ -14,9 +14,9 @@ from PIL import Image
 from nc_finetune import ImageData
 from nc_finetune.cli import main
 from nc_finetune.data import UnlabelledFolder, check_data
-from nc_finetune.data.file_listing import visible_files
-from nc_finetune.data.folders import read_folder
-from nc_finetune.data.image_files import image_endings
+from nc_finetune.data._pixels.image_files import image_endings
+from nc_finetune.data.sources.file_listing import visible_files
+from nc_finetune.data.sources.folders import read_folder
 
 LOOPS = {
     "each to the other": {"cat/more": "dog", "dog/more": "cat"},

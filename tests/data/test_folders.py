@@ -12,10 +12,10 @@ import pytest
 from made_up_images import make_rows, write_images, write_parquet
 from PIL import Image
 
-from nc_finetune.data.folders import read_folder, visible_files
-from nc_finetune.data.sources import load_source
-from nc_finetune.data.split_names import by_split
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.columns.split_names import by_split
+from nc_finetune.data.sources.folders import read_folder, visible_files
+from nc_finetune.data.sources.source import load_source
 
 
 def sizes(found: dict[str, Any]) -> dict[str, int]:

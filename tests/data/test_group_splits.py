@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from made_up_images import make_rows, write_images
 from sklearn.model_selection import StratifiedGroupKFold
 
-from nc_finetune.benchmark.specs import DatasetSpec
 from nc_finetune.cli import main
 from nc_finetune.data import ImageData
-from nc_finetune.data.group_splits import k_folds_of_groups, split_off_groups, take_per_class_in_groups
+from nc_finetune.data.splits.groups import k_folds_of_groups, split_off_groups, take_per_class_in_groups
+from nc_finetune.run.specs import DatasetSpec
 
 STRING = datasets.Value("string")
 # 24 persons of 5 images each; a person has images of one class, or of both.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from made_up_images import idx, write_idx
 
-from nc_finetune.data.sources import load_source
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources.source import load_source
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -111,7 +111,7 @@ def test_only_the_split_that_lacks_is_taken_from_train(tmp_path: Path, present: 
 def test_splits_are_planned_once(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = small(pets)
     _ = data.train_set
-    monkeypatch.setattr("nc_finetune.data.planned_splits.split_off", None)
+    monkeypatch.setattr("nc_finetune.data.splits.plan.split_off", None)
     assert len(data.test_set) == 10
 
 

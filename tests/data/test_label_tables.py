@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from made_up_images import write_images
 
-from nc_finetune.data.sources import Source, load_source
+from nc_finetune.data.sources.source import Source, load_source
 
 
 def write_table(folder: Path, text: str, name: str = "labels.csv") -> str:

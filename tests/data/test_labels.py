@@ -4,7 +4,7 @@ import datasets
 import pytest
 from made_up_images import make_rows
 
-from nc_finetune.data.labels import number_labels
+from nc_finetune.data.columns.labels import number_labels
 
 INTEGER = datasets.Value("int64")
 STRING = datasets.Value("string")

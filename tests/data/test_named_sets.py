@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from made_up_images import make_rows, write_idx, write_images, write_parquet
 
-from nc_finetune.data import named_sets
-from nc_finetune.data.named_sets import NAMED_SETS
-from nc_finetune.data.sources import Source, load_source
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources import named_sets
+from nc_finetune.data.sources.named_sets import NAMED_SETS
+from nc_finetune.data.sources.source import Source, load_source
 
 
 @pytest.fixture(autouse=True)

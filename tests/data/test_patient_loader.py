@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from nc_finetune import ImageData
-from nc_finetune.callbacks.measured_data import _plain_loader
 from nc_finetune.data.labelled_images import SkippingLoader
 from nc_finetune.data.patient_loader import LeaveSignals, PatientLoader
+from nc_finetune.passes.measured_data import _plain_loader
 from nc_finetune.selection.features import subset_batches
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nc_finetune import ImageData
 from nc_finetune.cache import GrowingStore, RowLayout
-from nc_finetune.data.pixel_store import PixelStore
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.pixel_store import PixelStore
+from nc_finetune.data._pixels.transforms import DecodeAndResize
 
 
 class Decoder:
@@ -178,7 +178,7 @@ def test_another_decoder_decodes_again(tmp_path: Path, other: dict[str, Any], mo
     write_pets(tmp_path / "pets")
     colours(tmp_path / "pets", tmp_path / "cache")
     if other.pop("decoder", None):
-        monkeypatch.setattr("nc_finetune.data.transforms.decoder_versions", lambda: "Pillow 99")
+        monkeypatch.setattr("nc_finetune.data._pixels.transforms.decoder_versions", lambda: "Pillow 99")
     asked: list[Any] = []
     decode = DecodeAndResize.__call__
     monkeypatch.setattr(DecodeAndResize, "__call__", lambda self, encoded: asked.append(1) or decode(self, encoded))

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from nc_finetune.data.pixel_values import read_rgb
+from nc_finetune.data._pixels.pixel_values import read_rgb
 
 RAMP = np.arange(1024, dtype=np.uint16).reshape(32, 32)
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=-1)

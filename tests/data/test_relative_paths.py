@@ -11,8 +11,8 @@ import pytest
 from made_up_images import write_images
 from pyarrow import parquet
 
-from nc_finetune.data.sources import load_source
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources.source import load_source
 
 LABELS = ["cat", "dog", "cat"]
 STRING = datasets.Value("string")

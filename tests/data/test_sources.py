@@ -11,8 +11,8 @@ from made_up_images import make_rows, write_images, write_parquet
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from nc_finetune.data.sources import load_source
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources.source import load_source
 
 
 def grey_values(source: str | Path, split: str = "train") -> list[int]:

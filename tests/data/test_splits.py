@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nc_finetune.data import splits
-from nc_finetune.data.splits import k_folds, split_off, take_per_class
+from nc_finetune.data.splits import stratified as splits
+from nc_finetune.data.splits.stratified import k_folds, split_off, take_per_class
 
 LABELS = [0, 1, 2] * 6
 UNEVEN = [0] * 9 + [1] * 5 + [2] * 3

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nc_finetune.data.transforms import DecodeAndResize
+from nc_finetune.data._pixels.transforms import DecodeAndResize
 
 
 def decode(image: Image.Image, size: int = 4, file_format: str = "PNG", **options: Any) -> Tensor:

@@ -16,7 +16,7 @@ from nc_finetune import ImageClassifier, save_delta
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.callbacks import PredictionWriter
 from nc_finetune.data import ImageData, UnlabelledSource
-from nc_finetune.predict import predict_folder
+from nc_finetune.deployment.predict import predict_folder
 
 STRING = datasets.Value("string")
 # Each writes 20 labelled images, 4 images of a test split without labels, and returns the source.

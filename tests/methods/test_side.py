@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from nc_finetune import ImageClassifier, ImageData
 from nc_finetune.backbones import Backbone, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
-from nc_finetune.export import export_program, export_state_dict
+from nc_finetune.deployment.export import export_program, export_state_dict
 from nc_finetune.methods import (
     LinearProbe,
     ProbeFirst,

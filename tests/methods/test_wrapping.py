@@ -26,7 +26,7 @@ from nc_finetune.methods import (
     SkipProbe,
     ZeroShot,
 )
-from nc_finetune.methods.wrapping import asks_inner, public_names
+from nc_finetune.methods._wrapping import asks_inner, public_names
 
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
     "ZeroShot": ZeroShot,

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from nc_finetune import ImageClassifier, ImageData, load_delta, save_delta
 from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
-from nc_finetune.benchmark.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings
-from nc_finetune.benchmark.runner import run_cell
 from nc_finetune.cli import main
 from nc_finetune.heads import ZeroShotHead, prompt_templates
 from nc_finetune.methods import LinearProbe, ZeroShot
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings
+from nc_finetune.run.runner import run_cell
 
 MODEL = register_tiny_clip()
 NAMES = ["cat", "dog", "Boeing 707"]

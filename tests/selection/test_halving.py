@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from nc_finetune.selection.halving import Measurement, best_of, score, spread_out, successive_halving
+from nc_finetune.selection._trials.halving import Measurement, best_of, score, spread_out, successive_halving
 
 
 class FakeTrial:

@@ -9,11 +9,12 @@ from nc_finetune import ImageClassifier, load_delta, save_delta
 from nc_finetune.backbones import Backbone, TimmBackbone, weights_hash
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SideFinetuning, SkipConnectionFinetuning
-from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice, block_trial, choose_key_layer
-from nc_finetune.selection.block_trial import BlockTrial
-from nc_finetune.selection.halving import Measurement, Rung
+from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice, choose_key_layer
+from nc_finetune.selection._trials import block_trial
+from nc_finetune.selection._trials.block_trial import BlockTrial
+from nc_finetune.selection._trials.halving import Measurement, Rung
+from nc_finetune.selection._trials.trial_samples import TrialSamples
 from nc_finetune.selection.key_layer import _tunable, _tuned_percent
-from nc_finetune.selection.trial_samples import TrialSamples
 
 
 def test_trials_leave_the_backbone_as_it_was(backbone: Backbone, data: ImageData) -> None:

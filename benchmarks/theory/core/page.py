@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from benchmarks.theory.core.claims import number
-from nc_finetune.files import write_text_atomically
+from nc_finetune._common.atomic_files import write_text_atomically
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 

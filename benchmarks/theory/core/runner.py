@@ -23,8 +23,8 @@ from benchmarks.theory.core.drawing import to_png
 from benchmarks.theory.core.experiment import Experiment, Findings
 from benchmarks.theory.core.page import write_page
 from benchmarks.theory.experiments.catalogue import EXPERIMENTS, find
-from nc_finetune.benchmark.provenance import environment
-from nc_finetune.files import write_atomically, write_text_atomically
+from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
+from nc_finetune.run.provenance import environment
 
 _DIGITS = 6  # of a curve: more than a picture shows
 

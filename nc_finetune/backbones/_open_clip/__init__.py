@@ -1,0 +1,1 @@
+"""What open_clip's models are made of."""

@@ -1,0 +1,1 @@
+"""A network cut in two before one of its layers."""

@@ -1,0 +1,1 @@
+"""Filling and finding the cache of a frozen prefix."""

@@ -1,0 +1,653 @@
+"""Backbone + fine-tuning method + head + loss + metrics, as one LightningModule."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Self
+
+from nc_finetune._common.data_facts import told_by
+from nc_finetune.backbones import (
+    Backbone,
+    OpenClipBackbone,
+    PrefixOutput,
+    SplitBackbone,
+    SplitError,
+    create_backbone,
+    module_key,
+)
+from nc_finetune.callbacks import HeadAlignment
+from nc_finetune.classifier._arguments import (
+    DEFAULT_WEIGHTS,
+    check_backbone,
+    check_batch,
+    check_head,
+    check_head_factory,
+    check_images,
+    check_method,
+    check_rates,
+    images_of,
+)
+from nc_finetune.classifier._frozen import FrozenPart, check_thawed
+from nc_finetune.classifier._weight_writers import average_switches, keep_frozen_norms, refuse_writers
+from nc_finetune.classifier.checkpoint import (
+    checkpoint_arguments,
+    describe_into,
+    hyperparameters,
+    load_state,
+    read_checkpoint,
+)
+from nc_finetune.errors import TrainingStoppedError
+from nc_finetune.files.class_config import describe_if_possible
+from nc_finetune.files.delta import record_base
+from nc_finetune.files.delta_io import CHECKPOINT_KEY, read_and_write_deltas
+from nc_finetune.files.model_config import described_key_layer
+from nc_finetune.heads import ZeroShotHead
+from nc_finetune.losses import (
+    ClassBalanced,
+    check_loss,
+    has_independent_classes,
+    loss_value,
+    match_loss_state,
+    mean_and_weight,
+    takes_several_labels,
+)
+from nc_finetune.methods import (
+    AUTO,
+    FinetuningMethod,
+    LinearProbe,
+    ScheduleName,
+    check_schedule,
+    follow,
+    named_blocks,
+    parameter_groups,
+    rate_factor,
+)
+from nc_finetune.metrics import MAIN_METRICS, WeightedMean, classification_metrics
+from nc_finetune.passes.batches import changes_batches, unpack_batch
+from nc_finetune.passes.evaluation import is_sharded
+
+Batch = tuple[Tensor | PrefixOutput, Tensor]
+
+
+class DivergedError(TrainingStoppedError):
+    """Training cannot go on because the loss is not finite."""
+
+
+class ImageClassifier(L.LightningModule):
+    """Fine-tune a pre-trained backbone for image classification.
+
+    Batches are ``(images, labels)``, or mappings with both (``image`` and ``label``, ``pixel_values`` and ``labels``,
+    ...), once transfer hooks have been called: images of shape ``(N, 3, H, W)``, uint8 in 0...255 or floating point in
+    0...1 (the backbone normalises them as its weights want), labels of shape ``(N,)``, integers in
+    ``[0, num_classes)``.
+
+    With a loss for several labels a sample (:class:`~nc_finetune.losses.PickAllLabelsLoss`, ``BCEWithLogitsLoss``,
+    ``MultiLabelSoftMarginLoss``, or any with an attribute ``multilabel = True``) labels have shape
+    ``(N, num_classes)``, 0 or 1.
+
+    Logs ``train/loss``, and of ``val/`` and ``test/`` ``loss``, ``accuracy`` and ``balanced_accuracy``, in which every
+    class counts the same (shares in ``[0, 1]``); for several labels ``average_precision`` in place of both, see
+    :func:`~nc_finetune.metrics.classification_metrics`. The second and further loaders of a split have values of their
+    own, ``val/loss/dataloader_idx_1`` and so on; those of the first keep their names, so that they can be monitored.
+
+    The optimizer gets up to three groups, each with its own learning rate: ``head`` (and the loss, should it have
+    parameters), ``block``, the key layer, and ``backbone``, what else is tuned of it. All follow one schedule, step by
+    step; a fit that is resumed for longer falls along all of its steps, those before included. The defaults did best
+    with AdamW on few images a class, batches of 32 and EfficientNet-Lite0: 1e-3 for the head (1e-2 cost 4 points), 3e-3
+    for a key layer, biases, norms and adapters, 3e-4 for everything. They were not measured on transformers: try lower
+    ones there.
+
+    Args:
+        backbone: Name of a timm model, ``"open_clip:..."`` for a visual tower of open_clip, or a backbone.
+        num_classes: K, at least 2.
+        weights: Weights of a backbone that is given by name; see
+            :func:`~nc_finetune.backbones.create_backbone`.
+        method: What is tuned; ``None`` is :class:`~nc_finetune.methods.LinearProbe`.
+        head: Builds the classifier from the width of the feature and the number of classes; ``torch.nn.Linear`` or
+            one of :mod:`nc_finetune.heads`. ``None`` is the method's own, as of zero-shot, or otherwise linear.
+        loss: Takes logits ``(N, K)`` and labels; ``None`` is cross-entropy. See :mod:`nc_finetune.losses`.
+        learning_rate: Rate of the tuned part of the backbone (of the key layer, where the method has one), or of the
+            head where nothing else is tuned; ``None`` takes the method's default (or ``head_learning_rate``).
+        head_learning_rate: Rate of the head beside a tuned backbone.
+        rest_learning_rate: Rate of what is tuned beside a key layer, as ``FullFinetuning(key_layer=...)`` does;
+            ``None`` takes the method's default.
+        optimizer: Builds the optimizer from parameter groups that carry their learning rates.
+        schedule: How the rates go: ``"cosine"`` or ``"linear"`` fall to zero at the end, ``"constant"`` stays.
+        warmup: Steps over which the rates rise before that; below 1 their share of all steps.
+
+    Attributes:
+        split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
+            batches may then hold that in place of images.
+        nothing_to_train: Let epochs end before their first step, once :class:`~nc_finetune.callbacks.ProbePath` has
+            solved the head.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 2, the backbone, its weights or the key layer are unknown, or a head is
+            given to a method that brings its own.
+        TypeError: If backbone, method, head or loss is something else, such as a class where an object belongs.
+        DivergedError: At the end of a training epoch in which the loss was not finite.
+
+    Example:
+        >>> from nc_finetune.methods import SkipConnectionFinetuning
+        >>> model = ImageClassifier("test_vit", 10, weights=None, method=SkipConnectionFinetuning("blocks.3"))
+        >>> model.tuned_parameters, model.total_parameters
+        (42378, 306890)
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone,
+        num_classes: int,
+        *,
+        weights: str | None = DEFAULT_WEIGHTS,
+        method: FinetuningMethod | None = None,
+        head: Callable[[int, int], nn.Module] | None = None,
+        loss: nn.Module | None = None,
+        learning_rate: float | None = None,
+        head_learning_rate: float = 1e-3,
+        rest_learning_rate: float | None = None,
+        optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer] = torch.optim.AdamW,
+        schedule: ScheduleName = "cosine",
+        warmup: int | float = 0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
+        check_backbone(backbone, weights)
+        check_method(method)
+        check_head_factory(head)
+        check_loss(loss)
+        check_schedule(schedule, warmup)
+        self.num_classes = num_classes
+        self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
+        self.method = method or LinearProbe()
+        build_head = self._choose_head(head)
+        self.head = build_head(self.backbone.num_features, num_classes)
+        check_head(self.head)
+        self.head_config = describe_if_possible(build_head)
+        self.loss = loss or nn.CrossEntropyLoss()
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate
+        self.rest_learning_rate = rest_learning_rate
+        self.optimizer = optimizer
+        self.schedule: ScheduleName = schedule
+        self.warmup = warmup
+        self.multilabel = takes_several_labels(self.loss)
+        self.independent_classes = has_independent_classes(self.loss)
+        self.val_metrics = classification_metrics(num_classes, self.multilabel)
+        self.test_metrics = classification_metrics(num_classes, self.multilabel)
+        # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
+        self.val_loss = WeightedMean()
+        self.test_loss = WeightedMean()
+        self.further_scores = nn.ModuleDict({stage: nn.ModuleList() for stage in ("val", "test")})
+        self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
+        self._train_modes: list[tuple[nn.Module, bool]] = []
+        self._said_one_image = False
+        self._alone: list[_BatchNorm] = []
+        self.automatic_optimization = self.method.trains
+        self.split: SplitBackbone | None = None
+        self._expected_warnings: list[Any] = []
+        self.nothing_to_train = False
+        self._frozen: FrozenPart | None = None
+        self._resting: list[nn.Parameter] = []
+        self.freeze_untuned()
+        self.save_hyperparameters(hyperparameters(self))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # which holds how the model is built, and no hparams_file
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        strict: bool = True,
+        weights_only: bool | None = None,
+        *,
+        trust: bool = False,
+        **arguments: Any,
+    ) -> Self:
+        """Build the model that a checkpoint of Lightning's describes, and load its weights.
+
+        The weights that the backbone was pre-trained with need not be there: the checkpoint has all.
+
+        Args:
+            checkpoint_path: A ``.ckpt`` file, or an open one.
+            map_location: Device of the model; ``None`` is the CPU.
+            strict: Refuse a checkpoint with other names than the model.
+            weights_only: ``False`` unpickles what the file holds, which runs what it says; for files of one's own.
+            trust: Let the file name other classes than parts of models; importing them runs their code.
+            arguments: Win over those in the checkpoint, as what it cannot describe: a loss with weights, a head from a
+                function.
+
+        Returns:
+            The model, in train mode as a new one.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged or of another model, or does not say how a part is built.
+
+        Warns:
+            UserWarning: If the loss or the optimizer cannot be described, and the default stands in its place.
+        """
+        where = str(checkpoint_path)
+        content = read_checkpoint(checkpoint_path, map_location or "cpu", weights_only is not False)
+        model = cls(**checkpoint_arguments(content, cls, where, trust=trust, given=arguments))
+        model.on_load_checkpoint(content)
+        load_state(model, content, where, strict)
+        return model if map_location is None else model.to(next(iter(content["state_dict"].values())).device)
+
+    @property
+    def tuned_parameters(self) -> int:
+        """Number of parameters that are trained: of the backbone, of the head and of the method itself."""
+        beside = (p for part in (self.head, self.method) for p in part.parameters() if p.requires_grad)
+        tuned = {id(p): p for p in (*self.method.tuned_parameters(self.backbone), *beside)}
+        return sum(parameter.numel() for parameter in tuned.values())
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of parameters of the backbone without its original classifier, and of the head."""
+        return sum(parameter.numel() for part in (self.backbone, self.head) for parameter in part.parameters())
+
+    def forward(self, images: Tensor | PrefixOutput) -> Tensor:
+        """Return logits of shape ``(N, num_classes)``, from images or from what ``split`` has kept of them."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def features(self, images: Tensor | PrefixOutput) -> Tensor:
+        """Return what the head sees, shape ``(N, num_features)``."""
+        if not isinstance(images, dict):
+            return self.method.features(self.backbone, images)
+        if self.split is None:
+            raise ValueError("outputs of the frozen prefix came, but the network is not split; set split first")
+        with self.split.resume(images) as blanks:
+            return self.method.features(self.backbone, blanks)
+
+    def split_prefix(self, images: Tensor) -> SplitBackbone:
+        """Cut the backbone before what is tuned, and try it out; in eval mode.
+
+        Args:
+            images: Some of those that it will be used with.
+
+        Raises:
+            SplitError: If there is no frozen prefix, or the network cannot be cut there.
+        """
+        bound = self.method.bind(self.backbone)
+        cut = bound.first_tuned_layer
+        if cut is None:
+            raise SplitError(f"{self.method.label} leaves no frozen prefix of {self.backbone.name!r}")
+        split = SplitBackbone(
+            self.backbone,
+            cut,
+            bound.skip_sources,
+            input_layers=bound.input_sources,
+            image_shape=images.shape[1:],
+            pooling=self.method.pooling,
+        )
+        split.check(images, partial(self.method.features, self.backbone))
+        return split
+
+    def prefix_key(self) -> str:
+        """Return a hash of all that the outputs of what is frozen of the backbone follow from."""
+        if self.training:
+            self.train()  # another model on the same backbone may have switched modes
+        tuned = [part for module in self.method.tuned_modules(self.backbone) for part in module.modules()]
+        buffers = [value for part in tuned for value in part.buffers(recurse=False)]
+        trained = self.method.tuned_parameters(self.backbone)
+        # Where weights are from, and what they were before, says nothing that they do not say themselves.
+        unnamed = ("weights", "base_hash", "_source")
+        key = module_key(self.backbone, tuned, [*buffers, *trained], unnamed)
+        device = f"{self.device.type} {torch.get_float32_matmul_precision()}"
+        return f"{self.backbone.name} {key} {device}"
+
+    def freeze_untuned(self) -> None:
+        """Leave gradients and train mode to what the method tunes; every fit begins with it.
+
+        Another model on the same backbone, or its user, may have thawed or frozen something in between.
+        """
+        for parameter in self._resting:
+            parameter.requires_grad_(True)
+        self._resting = []
+        self.method.freeze(self.backbone)
+        self.train()
+
+    def freeze(self) -> ImageClassifier:
+        """Freeze everything, for inference, until the next fit or :meth:`unfreeze`."""
+        self._resting += [parameter for parameter in self.parameters() if parameter.requires_grad]
+        super().freeze()
+        return self
+
+    def unfreeze(self) -> ImageClassifier:
+        """Thaw what is tuned, and nothing else."""
+        self.freeze_untuned()
+        return self
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """Switch modes, but leave what is frozen in eval mode, whoever asks."""
+        super().train(mode)
+        if mode:
+            self.method.set_modes(self.backbone)
+            # The modules, too: to find them again at every step would take longer than to look at their modes.
+            self._train_modes = [
+                (part, part.training) for whole in (self.backbone, self.method, self.head) for part in whole.modules()
+            ]
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Compare ``num_classes`` with the data, where the data know."""
+        self._expect_warnings(stage)
+        if stage == "fit" and self.method.key_layer == AUTO and self.trainer.ckpt_path is None:
+            raise ValueError(
+                "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer; add it"
+                " to the trainer, or name a block"
+            )
+        facts = told_by(self.trainer)
+        if facts.num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"the data have {facts.num_classes} classes, the model was built for num_classes={self.num_classes}"
+            )
+        if isinstance(self.loss, ClassBalanced) and (counts := facts.class_counts(self.num_classes)) is not None:
+            self.loss.use_class_counts(counts)
+        self._write_text()
+        if not is_sharded(self.trainer.strategy):
+            read_and_write_deltas(self.trainer, self)
+        if stage == "fit":  # not later: a checkpoint that is resumed from holds tuned weights
+            record_base(self)
+            keep_frozen_norms(self.trainer.strategy, self)
+            average_switches(self.trainer.callbacks)  # type: ignore[attr-defined]
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Bring along what turns a fixed head towards the class means, where the head asks for it.
+
+        Raises:
+            ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.
+        """
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self.freeze_untuned()
+            refuse_writers(self.trainer, self)
+        return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
+
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Let hooks see images alone: what a prefix gave has been through them."""
+        return batch if self._is_kept(batch) else super()._on_before_batch_transfer(batch, dataloader_idx)
+
+    def _apply_batch_transfer_handler(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """Check a batch before it leaves the CPU, where looking costs nothing, or behind hooks that may change it."""
+        if self._is_kept(batch):
+            return move_data_to_device(batch, device or self.device)
+        if changes_batches(self.trainer, ("transfer_batch_to_device", "on_after_batch_transfer")):
+            # Whoever has hooks may scale images as he likes.
+            return self._checked(super()._apply_batch_transfer_handler(batch, device, dataloader_idx), scale=False)
+        return super()._apply_batch_transfer_handler(self._checked(batch), device, dataloader_idx)
+
+    def _checked(self, batch: Any, scale: bool = True) -> Any:
+        if self.trainer.predicting:
+            images = images_of(batch)
+            check_images(images, scale)
+            return images
+        pair = unpack_batch(batch) if isinstance(batch, Mapping) else batch
+        images, labels = check_batch(pair, self.num_classes, self.multilabel, scale)
+        return images, labels.long()  # the loss takes no narrower integers
+
+    def on_train_epoch_start(self) -> None:
+        """Put frozen parts back to what they were, and the tuned part into train mode, whatever happened in between.
+
+        Raises:
+            ValueError: If an optimizer holds what is frozen.
+        """
+        (self._frozen or self._note_frozen()).restore()
+        if check_thawed(self, self.trainer.optimizers):
+            self.freeze_untuned()
+        self.method.start_epoch(self.current_epoch)
+        self.train()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Do so again where a callback has switched modes within the epoch; looking costs 0.02 ms."""
+        if any(part.training is not mode for part, mode in self._train_modes):
+            self.train()
+        if len(batch[1]) == 1:
+            self._keep_statistics()
+        return -1 if self.nothing_to_train else None  # Lightning's word for the end of the epoch
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let statistics be taken again after a batch of one image."""
+        for part in self._alone:
+            part.training = True
+        self._alone = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        images, labels = batch
+        loss = loss_value(self.loss, self(images), labels)
+        self._diverged = self._diverged.to(loss.device) | ~loss.detach().isfinite()
+        self.log("train/loss", loss, batch_size=len(labels))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stop if a loss of this epoch was not finite; looking at every step would wait for the device each time.
+
+        Where nothing is trained no step is counted, so that ``max_steps`` would never come: one epoch is all.
+        """
+        self._align_averages()
+        if not self.method.trains and self.trainer.max_epochs in (None, -1):
+            self.trainer.should_stop = True
+        if self.trainer.strategy.reduce_boolean_decision(bool(self._diverged), all=False):
+            self._diverged = torch.tensor(False)
+            raise DivergedError(
+                f"the training loss was not finite in epoch {self.current_epoch}: lower the learning rate"
+                f" (now {[group['lr'] for group in self._parameter_groups()]}) or look for broken images"
+            )
+
+    def on_train_end(self) -> None:
+        """Say which frozen weights somebody has written."""
+        if self._frozen is not None:
+            self._frozen.warn_of_changes()
+        self._frozen = None
+
+    def on_validation_start(self) -> None:
+        """Begin with scores that are empty, one set for each loader."""
+        self._begin_evaluation("val", self.trainer.val_dataloaders)
+        self._align_averages()  # before they take the place of the weights
+
+    def on_test_start(self) -> None:
+        """The same."""
+        self._begin_evaluation("test", self.trainer.test_dataloaders)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and accuracy of a validation batch."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and accuracy of a test batch."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, ...).
+
+        A softmax, also for several labels an image where a pick-all-labels loss trains it, which draws the
+        probabilities of m labels to 1/m each; a sigmoid of each class where the loss treats classes on their own, as
+        ``BCEWithLogitsLoss`` does.
+        """
+        return self._probabilities(self(images_of(batch)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how the model is built, so that it can be exported and used without its recipe."""
+        describe_into(checkpoint, self)
+        self._align_averages()  # of which the checkpoint may hold tensors
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tune the block that the checkpoint names, where trials choose it; blocks may have the same shapes.
+
+        Raises:
+            ValueError: If the model names another one itself.
+        """
+        match_loss_state(self.loss, checkpoint.get("state_dict", {}))
+        for state in checkpoint.get("lr_schedulers", []):  # of a version whose cosine was torch's own
+            state.setdefault("lr_lambdas", [None] * len(state.get("base_lrs", [])))
+        found = described_key_layer(checkpoint.get(CHECKPOINT_KEY))
+        if found in (None, AUTO):
+            return
+        if self.method.key_layer != AUTO and not self.method.key_layer_chosen:
+            own = self.method.key_layers(self.backbone)
+            if named_blocks(self.backbone, found) != own:
+                raise ValueError(f"the checkpoint tunes key_layer={found!r}, the model {', '.join(own)}; name the same")
+            return
+        self.method.set_key_layer(found)
+        self.freeze_untuned()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
+        self.freeze_untuned()
+        self.save_hyperparameters(hyperparameters(self))  # a key layer may have been chosen since
+        self._note_frozen()
+        if not self.method.trains:
+            return None
+        optimizer = self.optimizer(self._parameter_groups())
+        check_rates(optimizer)
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps) and self.schedule != "constant":
+            warnings.warn(
+                f"the fit has no end (max_steps=-1 and no max_epochs), so that the rates cannot fall along a"
+                f" {self.schedule}: they stay constant",
+                stacklevel=2,
+            )
+        factor = rate_factor(self.schedule, self.warmup, steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
+        self.method.start_epoch(self.current_epoch)  # where a run resumes in the midst of one
+        self.train()
+        self._forget_expected_warnings()
+        check_thawed(self, self.trainer.optimizers)  # says it better than a schedule that meets a group too many
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, torch.optim.lr_scheduler.LambdaLR):
+                follow(config.scheduler)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.independent_classes else torch.softmax(logits.float(), dim=1)
+
+    def _choose_head(self, given: Callable[[int, int], nn.Module] | None) -> Callable[[int, int], nn.Module]:
+        if given is not None and self.method.own_head is not None:
+            raise ValueError(f"{self.method.label} brings its own head, got another one, {given}; leave head out")
+        return given or self.method.own_head or nn.Linear
+
+    def _write_text(self) -> None:
+        """Let the text tower write the rows of zero-shot heads that wait for it."""
+        waiting = [part for part in self.head.modules() if isinstance(part, ZeroShotHead) and part.awaits_text]
+        if not waiting:
+            return
+        if not isinstance(self.backbone, OpenClipBackbone):
+            raise ValueError(
+                f"a zero-shot head needs a CLIP, 'open_clip:...', and {self.backbone.name!r} has no text tower; choose"
+                " one, or another head"
+            )
+        encoder = self.backbone.text_encoder()
+        for head in waiting:
+            head.write_(encoder, told_by(self.trainer).class_names(self.num_classes))
+
+    def _is_kept(self, batch: Any) -> bool:
+        """Tell outputs of the frozen prefix, which were checked as images, from images."""
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+        return self.split is not None and isinstance(first, dict) and self.split.cut in first
+
+    def _expect_warnings(self, stage: str) -> None:
+        """Leave out, until training starts, what Lightning warns of and is meant: frozen parts, and no optimizer."""
+        self._forget_expected_warnings()
+        if stage != "fit":
+            return
+        messages = [r"Found \d+ module\(s\) in eval mode"]
+        if not self.method.trains:
+            messages.append("`LightningModule.configure_optimizers` returned `None`")
+        for message in messages:
+            warnings.filterwarnings("ignore", message=message)
+            self._expected_warnings.append(warnings.filters[0])
+
+    def _forget_expected_warnings(self) -> None:
+        for entry in self._expected_warnings:
+            if entry in warnings.filters:
+                warnings.filters.remove(entry)  # type: ignore[attr-defined]
+        self._expected_warnings.clear()
+
+    def _note_frozen(self) -> FrozenPart:
+        self._frozen = FrozenPart(self, hashed=not is_sharded(self.trainer.strategy))
+        return self._frozen
+
+    def _align_averages(self) -> None:
+        if self._frozen is not None:
+            self._frozen.align_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
+
+    def _keep_statistics(self) -> None:
+        """Let BatchNorm use, and leave, its kept statistics in a step with one image, which has none of its own.
+
+        They come back to train mode once the step is over. Statistics over several processes are over several images.
+        """
+        alone = [part for part in self.modules() if isinstance(part, _BatchNorm) and part.training]
+        if self.trainer.world_size > 1:
+            alone = [part for part in alone if not isinstance(part, nn.SyncBatchNorm)]
+        for part in alone:
+            part.training = False
+        self._alone = alone
+        if alone and not self._said_one_image:
+            self._said_one_image = True
+            warnings.warn(
+                f"a batch of one image has no statistics: {len(alone)} BatchNorm layers that train use the kept ones"
+                " for it; drop_last=True of the DataLoader leaves such a batch out",
+                stacklevel=2,
+            )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(
+            self.backbone,
+            self.method,
+            (self.head, self.loss),
+            learning_rate=self.learning_rate,
+            head_learning_rate=self.head_learning_rate,
+            rest_learning_rate=self.rest_learning_rate,
+        )
+
+    def _begin_evaluation(self, stage: str, loaders: Any) -> None:
+        """Have empty scores for each loader, of this run: what inference mode has left cannot be added to outside."""
+        number = len(CombinedLoader(loaders, "sequential").flattened)
+        further: Any = self.further_scores[stage]
+        with torch.inference_mode(False):
+            while len(further) < number - 1:
+                scores = {"loss": WeightedMean(), **classification_metrics(self.num_classes, self.multilabel)}
+                further.append(nn.ModuleDict(scores).to(self.device))
+        for loader in range(number):
+            self._scores(stage, loader)["loss"].reset()
+
+    def _scores(self, stage: str, loader: int) -> Any:
+        if loader:
+            further: Any = self.further_scores[stage]
+            return further[loader - 1]
+        return {"loss": getattr(self, f"{stage}_loss"), **getattr(self, f"{stage}_metrics")}
+
+    def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        probabilities = self._probabilities(logits)
+        suffix, place = (f"/dataloader_idx_{loader}", f"further_scores.{stage}.{loader - 1}.") if loader else ("", None)
+        for name, metric in self._scores(stage, loader).items():
+            given = mean_and_weight(self.loss, logits, labels) if name == "loss" else (probabilities, labels)
+            metric.update(*given)
+            self.log(
+                f"{stage}/{name}{suffix}",
+                metric,
+                prog_bar=stage == "val" and name in MAIN_METRICS and not loader,
+                batch_size=len(labels),
+                add_dataloader_idx=False,
+                metric_attribute=None if place is None else place + name,
+            )

@@ -1,0 +1,83 @@
+"""Recipes by name: YAML files that travel with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nc_finetune.errors import unknown_name
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def recipe_folder() -> Path:
+    """Return the folder of the recipes: inside an installed package, or beside it in a checkout."""
+    installed = _PACKAGE / "recipes"
+    return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def list_recipes() -> dict[str, str]:
+    """Return every recipe by name, with the sentence that opens it.
+
+    Example:
+        >>> "quickstart" in list_recipes()
+        True
+    """
+    folder = recipe_folder()
+    paths = sorted(folder.rglob("*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): _opening(path) for path in paths}
+
+
+def find_recipe(name: str) -> Path:
+    """Find a recipe.
+
+    Args:
+        name: Name of a recipe of the package, or path of a YAML file.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ValueError: If there is neither; the message lists the recipes.
+
+    Example:
+        >>> find_recipe("quickstart").name
+        'quickstart.yaml'
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = list_recipes()
+    # `recipes/quickstart.yaml` works from everywhere, too: it is how a checkout would name it.
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    if short not in known:
+        raise unknown_name("recipe", name, known)
+    return recipe_folder() / f"{short}.yaml"
+
+
+def copy_recipe(name: str, folder: Path) -> Path:
+    """Copy a recipe, to be changed.
+
+    Args:
+        name: As for :func:`find_recipe`.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        Path of the copy.
+
+    Raises:
+        FileExistsError: If there is a file of that name: what was changed is not overwritten.
+    """
+    source = find_recipe(name)
+    content = source.read_bytes()
+    target = folder / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("xb") as file:
+            file.write(content)
+    except FileExistsError as error:
+        raise FileExistsError(f"{target} is there already; choose another folder or delete it") from error
+    return target
+
+
+def _opening(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip()

@@ -1,0 +1,86 @@
+"""Where images come from: built-in sets, named sets, local folders and tables, the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nc_finetune.data.columns.label_tables import TABLE_ENDINGS
+from nc_finetune.data.sources.folders import read_folder, read_table
+from nc_finetune.data.sources.named_sets import NAMED_SETS, Found, is_named, load_named
+from nc_finetune.errors import missing_extra, unknown_name
+
+if TYPE_CHECKING:
+    import datasets
+
+BUILT_IN = ("sklearn:digits",)
+
+
+def find_splits(
+    source: str, image_column: str | None = None, label_column: str | None = None, labels_needed: bool = True
+) -> Found:
+    """Find the rows of a source by split, before anything is known of their labels.
+
+    Args:
+        source: As for :func:`~nc_finetune.data.load_source`.
+        image_column: Column of the images in a table; ``None`` finds it.
+        label_column: Column of the labels in a table; ``None`` finds it.
+        labels_needed: Whether a table of labels without a column of labels is an error.
+
+    Returns:
+        HF datasets by split, and the columns where they are known.
+    """
+    if source in BUILT_IN:
+        return _digits()
+    if source.startswith("sklearn:"):
+        raise unknown_name("built-in data", source, BUILT_IN)
+    if is_named(source):
+        return load_named(source, _load_hub)
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            return Found(read_folder(path, image_column, label_column), None, None)
+        if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
+            return Found(read_table(path, image_column, label_column, labels_needed), None, None)
+        is_file = path.exists()
+    except PermissionError as error:
+        raise PermissionError(f"no permission to read {error.filename or path}; change it or copy the data") from error
+    if is_file:
+        raise NotADirectoryError(f"{source!r} is a file; give the folder that it is in")
+    if path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise FileNotFoundError(f"no folder of images or tables at {source!r}")
+    return _hub(source)
+
+
+def _digits() -> Found:
+    """Return scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (Alpaydin & Kaynak 1998, 10.24432/C50P49)."""
+    import datasets as hf
+    import numpy as np
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise missing_extra("scikit-learn", "offline", "the data 'sklearn:digits'") from error
+    digits = load_digits()
+    images = [np.asarray(image * (255 / 16)).round().astype(np.uint8) for image in digits.images]
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=[str(digit) for digit in range(10)])})
+    rows = hf.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
+    return Found({"train": rows}, "image", "label")
+
+
+def _load_hub(source: str) -> dict[str, datasets.Dataset]:
+    """Load a data set of the hub, or of the hub's cache, by its id."""
+    import datasets as hf
+
+    return dict(hf.load_dataset(source))
+
+
+def _hub(source: str) -> Found:
+    try:
+        return Found(_load_hub(source), None, None)
+    except Exception as error:  # the hub client has many kinds
+        raise ValueError(
+            f"{source!r} is neither a known name ({', '.join((*BUILT_IN, *NAMED_SETS))}) nor an existing folder, and"
+            f" could not be loaded from the hub: {error}\nWithout a network: run"
+            f" 'hf download --repo-type dataset {source} --local-dir DIR' where there is one, and give DIR as source"
+        ) from error

@@ -1,0 +1,9 @@
+"""What is done with a saved model: load it, export it, predict with it."""
+
+from nc_finetune.deployment.export import export_onnx as export_onnx
+from nc_finetune.deployment.export import export_program as export_program
+from nc_finetune.deployment.export import export_state_dict as export_state_dict
+from nc_finetune.deployment.load import build_model as build_model
+from nc_finetune.deployment.load import load_delta as load_delta
+from nc_finetune.deployment.load import load_model as load_model
+from nc_finetune.deployment.predict import predict_folder as predict_folder

@@ -1,0 +1,204 @@
+"""Fine-tuned models for other programs: timm's or open_clip's own weights, a ``torch.export`` program, ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nc_finetune._common.atomic_files import write_atomically
+from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.errors import missing_extra
+from nc_finetune.files.delta import number_type
+from nc_finetune.heads import ZeroShotHead
+
+TOLERANCE = 1e-4
+# Another batch size than the one that was traced, so that a batch size baked in is seen.
+TRACED_BATCH, CHECKED_BATCH = 2, 3
+
+
+class _Classify(nn.Module):
+    """Images in, logits out; without the trainer's side of a LightningModule, which cannot be traced."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.backbone, self.method, self.head = model.backbone, model.method, model.head
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.method.features(self.backbone, images))
+        return logits
+
+
+def export_state_dict(model: ImageClassifier, path: str | os.PathLike[str]) -> None:
+    """Save the weights of a plain model of timm or open_clip, under the library's own names.
+
+    *timm*: backbone and classifier in one file, which ``timm.create_model(name, num_classes=K, checkpoint_path=path)``
+    loads. *open_clip*: the visual tower, which ``open_clip.create_model(name).visual.load_state_dict(...)`` takes;
+    open_clip has no place for a classifier, so its ``weight``, and ``bias`` if it has one, stand beside it in
+    ``<name>.head.safetensors``. Logits are inner products of them with the tower's output, of length 1 for a zero-shot
+    head, or, with the feature before the projection, with what the tower gives once its projection is taken off.
+
+    Images have to be normalised there: neither does so itself.
+
+    Args:
+        model: The model.
+        path: Where to, ending in ``.safetensors``.
+
+    Raises:
+        ValueError: If no plain model computes the same: the method adds something to the forward pass (SCL-FT's skip)
+            or to the network (LoRA), or the head is none that the library knows.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a state dict is a .safetensors file, got {path.name!r}")
+    method, backbone, head = model.method, model.backbone, model.head
+    instead = "export a program or ONNX instead"
+    if method.changes_features:
+        raise ValueError(
+            f"{method.label} adds to the features between backbone and classifier, which a plain model does not;"
+            f" {instead}"
+        )
+    if isinstance(backbone, TimmBackbone):
+        if type(head) is not nn.Linear:
+            raise ValueError(f"timm's classifier is a linear layer, the head is a {type(head).__name__}; {instead}")
+        _write_tensors(path, backbone.state_dict_with_classifier(head))
+        return
+    if not isinstance(backbone, OpenClipBackbone) or type(head) not in (nn.Linear, ZeroShotHead):
+        raise ValueError(
+            f"plain are models of timm with a linear head, and of open_clip with a linear or a zero-shot one, got"
+            f" {backbone.name!r} with a {type(head).__name__}; {instead}"
+        )
+    _write_tensors(path, backbone.tower_state_dict())
+    _write_tensors(path.with_suffix(".head.safetensors"), head.state_dict())
+
+
+def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    write_atomically(path, save(tensors, {"format": "pt"}))
+
+
+def export_program(
+    model: ImageClassifier, path: str | os.PathLike[str], *, image_size: int | None = None, uint8: bool = False
+) -> None:
+    """Save the whole model, from images to logits, as a program of ``torch.export``.
+
+    ``torch.export.load(path).module()(images)`` runs it. Its input has shape ``(N, C, image_size, image_size)`` with
+    any N, and is normalised inside. The saved program is run on random images before the file is written.
+
+    Args:
+        model: The model, by any method; it is put into eval mode.
+        path: Where to, ending in ``.pt2``.
+        image_size: Height and width in pixels; ``None`` is what the weights were trained on.
+        uint8: Images are uint8 in 0...255; otherwise float32 in 0...1.
+
+    Raises:
+        ValueError: If the path ends otherwise.
+        RuntimeError: If the logits differ from the model's by more than 1e-4.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"a program is a .pt2 file, got {path.name!r}")
+    file = io.BytesIO()
+    torch.export.save(_trace(model, image_size, uint8), file)
+    file.seek(0)
+    saved = torch.export.load(file).module()
+    images = _images(model, CHECKED_BATCH, image_size, uint8)
+    with torch.no_grad():
+        _check(saved(images), _Classify(model)(images))
+    write_atomically(path, file.getvalue())
+
+
+def export_onnx(
+    model: ImageClassifier, path: str | os.PathLike[str], *, image_size: int | None = None, uint8: bool = False
+) -> None:
+    """Save the whole model, from images to logits, as ONNX, and compare its logits in onnxruntime with the model's.
+
+    The input is called ``images``, shape ``(N, C, image_size, image_size)`` with any N, and is normalised inside; the
+    output is called ``logits``, shape ``(N, K)``. Numbers are float32, of a model in another precision, too:
+    onnxruntime has no convolutions in bfloat16 or float64 on a CPU.
+
+    Args:
+        model: The model, by any method; it is put into eval mode.
+        path: Where to, ending in ``.onnx``; below 2 GiB, which is as large as one ONNX file can be.
+        image_size: Height and width in pixels; ``None`` is what the weights were trained on.
+        uint8: Images are uint8 in 0...255; otherwise float32 in 0...1.
+
+    Raises:
+        ValueError: If the path ends otherwise.
+        ImportError: If the extra ``export`` is not installed.
+        RuntimeError: If the logits differ from the model's by more than 1e-4.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"an ONNX model is a .onnx file, got {path.name!r}")
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch needs it, and says so less clearly)
+    except ImportError as error:
+        raise missing_extra(error.name or "onnxruntime", "export", "exporting to ONNX") from error
+    if number_type(model) is not torch.float32:
+        model = copy.deepcopy(model).float()
+    content = _onnx_bytes(_trace(model, image_size, uint8))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    images = _images(model, CHECKED_BATCH, image_size, uint8)
+    with torch.no_grad():
+        expected = _Classify(model)(images)
+    _check(torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), expected)
+    write_atomically(path, content)
+
+
+def _images(model: ImageClassifier, number: int, image_size: int | None, uint8: bool) -> Tensor:
+    size = image_size or model.backbone.preprocessing.image_size
+    shape = (number, len(model.backbone.preprocessing.mean), size, size)
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
+    return images.to(torch.uint8) if uint8 else images / 255
+
+
+def _trace(model: ImageClassifier, image_size: int | None, uint8: bool) -> torch.export.ExportedProgram:
+    # The skip of SCL-FT is taken by a forward hook; torch.export runs hooks, and records what they do.
+    images = _images(model, TRACED_BATCH, image_size, uint8)
+    with torch.no_grad(), _quiet():
+        shapes = {"images": {0: torch.export.Dim("batch")}}
+        return torch.export.export(_Classify(model.cpu()), (images,), dynamic_shapes=shapes)
+
+
+def _onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
+    with _quiet():
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+        )
+    if converted is None:
+        raise RuntimeError("torch could not convert the program to ONNX")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        converted.save(str(file), external_data=False)
+        return file.read_bytes()
+
+
+def _check(found: Tensor, expected: Tensor) -> None:
+    worst = float((found - expected).abs().max())
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"the exported logits differ from the model's by {worst:.3g}, more than {TOLERANCE}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer's warnings about its own insides from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,1 @@
+"""Passes of one's own through data, beside those of Lightning's loops."""

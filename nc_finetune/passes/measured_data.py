@@ -1,0 +1,126 @@
+"""Which samples a pass of one's own goes through, in which loader, on which rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from nc_finetune._common.data_facts import dataset_labels, told_by
+from nc_finetune.data.patient_loader import PatientLoader
+from nc_finetune.passes.batches import ClassCap
+
+LoaderSource = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None = None) -> list[Any]:
+    """Return the loaders of a split, as they are.
+
+    For ``"train"``: what the user gave, or the datamodule's ``eval_dataloader("train")``, without augmentation, or the
+    training loader.
+
+    Raises:
+        TypeError: If the training data come in several loaders.
+    """
+    if split == "val":
+        return list(CombinedLoader(trainer.val_dataloaders, "sequential").flattened)
+    if split == "test":
+        return list(CombinedLoader(trainer.test_dataloaders, "sequential").flattened)
+    if given is not None:
+        return [_images(given() if callable(given) else given)]
+    plain = told_by(trainer).eval_dataloader("train")
+    if plain is not None:
+        return [plain]
+    train = CombinedLoader(trainer.train_dataloader).flattened
+    if len(train) != 1:
+        raise TypeError(
+            f"the training data come in {len(train)} loaders; pass train_dataloader= with the one to measure"
+        )
+    return [_images(loader) for loader in train]
+
+
+def _images(loader: Any) -> Any:
+    """Return the loader of the images, where a PrefixCache lets one give what it has kept of them."""
+    return getattr(getattr(loader, "dataset", None), "uncached", loader)
+
+
+class PlainPass:
+    """The batches that this rank goes through: in the order of the dataset, each sample once over all ranks.
+
+    Args:
+        loader: A ``DataLoader``, whose dataset, batch size and workers are taken, or any iterable of batches.
+        samples_per_class: The first samples of each class that are taken; ``None`` is all.
+        rank: This process.
+        ranks: Number of processes.
+
+    Raises:
+        ValueError: If what cannot be divided should be, among several ranks.
+    """
+
+    def __init__(self, loader: Any, samples_per_class: int | None, rank: int, ranks: int) -> None:
+        share = samples_per_class
+        divisible = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        if not divisible and ranks > 1:
+            raise ValueError(
+                "an iterable dataset cannot be divided among processes without repetition; measure a map-style one"
+            )
+        self.batches: Iterable[Any] = loader
+        self.cap = ClassCap(None)
+        if divisible:
+            indices, known = _chosen_indices(loader, samples_per_class)
+            # None is a batch of which nothing decodes.
+            self.batches = (batch for batch in _plain_loader(loader, indices[rank::ranks]) if batch is not None)
+            share = None if known else samples_per_class
+        if share is not None:
+            self.cap = ClassCap(share // ranks + (rank < share % ranks))
+
+
+def _sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
+    """Return the samples that a loader draws from: a sampler of a subset stands for a split."""
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    while sampler is not None:
+        indices = getattr(sampler, "indices", None)
+        if isinstance(indices, (Sequence, Tensor)):
+            return [int(index) for index in indices]
+        inner = getattr(sampler, "dataset", None)  # of Lightning's wrapper for samplers under DDP
+        sampler = getattr(inner, "_sampler", None)
+    return range(len(loader.dataset))  # type: ignore[arg-type]
+
+
+def _chosen_indices(loader: DataLoader[Any], samples_per_class: int | None) -> tuple[Sequence[int], bool]:
+    """Return the samples to go through, and whether the number a class is already cut."""
+    indices = _sampled_indices(loader)
+    if samples_per_class is None:
+        return indices, True
+    labels = dataset_labels(loader.dataset)
+    if labels is None:
+        return indices, False
+    chosen = ClassCap(samples_per_class).choose(labels[index] for index in indices)
+    return [indices[position] for position in chosen], True
+
+
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    batches: Any = loader.batch_sampler
+    if batches is None:  # the samples of the dataset are batches
+        return None
+    size = loader.batch_size or getattr(batches, "batch_size", None)
+    return int(size or math.ceil(len(loader.dataset) / len(batches)))  # type: ignore[arg-type]
+
+
+def _plain_loader(loader: DataLoader[Any], indices: Sequence[int]) -> DataLoader[Any]:
+    return PatientLoader(
+        Subset(loader.dataset, indices),
+        batch_size=_batch_size(loader),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
+    )

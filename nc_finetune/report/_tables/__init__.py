@@ -1,0 +1,1 @@
+"""What is computed from results, and the tables that say it."""

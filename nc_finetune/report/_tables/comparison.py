@@ -1,0 +1,164 @@
+"""How far one variant is ahead of another, seed by seed, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from nc_finetune.errors import missing_extra
+from nc_finetune.report._tables.summary import Group, Row
+
+CONFIDENCE = 0.95
+FEWEST_PAIRS = 3
+_DIGITS = 9  # of a difference in points: what is beyond them is rounding, not a result
+Verdict = Literal["ahead", "behind", "not clear"]
+
+
+def scipy_stats() -> Any:
+    """Import SciPy's statistics only when something is compared: it is an extra."""
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise missing_extra("scipy", "report", "comparing the runs of a benchmark") from error
+    return stats
+
+
+def paired(ours: Row, theirs: Row) -> tuple[float, ...]:
+    """Subtract the accuracies of one setting, seed by seed, where both have one.
+
+    Args:
+        ours: A row.
+        theirs: Another row of the same setting.
+
+    Returns:
+        Differences in points, above zero where ours is more accurate; empty where they share no seed.
+    """
+    return tuple(
+        round(value - theirs.accuracies[seed], _DIGITS)
+        for seed, value in ours.accuracies.items()
+        if seed in theirs.accuracies
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one variant is more accurate than another, in points, on what both were run on.
+
+    Attributes:
+        pairs: Differences of runs of the same setting and seed, by setting.
+        unpaired: Runs of either that have no counterpart, and do not count.
+        low: Lower end of the interval of the mean; ``None`` where :attr:`no_interval` says why.
+        high: Upper end.
+        no_interval: Why there is no interval; empty where there is one.
+        speed: How many times as fast an epoch is, by setting.
+    """
+
+    pairs: Mapping[Group, tuple[float, ...]]
+    unpaired: int
+    low: float | None
+    high: float | None
+    no_interval: str
+    speed: Mapping[Group, float]
+
+    @cached_property
+    def points(self) -> dict[Group, float]:
+        """Mean difference by setting."""
+        return {group: round(statistics.fmean(values), _DIGITS) for group, values in self.pairs.items()}
+
+    @property
+    def mean(self) -> float:
+        """Mean over settings, each of which counts the same."""
+        return round(statistics.fmean(self.points.values()), _DIGITS)
+
+    @property
+    def values(self) -> list[float]:
+        """The differences of all pairs."""
+        return [value for values in self.pairs.values() for value in values]
+
+    @property
+    def verdict(self) -> Verdict:
+        """On which side of zero the interval lies, if on one."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return "not clear"
+        return "ahead" if self.low > 0 else "behind"
+
+    @property
+    def mean_speed(self) -> float | None:
+        """Geometric mean over settings."""
+        return statistics.geometric_mean(self.speed.values()) if self.speed else None
+
+
+def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternatives: int = 1) -> Difference | None:
+    """Compare two variants on the settings and seeds that both have a result of.
+
+    A seed fixes the training sample, so that differences of the same seed spread less than accuracies do. The interval
+    takes the settings as they are and the seeds for random: Student's t with Satterthwaite's degrees of freedom, which
+    for a single setting is the paired t-test.
+
+    Args:
+        ours: Rows of one variant, by setting.
+        theirs: Rows of the other one.
+        alternatives: With how many ours is compared in all: intervals hold for all of them together with 95 %
+            (Bonferroni), so that the best of many is not called clear for having been looked for.
+
+    Returns:
+        The difference, above zero where ours is more accurate; ``None`` where they share no run.
+
+    Source:
+        Satterthwaite 1946, An approximate distribution of estimates of variance components, 10.2307/3002019.
+        Dunn 1961, Multiple comparisons among means, 10.1080/01621459.1961.10482090.
+    """
+    pairs = {group: values for group in ours if group in theirs and (values := paired(ours[group], theirs[group]))}
+    if not pairs:
+        return None
+    times = {group: (ours[group].epoch_seconds, theirs[group].epoch_seconds) for group in pairs}
+    speed = {group: slow / fast for group, (fast, slow) in times.items() if fast and slow}
+    number = sum(map(len, pairs.values()))
+    unpaired = sum(len(row.accuracies) for row in (*ours.values(), *theirs.values())) - 2 * number
+    reason = _why_no_interval(list(pairs.values()))
+    found = Difference(pairs, unpaired, None, None, reason, speed)
+    if reason:
+        return found
+    half = _half_interval(list(pairs.values()), 1 - (1 - CONFIDENCE) / alternatives)
+    return Difference(pairs, unpaired, found.mean - half, found.mean + half, "", speed)
+
+
+def _why_no_interval(samples: Sequence[Sequence[float]]) -> str:
+    """Say why the spread over seeds cannot be told; empty where it can."""
+    number = sum(map(len, samples))
+    if number < FEWEST_PAIRS:
+        return f"{number} {'pair is' if number == 1 else 'pairs are'} too few, at least {FEWEST_PAIRS} are needed"
+    if min(map(len, samples)) < 2:
+        return "too few pairs, at least 2 are needed in each setting"
+    if not any(np.ptp(sample) for sample in samples):
+        return "too few different values, no difference varies with the seed"
+    return ""
+
+
+def _half_interval(samples: Sequence[Sequence[float]], confidence: float) -> float:
+    """Return half the interval of the mean of the means of samples."""
+    numbers = np.array([len(sample) for sample in samples])
+    squares = np.array([np.var(sample, ddof=1) for sample in samples]) / numbers
+    degrees = squares.sum() ** 2 / (squares**2 / (numbers - 1)).sum()
+    quantile = scipy_stats().t.ppf((1 + confidence) / 2, degrees)
+    return float(quantile * math.sqrt(squares.sum()) / len(samples))
+
+
+def gap(ours: Row, theirs: Row) -> float:
+    """Say how many points one row is above another of its setting: over shared seeds, or of means if there are none.
+
+    Args:
+        ours: A row with an accuracy.
+        theirs: Another one.
+
+    Returns:
+        The mean difference.
+    """
+    values = paired(ours, theirs) or [(ours.accuracy or 0.0) - (theirs.accuracy or 0.0)]
+    return round(statistics.fmean(values), _DIGITS)

@@ -1,0 +1,298 @@
+"""How variants compare over settings: ranks, distance to the best, paired differences, and which one to recommend."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from nc_finetune.report._tables.comparison import Difference, difference, gap
+from nc_finetune.report._tables.summary import Group, Row, by_group, finite, grouped, setting_names
+from nc_finetune.report._tables.tables import NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
+from nc_finetune.report._tables.variants import Variant, method_label
+
+NEAR = 1.0  # points of accuracy
+LIGHT = 10.0  # per cent of the parameters
+# What a recommendation is compared with, where it was run.
+REFERENCES = ("adapter", "full_ft", "linear_probe")
+_YES, _NO = "\N{CHECK MARK}", "\N{BALLOT X}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How one variant did over all settings that it was run in.
+
+    Attributes:
+        label: Its display name.
+        rows: Its row of each setting, by setting.
+        behind: Points behind the best of the setting, by setting: over the seeds that both have a result of.
+        rank: Mean rank within the settings, 1 for the best; ties share the mean of their ranks.
+        lost: What became of its runs without a result, in words, by setting.
+    """
+
+    label: str
+    rows: Mapping[Group, Row]
+    behind: Mapping[Group, float]
+    rank: float
+    lost: Mapping[Group, str] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over settings."""
+        return statistics.fmean(row.accuracy or 0.0 for row in self.rows.values())
+
+    @property
+    def tuned_percent(self) -> float:
+        """The largest share of tuned parameters in per cent; ``nan`` where it is not known."""
+        return max(finite(row.tuned_percent for row in self.rows.values()), default=math.nan)
+
+    @property
+    def near(self) -> int:
+        """In how many settings it is within one point of the best."""
+        return sum(points <= NEAR for points in self.behind.values())
+
+
+def _measured(rows: Sequence[Row]) -> dict[Group, list[Row]]:
+    """Gather the rows with an accuracy, by setting."""
+    return by_group(row for row in rows if finite([row.accuracy]))
+
+
+def standings(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[Standing]:
+    """Compare variants over all settings.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names; rows of one name are one variant.
+
+    Returns:
+        The standings: those in most settings first, then by the mean distance to the best.
+    """
+    found: dict[str, dict[Group, tuple[Row, float, float]]] = {}
+    for group, members in _measured(rows).items():
+        for row in members:
+            ahead = [gap(other, row) for other in members if other is not row]
+            rank = 1 + sum(0.5 * (points >= 0) + 0.5 * (points > 0) for points in ahead)
+            found.setdefault(labels[row.variant], {})[group] = (row, max([0.0, *ahead]), rank)
+    lost = grouped((row for row in rows if row.lost), lambda row: labels[row.variant])
+    made = [
+        Standing(
+            label=label,
+            rows={group: row for group, (row, _, _) in places.items()},
+            behind={group: behind for group, (_, behind, _) in places.items()},
+            rank=statistics.fmean(rank for _, _, rank in places.values()),
+            lost={row.group: row.lost_words for row in lost.get(label, [])},
+        )
+        for label, places in found.items()
+    ]
+    return sorted(made, key=lambda standing: (-len(standing.rows), statistics.fmean(standing.behind.values())))
+
+
+def light(found: Sequence[Standing]) -> list[Standing]:
+    """Find what can be recommended if it lost no run: what tunes at most 10 % of the parameters, in most settings.
+
+    Args:
+        found: The standings.
+
+    Returns:
+        Those, the closest to the best on average first; empty where there is nothing to compare with.
+    """
+    most = max((len(standing.rows) for standing in found), default=0)
+    return [
+        standing
+        for standing in found
+        if len(found) > 1 and len(standing.rows) == most and standing.tuned_percent <= LIGHT
+    ]
+
+
+def recommended(found: Sequence[Standing]) -> Standing | None:
+    """Choose what to recommend: the most accurate of what tunes at most 10 % of the parameters and lost no run.
+
+    What diverged or failed on some seeds is never recommended: its mean is over the runs that went well.
+
+    Args:
+        found: The standings.
+
+    Returns:
+        The one that is closest to the best on average, among those that were run in most settings; ``None`` where
+        nothing tunes so little, all that does lost runs, or there is nothing to compare with.
+    """
+    return next((standing for standing in light(found) if not standing.lost), None)
+
+
+def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Difference]:
+    """Compare one variant with each other one, all intervals holding together.
+
+    Args:
+        choice: The one.
+        found: All standings.
+
+    Returns:
+        Difference by label, the strongest rival first; what shares no run with it is left out.
+    """
+    others = {
+        standing.label: standing.rows
+        for standing in found
+        if standing is not choice and difference(choice.rows, standing.rows)
+    }
+    compared = {
+        label: against for label, rows in others.items() if (against := difference(choice.rows, rows, len(others)))
+    }
+    return dict(sorted(compared.items(), key=lambda item: item[1].mean))
+
+
+def reference_rows(found: Iterable[Standing], method: str, but: Standing) -> dict[Group, Row]:
+    """Find what a method came to in each setting: where it has several variants, its most accurate one.
+
+    Args:
+        found: The standings.
+        method: Name of the method.
+        but: The standing that is compared with it.
+
+    Returns:
+        Its row by setting.
+    """
+    best: dict[Group, Row] = {}
+    for standing in found:
+        for group, row in standing.rows.items():
+            known = best.get(group)
+            better = known is None or (row.accuracy or 0.0) > (known.accuracy or 0.0)
+            if row.variant.method == method and standing.label != but.label and better:
+                best[group] = row
+    return best
+
+
+def _share(number: int, of: int) -> Cell:
+    return Cell(f"{_YES if number == of else _NO} {number}/{of}", value=number / of if of else None)
+
+
+def _mark(points: float, bound: float) -> Cell:
+    """Write a difference, and whether it is above a bound."""
+    return Cell(f"{_YES if points >= bound else _NO} {points:+.2f}", value=points)
+
+
+def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
+    """Tabulate how variants did over all settings, the one that is recommended marked.
+
+    Args:
+        found: The standings.
+        rows: The rows that they are of.
+
+    Returns:
+        The table; empty where there is only one setting or one variant.
+    """
+    settings = len(_measured(rows))
+    if settings < 2 or len(found) < 2:
+        return Table((), ())
+    choice = recommended(found)
+    columns = ("method", "tuned %", f"mean {measure_column(rows)}", "mean rank", "within 1 point of best")
+    more: tuple[str, ...] = ("points below best", "at most", "not below probe", "epochs vs full FT", "settings")
+    lines = [_standing_cells(standing, found, standing is choice, settings) for standing in found]
+    if any(standing.lost for standing in found):
+        more = (*more, "runs without a result")
+        names = setting_names(by_group(rows))
+        lines = [(*line, Cell(_lost_text(standing, names))) for line, standing in zip(lines, found, strict=True)]
+    return Table((*columns, *more), tuple(lines))
+
+
+def _lost_text(standing: Standing, names: Mapping[Group, str]) -> str:
+    return "; ".join(f"{names[group]}: {words}" for group, words in standing.lost.items()) or NOTHING
+
+
+def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool, settings: int) -> tuple[Cell, ...]:
+    probe, full = (
+        difference(standing.rows, reference_rows(found, method, standing)) for method in ("linear_probe", "full_ft")
+    )
+    everywhere = len(standing.rows) == settings  # means over other settings could not be compared
+    speed = full.mean_speed if full else None
+    tuned = None if math.isnan(standing.tuned_percent) else standing.tuned_percent
+    mean, largest = statistics.fmean(standing.behind.values()), max(standing.behind.values())
+    return (
+        Cell(standing.label, chosen),
+        Cell(cost_text("tuned %", tuned), value=tuned),
+        Cell(f"{standing.accuracy:.2f}" if everywhere else NOTHING, value=standing.accuracy if everywhere else None),
+        Cell(f"{standing.rank:.1f}", value=standing.rank),
+        _share(standing.near, len(standing.behind)),
+        Cell(f"{mean:.2f}", value=mean),
+        Cell(f"{largest:.2f}", value=largest),
+        Cell(NOTHING) if probe is None else _share(sum(v >= 0 for v in probe.points.values()), len(probe.points)),
+        _or_nothing(speed, _times),
+        Cell(str(len(standing.rows)), value=len(standing.rows)),
+    )
+
+
+def comparison_table(choice: Standing, found: Sequence[Standing]) -> Table:
+    """Tabulate what one variant is ahead of each other one, seed by seed.
+
+    Args:
+        choice: The one.
+        found: All standings.
+
+    Returns:
+        The table, the strongest rival first; empty where nothing can be compared with it.
+    """
+    tuned = {standing.label: standing.tuned_percent for standing in found}
+    lines = tuple(
+        (Cell(label), *_comparison_cells(against, tuned[label]))
+        for label, against in alternatives(choice, found).items()
+    )
+    measured = ("points ahead", "95 % interval", "verdict", "pairs", "won / level / lost", "unpaired runs")
+    return Table(("against", *measured, "epochs", "tuned %"), lines) if lines else Table((), ())
+
+
+def _comparison_cells(against: Difference, tuned: float) -> tuple[Cell, ...]:
+    values = against.values
+    won, lost = sum(value > 0 for value in values), sum(value < 0 for value in values)
+    known = against.low is not None and against.high is not None
+    interval = f"{against.low:+.2f} to {against.high:+.2f}" if known else f"none: {against.no_interval}"
+    return (
+        Cell(f"{against.mean:+.2f}", value=against.mean),
+        Cell(interval, value=against.low),
+        Cell(against.verdict),
+        Cell(str(len(values)), value=len(values)),
+        Cell(f"{won} / {len(values) - won - lost} / {lost}", value=won / len(values)),
+        Cell(str(against.unpaired), value=against.unpaired),
+        _or_nothing(against.mean_speed, _times),
+        _or_nothing(None if math.isnan(tuned) else tuned, lambda value: Cell(cost_text("tuned %", value), value=value)),
+    )
+
+
+def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate the recommendation setting by setting, beside the best of all and what it is compared with.
+
+    Args:
+        found: The standings.
+        rows: The rows that they are of.
+        labels: Display names.
+
+    Returns:
+        The table; empty where nothing is recommended, or there is only one setting.
+    """
+    choice = recommended(found)
+    if choice is None or len(choice.rows) < 2:
+        return Table((), ())
+    others = {method: reference_rows(found, method, choice) for method in REFERENCES}
+    against = {method: found_ for method, theirs in others.items() if (found_ := difference(choice.rows, theirs))}
+    members = _measured(rows)
+    best = {group: max([row, *members[group]], key=partial(gap, theirs=row)) for group, row in choice.rows.items()}
+    timed = [method for method in against if method != "linear_probe" and against[method].speed]
+    names, lines = setting_names(by_group(rows)), []
+    for group, row in choice.rows.items():
+        points = [_or_nothing(against[method].points.get(group), lambda value: _mark(value, 0.0)) for method in against]
+        speeds = [_or_nothing(against[method].speed.get(group), _times) for method in timed]
+        first = (Cell(names[group]), Cell(accuracy_text(row), value=row.accuracy))
+        to_best = _mark(0.0 - choice.behind[group], -NEAR)
+        lines.append((*first, to_best, *points, *speeds, Cell(labels[best[group].variant])))
+    heads = ("setting", measure_column(rows), "to the best")
+    to = [f"to {method_label(method)}" for method in against]
+    speeds_to = [f"epochs vs {method_label(method)}" for method in timed]
+    return Table((*heads, *to, *speeds_to, "best of all"), tuple(lines))
+
+
+def _times(value: float) -> Cell:
+    return Cell(f"{value:.1f} times", value=value)
+
+
+def _or_nothing(value: float | None, write: Callable[[float], Cell]) -> Cell:
+    return Cell(NOTHING) if value is None else write(value)

@@ -1,0 +1,468 @@
+"""Mean and spread over seeds of the runs that finished."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from nc_finetune.report._tables.score import ACCURACY, balanced_accuracy, has_uneven_classes
+from nc_finetune.report._tables.variants import Variant, variant_of, variant_order
+from nc_finetune.results.identity import place_of, told_apart
+from nc_finetune.results.result import Result
+
+_UNMEASURED = "without a test result"
+_NC2 = "nc2_etf_distance"
+_PARTS = ("dataset", "network", "size")  # of the name of a group
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What runs must share for their accuracies to be compared.
+
+    Attributes:
+        dataset: Name of the data set.
+        backbone: Name of the architecture.
+        weights: The weights that the runs started from; ``None`` is random initialisation.
+        samples_per_class: Training images a class; ``None`` is the whole training split, or a share of it.
+        train_share: Share of the training split; ``None`` is all of it, or a number a class.
+        measure: What accuracies of the group are, in words.
+    """
+
+    dataset: str
+    backbone: str
+    weights: str | None
+    samples_per_class: int | None
+    train_share: float | None = None
+    measure: str = ACCURACY
+
+    @property
+    def label(self) -> str:
+        """The group in words.
+
+        Example:
+            >>> Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=10).label
+            'digits · resnet18 (random initialisation) · 10 images a class'
+        """
+        return _joined(self, _PARTS)
+
+    @property
+    def network(self) -> str:
+        """Backbone and weights in words."""
+        return f"{self.backbone} ({self.weights or 'random initialisation'})"
+
+    @property
+    def size(self) -> str:
+        """The training size in words."""
+        if self.samples_per_class is not None:
+            return f"{self.samples_per_class} images a class"
+        return "whole training split" if self.train_share is None else f"{100 * self.train_share:g} % of training split"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One variant in one group, over its seeds. A value that no run has is ``None``.
+
+    Attributes:
+        group: Data set, backbone, weights and training size.
+        variant: Method, key layer, head and loss.
+        seeds: How many runs finished, one a seed.
+        accuracy: Mean test accuracy in per cent, or what else the group is measured by.
+        accuracy_sd: Its sample standard deviation; ``None`` for one seed.
+        nc1: Mean NC1 of what the classifier sees.
+        nc1_sd: Its sample standard deviation; ``None`` for one seed.
+        nc2: Mean NC2, the distance of the class means from a simplex ETF.
+        nc2_sd: Its sample standard deviation; ``None`` for one seed.
+        tuned_percent: Parameters tuned, in per cent of all.
+        learning_rates: The rates that were chosen, each once, in increasing order.
+        epoch_seconds: Mean time of one training pass.
+        peak_memory_bytes: The largest peak memory.
+        delta_bytes: Mean size of what was tuned.
+        train_size: Mean number of training images.
+        balanced_accuracy: Mean recall over classes, in per cent, mean over seeds.
+        uneven: Whether the test classes differ so much in size that accuracy tells too little.
+        accuracies: Accuracy by seed.
+        run_ids: Names of the runs that finished.
+        lost: How many further seeds came to no result, by what became of them: ``"diverged"``, ``"failed"``, or
+            ``"without a test result"``, which finished all the same.
+    """
+
+    group: Group
+    variant: Variant
+    seeds: int
+    accuracy: float | None
+    accuracy_sd: float | None
+    nc1: float | None
+    nc1_sd: float | None
+    nc2: float | None
+    nc2_sd: float | None
+    tuned_percent: float | None
+    learning_rates: tuple[float, ...]
+    epoch_seconds: float | None
+    peak_memory_bytes: int | None
+    delta_bytes: float | None = None
+    train_size: float | None = None
+    balanced_accuracy: float | None = None
+    uneven: bool = False
+    accuracies: Mapping[int, float] = field(default_factory=dict)
+    run_ids: frozenset[str] = frozenset()
+    lost: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> int:
+        """How many runs were begun, whatever became of them."""
+        return self.seeds + sum(self.lost.values()) - self.lost.get(_UNMEASURED, 0)
+
+    @property
+    def lost_words(self) -> str:
+        """What became of the runs without a result, e.g. ``"2 of 3 diverged"``; empty where all have one."""
+        return ", ".join(f"{number} of {self.planned} {fate}" for fate, number in self.lost.items())
+
+
+def group_of(run: Result) -> Group:
+    """Say which group a run belongs to.
+
+    Args:
+        run: Any run.
+
+    Returns:
+        Its group.
+    """
+    return Group(
+        dataset=run.dataset,
+        backbone=run.backbone,
+        weights=run.weights,
+        samples_per_class=run.samples_per_class,
+        train_share=run.train_share,
+        measure=run.measure,
+    )
+
+
+def _group_order(group: Group) -> tuple[object, ...]:
+    """Sort by data set, backbone, weights and training size, the whole split last."""
+    size = math.inf if group.samples_per_class is None else group.samples_per_class
+    return group.dataset, group.backbone, group.weights or "", size, group.train_share or 1.0, group.measure
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+    """Leave out what was not measured or is not a number.
+
+    Args:
+        values: Measurements.
+
+    Returns:
+        The finite ones, in order.
+
+    Example:
+        >>> finite([1.0, None, float("nan"), 2.0])
+        [1.0, 2.0]
+    """
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _refuse_mixed_conventions(runs: Sequence[Result]) -> None:
+    """NC1 values of different conventions differ by a factor of K: no axis could hold both."""
+    conventions = sorted({run.nc1_normalize for run in runs})
+    if len(conventions) > 1:
+        raise ValueError(
+            "runs with different nc1_normalize conventions cannot be drawn in one picture; there are runs with "
+            f"{', '.join(map(repr, conventions))}: keep them in separate folders, or run all with the same convention"
+        )
+
+
+def _refuse_repeated_seeds(runs: Sequence[Result]) -> None:
+    """A seed that counts twice would make the spread over seeds too small."""
+    by_seed: dict[int, str] = {}
+    for run in runs:
+        if run.seed in by_seed:
+            raise ValueError(
+                f"a row must hold one run a seed; runs {by_seed[run.seed]!r} and {run.run_id!r} share seed {run.seed} "
+                "and differ in nothing that the table shows: report them from separate folders"
+            )
+        by_seed[run.seed] = run.run_id
+
+
+def _row(group: Group, variant: Variant, runs: Sequence[Result], lost: Sequence[Result] = ()) -> Row:
+    """Average the runs of one cell that finished, and count those that did not."""
+    _refuse_repeated_seeds(runs)
+    scores = {run.seed: run.score for run in runs}
+    accuracies = {seed: value for seed, value in scores.items() if value is not None and math.isfinite(value)}
+    accuracy, nc1 = list(accuracies.values()), finite(run.nc1 for run in runs)
+    nc2 = finite(run.collapse.get(_NC2) for run in runs)
+    peaks = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+    fates = Counter({run.seed: str(run.status) for run in lost}.values())
+    if accuracies and len(accuracies) < len(runs):
+        fates[_UNMEASURED] = len(runs) - len(accuracies)
+    return Row(
+        group=group,
+        variant=variant,
+        seeds=len(runs),
+        accuracy=_mean(accuracy),
+        accuracy_sd=_sd(accuracy),
+        nc1=_mean(nc1),
+        nc1_sd=_sd(nc1),
+        nc2=_mean(nc2),
+        nc2_sd=_sd(nc2),
+        tuned_percent=_mean(finite(run.tuned_percent for run in runs)),
+        learning_rates=tuple(sorted(set(finite(run.learning_rate for run in runs)))),
+        epoch_seconds=_mean(finite(run.epoch_seconds for run in runs)),
+        peak_memory_bytes=max(peaks, default=None),
+        delta_bytes=_mean(finite(run.delta_bytes for run in runs)),
+        train_size=_mean(finite(run.train_size for run in runs)),
+        balanced_accuracy=_mean(finite(map(balanced_accuracy, runs))),
+        uneven=any(map(has_uneven_classes, runs)),
+        accuracies=accuracies,
+        run_ids=frozenset(run.run_id for run in runs),
+        lost=dict(fates),
+    )
+
+
+def finished_runs(results: Iterable[Result]) -> list[Result]:
+    """Keep the runs whose numbers may be shown, in the order of the tables.
+
+    Args:
+        results: Runs, whatever became of them.
+
+    Returns:
+        The runs with status ok, sorted by group, variant and seed; data sets and weights of one name that are not the
+        same are told apart by :func:`~nc_finetune.results.identity.told_apart`.
+
+    Raises:
+        ValueError: If they measured NC1 by different conventions.
+    """
+    finished = [run for run in told_apart(list(results)) if run.status == "ok"]
+    _refuse_mixed_conventions(finished)
+    return sorted(finished, key=lambda run: (_group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
+
+
+_Cell = tuple[Group, Variant]
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Gather items by a key, in the order in which they come.
+
+    Example:
+        >>> grouped([1, 2, 3], lambda number: number % 2)
+        {1: [1, 3], 0: [2]}
+    """
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+def _cell_of(run: Result) -> _Cell:
+    return group_of(run), variant_of(run)
+
+
+def _cell_of_lost(run: Result, cells: Mapping[_Cell, Sequence[Result]]) -> _Cell | None:
+    """Say which cell a run without a result belongs to: one of those that have any, or its own beside them.
+
+    Such a run may not know its measure, and one that failed before it was built neither its head nor its key layer.
+    Then it belongs to the one cell of its method and options that lacks its seed. ``None`` where there are several, or
+    no run of its group finished: there is nothing that it could be compared with.
+    """
+    group, variant = _cell_of(run)
+    groups = [known for known, _ in cells if replace(known, measure=group.measure) == group]
+    if not groups:
+        return None
+    group = groups[0]
+    lacking = [
+        (known, other)
+        for (known, other), members in cells.items()
+        if (known, other.method, other.options, other.settings)
+        == (group, variant.method, variant.options, variant.settings)
+        and run.seed not in {member.seed for member in members}
+    ]
+    own = group, variant
+    if own not in lacking and len(lacking) == 1:
+        return lacking[0]
+    return own if own in lacking or own not in cells else None
+
+
+def _order(cell: _Cell) -> tuple[object, ...]:
+    return _group_order(cell[0]), variant_order(cell[1])
+
+
+def _cells(results: Sequence[Result]) -> dict[_Cell, tuple[list[Result], list[Result]]]:
+    """Gather runs by cell, in the order of the tables: those that finished, and those that did not."""
+    results = told_apart(results)
+    finished = grouped(finished_runs(results), _cell_of)
+    lost: dict[_Cell, list[Result]] = {}
+    for run in results:
+        if run.status != "ok" and (cell := _cell_of_lost(run, finished)) is not None:
+            lost.setdefault(cell, []).append(run)
+    return {cell: (finished.get(cell, []), lost.get(cell, [])) for cell in sorted({**finished, **lost}, key=_order)}
+
+
+def tabulated_runs(results: Iterable[Result]) -> list[Result]:
+    """Keep the runs that the rows of :func:`summarize` stand for, to be named by.
+
+    Args:
+        results: Runs, whatever became of them.
+
+    Returns:
+        The finished runs, and the others of rows that have none of these; in the order of the tables.
+
+    Raises:
+        ValueError: If the runs measured NC1 by different conventions.
+    """
+    return [run for finished, lost in _cells(list(results)).values() for run in finished or lost]
+
+
+def summarize(results: Iterable[Result]) -> list[Row]:
+    """Average the finished runs over seeds, and count the others.
+
+    Args:
+        results: Runs; of those that failed or diverged no number counts, but their row says how many they are.
+
+    Returns:
+        One row per group and variant, of groups with a finished run: sorted by data set, backbone, weights, training
+        size, then by method.
+
+    Raises:
+        ValueError: If the runs measured NC1 by different conventions, or a row would hold a seed twice.
+
+    Example:
+        >>> runs = [
+        ...     Result(
+        ...         run_id=f"run{seed}",
+        ...         backbone="resnet18",
+        ...         weights=None,
+        ...         dataset="digits",
+        ...         method="full_ft",
+        ...         seed=seed,
+        ...         accuracy=90.0 + 2 * seed,
+        ...         status="diverged" if seed == 3 else "ok",
+        ...     )
+        ...     for seed in range(4)
+        ... ]
+        >>> [(row.accuracy, row.accuracy_sd, row.lost_words) for row in summarize(runs)]
+        [(92.0, 2.0, '1 of 4 diverged')]
+    """
+    cells = _cells(list(results)).items()
+    return [_row(group, variant, finished, lost) for (group, variant), (finished, lost) in cells]
+
+
+def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
+    """Gather rows by group.
+
+    Args:
+        rows: Rows of any order.
+
+    Returns:
+        The rows of each group, order kept.
+    """
+    return grouped(rows, lambda row: row.group)
+
+
+def _varying(groups: Iterable[Group]) -> tuple[list[Group], list[str]]:
+    """Return the distinct groups and the names of what differs between them."""
+    distinct = list(dict.fromkeys(groups))
+    varying = [part for part in _PARTS if len({getattr(group, part) for group in distinct}) > 1]
+    if len({group.weights for group in distinct}) == 1:
+        varying = ["backbone" if part == "network" else part for part in varying]
+    return distinct, varying
+
+
+def setting_names(groups: Iterable[Group]) -> dict[Group, str]:
+    """Name groups by what sets them apart, for tables and sentences about all of them.
+
+    Args:
+        groups: All groups that are spoken of.
+
+    Returns:
+        Name by group, in order; a lone group has its full name.
+
+    Example:
+        >>> digits = Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=5)
+        >>> faces = Group(dataset="faces", backbone="resnet18", weights=None, samples_per_class=5)
+        >>> list(setting_names([digits, faces]).values()), common_words([digits, faces])
+        (['digits', 'faces'], 'All on resnet18 (random initialisation) · 5 images a class.')
+    """
+    distinct, varying = _varying(groups)
+    return {group: _joined(group, varying or _PARTS) for group in distinct}
+
+
+def common_words(groups: Iterable[Group]) -> str:
+    """Say what groups have in common, which :func:`setting_names` leaves out.
+
+    Args:
+        groups: All groups that are spoken of.
+
+    Returns:
+        A sentence; empty where there is nothing to say.
+    """
+    distinct, varying = _varying(groups)
+    common = [part for part in _PARTS if part not in varying and not (part == "network" and "backbone" in varying)]
+    return f"All on {_joined(distinct[0], common)}." if varying and common else ""
+
+
+def _joined(group: Group, parts: Sequence[str]) -> str:
+    return " · ".join(getattr(group, part) for part in parts)
+
+
+def best_rows(rows: Sequence[Row]) -> list[Row]:
+    """Find the highest mean accuracy.
+
+    Args:
+        rows: The rows of one group.
+
+    Returns:
+        The best row, or several where the means are equal; empty if nothing has an accuracy.
+    """
+    highest = max(finite(row.accuracy for row in rows), default=None)
+    return [row for row in rows if row.accuracy is not None and row.accuracy == highest]
+
+
+def _place_but_image_size(run: Result) -> tuple[object, ...]:
+    place = {path: value for path, value in place_of(run).items() if path != "dataset.image_size"}
+    return run.dataset, run.samples_per_class, run.train_share, tuple(sorted(place.items()))
+
+
+def best_by_network(results: Iterable[Result]) -> dict[tuple[str, str | None], float]:
+    """Find how accurate fine-tuning made each backbone: its best variant, each the mean over its seeds.
+
+    Args:
+        results: Runs on one data set at one training size; those that did not finish are left out.
+
+    Returns:
+        Test accuracy in per cent by backbone and weights.
+
+    Raises:
+        ValueError: If the runs are of several data sets, contents, splits or training sizes. Other image sizes count
+            as variants, of which each backbone has its best.
+
+    Example:
+        >>> runs = [
+        ...     Result(run_id=f"{seed}", backbone="b", weights=None, dataset="d", method="m", seed=seed, accuracy=80.0)
+        ...     for seed in range(2)
+        ... ]
+        >>> best_by_network(runs)
+        {('b', None): 80.0}
+    """
+    runs = [run for run in results if run.status == "ok" and run.accuracy is not None]
+    rows = summarize(runs)
+    if len({_place_but_image_size(run) for run in runs}) > 1:
+        places = sorted({f"{row.group.dataset}, {row.group.size}" for row in rows})
+        raise ValueError(
+            f"results to compare backbones by must be of one data set and training size, got {'; '.join(places)}"
+        )
+    best: dict[tuple[str, str | None], float] = {}
+    for row in rows:
+        network = (row.group.backbone, row.group.weights)
+        best[network] = max(best.get(network, 0.0), row.accuracy or 0.0)
+    return best

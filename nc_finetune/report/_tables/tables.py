@@ -1,0 +1,252 @@
+"""The tables that every report shows: for the terminal, markdown and HTML alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nc_finetune.report._tables.score import ACCURACY
+from nc_finetune.report._tables.summary import Row, best_rows, by_group, setting_names
+from nc_finetune.report._tables.variants import Variant
+
+NOTHING = "\N{EN DASH}"
+_PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table, as plain text; whoever shows it escapes it.
+
+    Attributes:
+        text: What it says.
+        best: Whether it holds the highest mean accuracy of its group.
+        value: The number in it, to sort by.
+    """
+
+    text: str
+    best: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, the same for the terminal, markdown and HTML.
+
+    Attributes:
+        columns: The heading of each column.
+        rows: The cells; the first one of a row names it.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Write a number with a fixed count of significant digits, and an exponent only where it is very long without.
+
+    Args:
+        value: The number, or ``None``.
+        digits: How many digits count; three tell runs apart without pretending to more.
+
+    Returns:
+        The text; a dash for ``None``.
+
+    Example:
+        >>> [significant(value) for value in (0.22345, 18.361, 1234.5, 7e-7, 0.0, None)]
+        ['0.223', '18.4', '1234', '7.00e-07', '0', '–']
+    """
+    if value is None or value == 0:
+        return NOTHING if value is None else "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 <= exponent < 5:
+        return f"{value:.{max(digits - 1 - exponent, 0)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def accuracy_text(row: Row) -> str:
+    """Write the accuracy of a row.
+
+    Args:
+        row: Any row.
+
+    Returns:
+        Mean in per cent, with the standard deviation where there is one; marked where runs without a result are not
+        in it.
+    """
+    if row.accuracy is None:
+        return NOTHING
+    spread = "" if row.accuracy_sd is None else f" ± {row.accuracy_sd:.2f}"
+    return f"{row.accuracy:.2f}{spread}{_PARTIAL if row.lost else ''}"
+
+
+def measure_text(mean: float | None, sd: float | None) -> str:
+    """Write a collapse measure of a row.
+
+    Args:
+        mean: Mean over seeds.
+        sd: Its standard deviation, where there is one.
+
+    Returns:
+        Both in words; a dash where nothing was measured.
+
+    Example:
+        >>> measure_text(0.22345, 0.0123)
+        '0.223 ± 0.012'
+    """
+    return significant(mean) + ("" if sd is None else f" ± {significant(sd, 2)}")
+
+
+def memory_text(size: float | None) -> str:
+    """Write a number of bytes.
+
+    Args:
+        size: The number, or ``None``.
+
+    Returns:
+        In KiB, MiB or GiB; a dash for ``None``.
+
+    Example:
+        >>> memory_text(49_480), memory_text(13_000_000)
+        ('48 KiB', '12 MiB')
+    """
+    if size is None:
+        return NOTHING
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+# Heading of each column that costs something, with the attribute of a row that holds it.
+COSTS = {
+    "tuned %": "tuned_percent",
+    "s/epoch": "epoch_seconds",
+    "peak memory": "peak_memory_bytes",
+    "delta size": "delta_bytes",
+}
+
+
+def measure_column(rows: Sequence[Row]) -> str:
+    """Name the measure that rows are ranked by, as the heading of its column.
+
+    Args:
+        rows: Rows of any groups.
+
+    Returns:
+        E.g. ``"accuracy %"``; all of them, where groups are measured differently.
+    """
+    return " or ".join(dict.fromkeys(row.group.measure for row in rows) or [ACCURACY]) + " %"
+
+
+def cost_text(column: str, value: float | None) -> str:
+    """Write a cost.
+
+    Args:
+        column: One of ``COSTS``.
+        value: What it costs, or ``None``.
+
+    Returns:
+        The text.
+    """
+    if column in ("peak memory", "delta size"):
+        return memory_text(value)
+    if column == "tuned %":
+        return _percent(value)
+    return significant(value)
+
+
+def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Name the columns of a table of rows; recalls are averaged where accuracy tells too little."""
+    balanced = ("balanced %",) if any(row.uneven for row in rows) else ()
+    return (
+        *("method", "tuned %", measure_column(rows), *balanced, "NC1", "NC2", "learning rate"),
+        *("s/epoch", "peak memory", "delta size", "seeds"),
+    )
+
+
+def _cells(row: Row, label: str, best: bool, balanced: bool) -> tuple[Cell, ...]:
+    """Write one row of the table of a group."""
+    costs = {name: Cell(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
+    rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
+    recall = Cell(_percent(row.balanced_accuracy), value=row.balanced_accuracy)
+    return (
+        Cell(label),
+        costs["tuned %"],
+        Cell(accuracy_text(row), best, row.accuracy),
+        *([recall] if balanced else []),
+        Cell(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
+        Cell(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
+        Cell(rates, value=max(row.learning_rates, default=None)),
+        costs["s/epoch"],
+        costs["peak memory"],
+        costs["delta size"],
+        Cell(f"{row.seeds}{f' ({row.lost_words})' if row.lost else ''}", value=row.seeds),
+    )
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate one group: a row for each method.
+
+    Args:
+        rows: The rows of one group.
+        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
+
+    Returns:
+        The table.
+    """
+    best, balanced = best_rows(rows), any(row.uneven for row in rows)
+    lines = tuple(_cells(row, labels[row.variant], row in best, balanced) for row in rows)
+    return Table(_columns(rows), lines)
+
+
+_PLACES = {"data set": "dataset", "backbone": "network", "training size": "size"}
+
+
+def _place_cell(part: str, row: Row) -> Cell:
+    return Cell(getattr(row.group, part), value=row.train_size if part == "size" else None)
+
+
+def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate everything in one table: data set, backbone and training size have columns where they vary.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
+
+    Returns:
+        The table.
+    """
+    best = {id(row) for members in by_group(rows).values() for row in best_rows(members)}
+    balanced = any(row.uneven for row in rows)
+    vary = {name: part for name, part in _PLACES.items() if len({getattr(row.group, part) for row in rows}) > 1}
+    vary = vary or {"data set": "dataset"}
+    lines = []
+    for row in rows:
+        cells = _cells(row, labels[row.variant], id(row) in best, balanced)
+        lines.append((cells[0], *(_place_cell(part, row) for part in vary.values()), *cells[1:]))
+    columns = _columns(rows)
+    return Table((columns[0], *vary, *columns[1:]), tuple(lines))
+
+
+def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+    """Tabulate all groups beside each other: methods downwards, groups across, accuracy / NC1 in the cells.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
+
+    Returns:
+        The table.
+    """
+    groups = by_group(rows)
+    lines = {label: [Cell(label), *[Cell(NOTHING)] * len(groups)] for label in labels.values()}
+    for column, members in enumerate(groups.values(), start=1):
+        best = best_rows(members)
+        for row in members:
+            text = f"{accuracy_text(row)} / {significant(row.nc1)}"
+            lines[labels[row.variant]][column] = Cell(text, row in best, row.accuracy)
+    return Table(("method", *setting_names(groups).values()), tuple(map(tuple, lines.values())))

@@ -1,0 +1,296 @@
+"""What a report says, before it is put into markdown or HTML."""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nc_finetune.report._tables.analysis import correlation_table, pareto_table, worst_table
+from nc_finetune.report._tables.data_tables import data_table, notes_table
+from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.selectors import selector_table
+from nc_finetune.report._tables.standings import choice_table, comparison_table, recommended, standings, standings_table
+from nc_finetune.report._tables.summary import (
+    Row,
+    by_group,
+    finished_runs,
+    group_of,
+    grouped,
+    summarize,
+    tabulated_runs,
+)
+from nc_finetune.report._tables.tables import NOTHING, Cell, Table, group_table, measure_column, overview_table
+from nc_finetune.report._tables.variants import Variant
+from nc_finetune.report.charts import accuracy_against_cost, accuracy_against_size, learning_curves
+from nc_finetune.report.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
+from nc_finetune.report.outcome import outcome
+from nc_finetune.results.result import Measure, Result
+
+_TITLE = "Benchmark report"
+_FORMULAS = {"none": "tr(Σ_W Σ_B†)", "classes": "tr(Σ_W Σ_B†) / K"}
+_MEASURES: dict[Measure, str] = {
+    "accuracy": "Accuracy is on the test split.",
+    "average precision": (
+        "Images have several labels each, and average precision is on the test split: how well the images of a class "
+        "are ranked before the others, the mean over classes. NC1 and NC2 are of the images with one label alone."
+    ),
+}
+# More would make report.md long and slow: then the first is an example, and report.html draws each on demand.
+_MOST_GROUP_PICTURES = 6
+
+_COMPARISON_NOTE = (
+    "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above 0: "
+    "{} is ahead. The intervals hold for all alternatives together with 95 % (Student's t over the seeds, the settings "
+    "as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval lies on "
+    "one side of 0. Unpaired runs have no counterpart and do not count. Epochs: how many times as fast, geometric mean."
+)
+_NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed
+_STANDINGS_NOTE = (
+    "Over all settings (data set, backbone, training size) that are in this report, compared on the seeds that two "
+    "methods share. Rank 1 is the best of a setting. Not below probe: settings in which it is at least as good as the "
+    "linear probe. Epochs vs full FT: how many times as fast, geometric mean. A mean stands only where a method was "
+    "run in every setting. Bold: recommended, the best of what tunes at most 10 % of the parameters and lost no run; "
+    "as it is chosen by the numbers of this table, they flatter it a little."
+)
+_CHOICE_NOTE = (
+    "\N{CHECK MARK}: within 1 point of the best of all, or not below what it is compared with. Of a method with "
+    "several variants, the best one in the setting counts."
+)
+_CORRELATION_NOTE = (
+    "Rank correlation of the test result and NC1 of what the classifier sees; -1 where less NC1 always goes with a "
+    "better result. The interval takes runs for independent, which runs on one data set are not quite. NC1 depends on "
+    "the number of samples, so that scopes with one training size say most."
+)
+_PARETO_NOTE = "Bold: nothing in the same setting is as good at a lower cost of this kind, or better at no higher."
+_SELECTOR_NOTE = (
+    "Regret: points of test accuracy below the best block of the same data set, backbone, training size, method and "
+    "seed. Brute force tunes every block and takes the best on the validation split. Argmin NC1 takes the smallest "
+    "pre-trained NC1, Auto-RGN the largest relative gradient norm."
+)
+_DATA_NOTE = (
+    "Numbers of images; where the seeds differ, the least and the most. An image is in two splits if its file is, byte "
+    "by byte: what was tested was trained on, too. Of a class without a training image nothing was learned."
+)
+_WORST_NOTE = "Share of the test images of a class that are recognised, all seeds together; the three lowest."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and the PNG file that holds it.
+
+    Attributes:
+        figure: What is drawn.
+        file: Path of the PNG file, relative to the report.
+    """
+
+    figure: Figure
+    file: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report.
+
+    Attributes:
+        title: Its heading.
+        table: Its numbers.
+        pictures: Its figures; empty where no NC1 was measured.
+        kind: ``"main"`` for the answer over all groups, ``"overview"`` where the columns are groups, ``"group"`` for
+            the table of one, else ``"analysis"``.
+        note: How to read it.
+    """
+
+    title: str
+    table: Table
+    pictures: tuple[Picture, ...] = ()
+    kind: Literal["main", "overview", "group", "analysis"] = "analysis"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, before it is put into markdown or HTML; all of it plain text.
+
+    Attributes:
+        title: Heading of the report.
+        summary: The outcome in words, point by point.
+        notes: How to read the tables.
+        sections: All groups beside each other where there are several, then group by group, then what follows.
+        failures: The runs without a result, and the files that could not be read.
+        provenance: Where the results come from.
+    """
+
+    title: str
+    summary: tuple[str, ...]
+    notes: str
+    sections: tuple[Section, ...]
+    failures: Table
+    provenance: Table
+
+
+def _notes(finished: Sequence[Result]) -> str:
+    """Explain the columns, with the convention by which NC1 was measured."""
+    if not finished:
+        return "No run finished, so there is nothing to tabulate."
+    convention = finished[0].nc1_normalize
+    measure = _MEASURES[finished[0].measure]
+    return (
+        f"{measure} Values are means over seeds, ± is their sample standard deviation (none for a "
+        "single seed), the highest mean is in bold; a mean with a \N{DAGGER} is over the runs alone that finished, and "
+        "seeds says what became of the rest. tuned %: parameters trained, the head's included. NC1 is "
+        f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
+        "distance of its class means from a simplex ETF; both are 0 at the collapse. "
+        "s/epoch: mean time of one training pass. Peak memory: largest of the seeds. Delta size: what a file of the "
+        "tuned part and the head takes."
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:80]
+
+
+def _pictures(stem: str, figures: Mapping[str, Figure | None]) -> tuple[Picture, ...]:
+    """Name the file of every figure that could be drawn."""
+    return tuple(
+        Picture(figure, f"figures/{stem}_{kind}.png") for kind, figure in figures.items() if figure is not None
+    )
+
+
+def _group_sections(
+    rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
+) -> Iterator[Section]:
+    """Describe group by group."""
+    stems: collections.Counter[str] = collections.Counter()
+    groups, by_place = by_group(rows), grouped(finished, group_of)
+    for place, (group, members) in enumerate(groups.items()):
+        runs = by_place.get(group, [])
+        slug = _slug(group.label)
+        stems[slug] += 1
+        # Names that differ only in punctuation must not overwrite each other's pictures.
+        stem = slug if stems[slug] == 1 else f"{slug}_{stems[slug]}"
+        figures: dict[str, Figure | None] = {}
+        if place == 0 or len(groups) <= _MOST_GROUP_PICTURES:
+            figures["layers"] = layerwise_nc1(runs, labels, styles)
+        if len(groups) == 1:
+            figures["accuracy"] = accuracy_against_nc1(runs, labels, styles)
+            figures["cost"] = accuracy_against_cost(members, labels, styles)
+            figures["curves"] = learning_curves(runs, labels, styles)
+        yield Section(group.label, group_table(members, labels), _pictures(stem, figures), kind="group")
+
+
+def _overview(
+    rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
+) -> Iterator[Section]:
+    """Put all groups beside each other, where there are several."""
+    if len(by_group(rows)) < 2:
+        return
+    figures = {
+        "accuracy": accuracy_against_nc1(finished, labels, styles),
+        "sizes": accuracy_against_size(rows, labels, styles),
+    }
+    pictures = _pictures("overview", figures)
+    yield Section(f"Overview: {measure_column(rows)} / NC1", overview_table(rows, labels), pictures, kind="overview")
+
+
+def _answers(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Iterator[Section]:
+    """Say which method did best over all groups, and how the recommended one did in each."""
+    found = standings(rows, labels)
+    leader = recommended(found) or next(iter(found), None)
+    if leader is not None and (compared := comparison_table(leader, found)).rows:
+        note = _COMPARISON_NOTE.format(leader.label)
+        yield Section(f"{leader.label} against each alternative", compared, kind="main", note=note)
+    answers = (
+        Section("Methods over all settings", standings_table(found, rows), kind="main", note=_STANDINGS_NOTE),
+        Section("The recommended method", choice_table(found, rows, labels), kind="main", note=_CHOICE_NOTE),
+    )
+    yield from (section for section in answers if section.table.rows)
+
+
+def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
+    """Say what follows from the numbers."""
+    name = rows[0].group.measure.capitalize() if rows else ""
+    found = (
+        Section(f"{name} against NC1", correlation_table(finished), note=_CORRELATION_NOTE),
+        Section(f"{name} against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
+        Section("Choice of the key layer", selector_table(finished), note=_SELECTOR_NOTE),
+        Section("Worst classes", worst_table(rows, finished, labels), note=_WORST_NOTE),
+        Section("Data", data_table(finished), note=_DATA_NOTE),
+        Section("Notes on the data", notes_table(finished)),
+    )
+    yield from (section for section in found if section.table.rows)
+
+
+def _sections(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
+    """Put the overview before the groups one by one, and what follows behind them."""
+    styles = palette(labels)
+    yield from _answers(rows, labels)
+    yield from _overview(rows, finished, labels, styles)
+    yield from _group_sections(rows, finished, labels, styles)
+    yield from _analyses(rows, finished, labels)
+
+
+def _failures(results: Sequence[Result], problems: Sequence[str]) -> Table:
+    """List the runs without a result, and what was left out or could not be told of files."""
+    lost = [run for run in results if run.status != "ok"]
+    rows = tuple((Cell(run.run_id), Cell(run.status), Cell(run.error or NOTHING)) for run in lost)
+    unread = tuple((Cell(NOTHING), Cell("note"), Cell(problem)) for problem in problems)
+    return Table(("run", "status", "error"), rows + unread)
+
+
+def _commit_text(provenance: Mapping[str, Any]) -> str:
+    return f"{provenance['git_commit']}{' with uncommitted changes' if provenance.get('git_dirty') else ''}"
+
+
+def _facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Spell out one provenance; packages and other nested facts get a line each, unknown facts none."""
+    for key, value in provenance.items():
+        name = key.replace("_", " ")
+        if isinstance(value, Mapping):
+            prefix = "" if key == "versions" else f"{name}: "
+            yield from ((f"{prefix}{inner}", str(fact)) for inner, fact in value.items() if fact is not None)
+        elif value is not None and key not in _NO_FACTS:
+            yield name, _commit_text(provenance) if key == "git_commit" else str(value)
+
+
+def _provenance(results: Sequence[Result]) -> Table:
+    """Collect the distinct values of every fact; a dict keeps them in order."""
+    values: dict[str, dict[str, None]] = {}
+    for run in results:
+        for name, value in _facts(run.provenance):
+            values.setdefault(name, {})[value] = None
+    rows = tuple((Cell(name), Cell(", ".join(distinct))) for name, distinct in values.items())
+    return Table(("what", "value"), rows)
+
+
+def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Report:
+    """Collect everything that a report says.
+
+    Args:
+        results: Runs of a benchmark.
+        problems: What was left out or could not be told, a sentence each.
+
+    Returns:
+        The content, without markup.
+
+    Raises:
+        ValueError: If there are no results, runs are judged by different measures, NC1 was measured by different
+            conventions, or a row holds a seed twice.
+        ImportError: If altair is not installed.
+    """
+    if not results:
+        raise ValueError("a report needs at least one result, none was given: run the benchmark first")
+    finished, rows = finished_runs(results), summarize(results)
+    if len({run.measure for run in finished}) > 1:
+        raise ValueError("accuracy and average precision do not go into one report: give the runs of one of them")
+    labels = variant_labels(tabulated_runs(results))
+    return Report(
+        title=_TITLE,
+        summary=outcome(results, rows, labels),
+        notes=_notes(finished),
+        sections=tuple(_sections(rows, finished, labels)),
+        failures=_failures(results, problems),
+        provenance=_provenance(results),
+    )

@@ -1,0 +1,387 @@
+"""Pictures of a benchmark as Vega-Lite specifications, one source for the page and for the PNG files: NC1."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from PIL import Image
+
+from nc_finetune.errors import missing_extra
+from nc_finetune.report._tables.summary import finite, group_of
+from nc_finetune.report._tables.tables import significant
+from nc_finetune.report._tables.variants import METHOD_LABELS, Variant, variant_of
+from nc_finetune.results.result import Measure, Result
+
+# Okabe & Ito, Color Universal Design (2008); first the four that stand out on white and on black.
+_COLOURS = ("#CC79A7", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#999999", "#F0E442")
+# One fewer than the colours: a pair comes back only after 56 methods.
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+# The four methods of the mission have the colours that stand out; after side FT the rest follow in the tables' order.
+_FIRST_METHODS = ("linear_probe", "layer_ft", "scl_ft", "full_ft", "side_ft")
+_STYLED_METHODS = (*_FIRST_METHODS, *(name for name in METHOD_LABELS if name not in _FIRST_METHODS))
+_MIN_WIDTH, _WIDTH_PER_LAYER, _HEIGHT = 520, 24, 320
+_PNG_SCALE = 2.0
+_SMALLEST = 1e-300  # on an axis; a tick beyond its inverse could not be written
+_MARGIN = 1.1  # keeps points off the frame
+_MAX_TICKS = 9
+_LEGEND_SYMBOL, _LEGEND_LETTER = 32, 7  # pixels, generous for letters of 12 pixels
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method looks in every picture.
+
+    Attributes:
+        colour: Colour as ``#RRGGBB``.
+        shape: Name of a Vega symbol; whoever cannot tell the colours apart goes by it.
+    """
+
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture.
+
+    Attributes:
+        caption: What it shows, for everybody.
+        description: What is to be seen in it, for whoever cannot see it.
+        spec: The Vega-Lite specification, its data included.
+    """
+
+    caption: str
+    description: str
+    spec: dict[str, Any]
+
+
+def altair() -> Any:
+    """Import altair only when something is drawn: it is an extra."""
+    try:
+        import altair as library
+    except ImportError as error:
+        raise missing_extra("altair", "report", "drawing benchmark figures") from error
+    return library
+
+
+def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
+    """Choose a colour and a shape for every display name; those of the four methods are always the same.
+
+    Args:
+        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
+
+    Returns:
+        Style by display name, in the order of the labels.
+
+    Example:
+        >>> palette({Variant(method="scl_ft", key_layer="layer3.0", head="linear", loss="cross_entropy"): "SCL-FT"})
+        {'SCL-FT': Style(colour='#D55E00', shape='triangle-up')}
+    """
+    styles: dict[str, Style] = {}
+    free, reserved = len(_STYLED_METHODS), set(_STYLED_METHODS)
+    for variant, label in labels.items():
+        if label in styles:
+            continue
+        if variant.method in reserved:
+            reserved.remove(variant.method)
+            index = _STYLED_METHODS.index(variant.method)
+        else:
+            index, free = free, free + 1
+        styles[label] = Style(_COLOURS[index % len(_COLOURS)], _SHAPES[index % len(_SHAPES)])
+    return styles
+
+
+def method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style]) -> tuple[Any, Any]:
+    """Encode the method as colour and as shape; the same field and title make Vega-Lite draw one legend for both."""
+    names = [label for label in styles if label in set(present)]
+    legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=2, labelLimit=300)
+    colour = alt.Scale(domain=names, range=[styles[name].colour for name in names])
+    shape = alt.Scale(domain=names, range=[styles[name].shape for name in names])
+    return (
+        alt.Color("method", type="nominal", scale=colour, legend=legend),
+        alt.Shape("method", type="nominal", scale=shape, legend=legend),
+    )
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Choose 1, 2, 5, 10, … around values: by itself Vega draws a grid line for each of the digits.
+
+    Example:
+        >>> log_ticks([0.3, 4.0])
+        [0.2, 0.5, 1.0, 2.0, 5.0]
+    """
+    drawn = [min(max(value, _SMALLEST), 1 / _SMALLEST) for value in values]
+    low, high = min(drawn) / _MARGIN, max(drawn) * _MARGIN
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
+    first = max(index for index, tick in enumerate(ticks) if tick <= low)
+    last = min(index for index, tick in enumerate(ticks) if tick >= high)
+    return ticks[first : last + 1]
+
+
+def few_ticks(ticks: Sequence[float]) -> list[float]:
+    """Leave powers of ten where ticks are many."""
+    return [tick for tick in ticks if len(ticks) <= _MAX_TICKS or f"{tick:e}".startswith("1")]
+
+
+def _nc1_axis(alt: Any, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Draw NC1 on a log scale: it falls by orders of magnitude."""
+    ticks = log_ticks([point["nc1"] for point in points])
+    scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
+    axis = alt.Axis(values=few_ticks(ticks), format="~g", labelOverlap=True)
+    return {"type": "quantitative", "title": "NC1", "scale": scale, "axis": axis}
+
+
+def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: bool = True) -> dict[str, Any]:
+    """Finish a chart; colours of text and lines are left to whoever shows it, on white or on black.
+
+    Args:
+        chart: An altair chart.
+        points: What it shows, each with its ``method``.
+        width: Of the picture, in pixels.
+        sized: Whether the chart takes width and height; a chart of panels has them inside.
+
+    Returns:
+        The specification.
+    """
+    column = _LEGEND_SYMBOL + _LEGEND_LETTER * max((len(point["method"]) for point in points), default=0)
+    finished = (
+        (chart.properties(width=width, height=_HEIGHT) if sized else chart)
+        .configure_axis(labelFontSize=11, titleFontSize=12)
+        .configure_legend(labelFontSize=12, columns=max(1, width // column))
+    )
+    # Altair would check every point against its schema, which takes longer than all the rest.
+    data = {"values": [dict(point) for point in points]}
+    # The page is as wide as its window: it needs the width of a column to break the legend itself.
+    spec: dict[str, Any] = {**finished.to_dict(validate=False), "data": data, "usermeta": {"legendColumn": column}}
+    return spec
+
+
+def network_order(runs: Sequence[Result]) -> list[str]:
+    """Collect the layers of runs that share a backbone.
+
+    Args:
+        runs: Runs, each with its layers from the stem to the penultimate feature.
+
+    Returns:
+        Every layer once, in the order of the run that measured most of them.
+    """
+    longest_first = sorted(runs, key=lambda run: -len(run.nc1_layers))
+    return list(dict.fromkeys(layer for run in longest_first for layer in run.nc1_layers))
+
+
+def _drawable(values: Sequence[float | None]) -> list[float]:
+    """Keep what a log scale can hold."""
+    return [value for value in finite(values) if value > 0]
+
+
+def _layer_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[dict[str, Any]]:
+    """Average NC1 over seeds for each group, method and layer."""
+    cells: dict[tuple[str, str], list[Result]] = {}
+    for run in runs:
+        cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
+    points = []
+    for (group, label), members in cells.items():
+        for layer in network_order(members):
+            values = _drawable([run.nc1_layers.get(layer) for run in members])
+            if values:
+                nc1 = sum(values) / len(values)
+                points.append({"method": label, "layer": layer, "nc1": nc1, "seeds": len(values), "group": group})
+    return points
+
+
+def _layer_description(points: Sequence[Mapping[str, Any]]) -> str:
+    """Say where the line of each method begins and ends."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:
+        lines.setdefault(point["method"], []).append(point)
+    ends = [
+        f"{label} from {significant(line[0]['nc1'])} at {line[0]['layer']} "
+        f"to {significant(line[-1]['nc1'])} at {line[-1]['layer']}"
+        for label, line in lines.items()
+    ]
+    return f"Line chart of NC1 by layer. {'; '.join(ends)}."
+
+
+def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Draw one line per method over the layers."""
+    alt = altair()
+    colour, shape = method_channels(alt, [point["method"] for point in points], styles)
+    axis = alt.Axis(labelAngle=-90, labelOverlap="parity", labelLimit=120, grid=False)
+    base = alt.Chart(alt.Data(values=[])).encode(
+        x=alt.X("layer", type="ordinal", sort=layers, title="layer, from input to output", axis=axis),
+        y=alt.Y("nc1", **_nc1_axis(alt, points)),
+        color=colour,
+    )
+    tooltip = [
+        alt.Tooltip("method", type="nominal"),
+        alt.Tooltip("layer", type="nominal"),
+        alt.Tooltip("nc1", type="quantitative", format=".3~g", title="mean NC1"),
+        alt.Tooltip("seeds", type="quantitative"),
+    ]
+    dots = base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape, tooltip=tooltip)
+    width = max(_MIN_WIDTH, _WIDTH_PER_LAYER * len(layers))
+    return finish(alt.layer(base.mark_line(), dots), points, width)
+
+
+def layerwise_nc1(runs: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]) -> Figure | None:
+    """Draw NC1 against depth, one line per method, each the mean over seeds.
+
+    Args:
+        runs: Finished runs of one group.
+        labels: Display names.
+        styles: Colours and shapes by display name.
+
+    Returns:
+        The figure; ``None`` if no run has a positive NC1 at any layer.
+
+    Raises:
+        ImportError: If altair is not installed.
+    """
+    points = _layer_points(runs, labels)
+    if not points:
+        return None
+    measured = {point["layer"] for point in points}
+    layers = [layer for layer in network_order(runs) if layer in measured]
+    caption = "NC1 layer by layer, mean over seeds (log scale; lower is more collapsed)."
+    return Figure(caption, _layer_description(points), _layer_spec(points, layers, styles))
+
+
+def _run_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[dict[str, Any]]:
+    """Take every run that has both an accuracy and an NC1 to be drawn."""
+    return [
+        {
+            "method": labels[variant_of(run)],
+            run.measure: run.score,
+            "nc1": run.nc1,
+            "seed": run.seed,
+            "group": group_of(run).label,
+        }
+        for run in runs
+        if finite([run.score]) and _drawable([run.nc1])
+    ]
+
+
+def _run_description(points: Sequence[Mapping[str, Any]]) -> str:
+    """Say where the points of each method lie."""
+    clouds: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:
+        clouds.setdefault(point["method"], []).append(point)
+    measure = measure_in(points)
+    places = [f"{label}: {_span(cloud, measure)} % at NC1 {_span(cloud, 'nc1')}" for label, cloud in clouds.items()]
+    return f"Scatter plot of test {measure} against NC1, {len(points)} runs. {'; '.join(places)}."
+
+
+def _span(points: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = [point[name] for point in points]
+    low, high = significant(min(values)), significant(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def measure_in(points: Sequence[Mapping[str, Any]]) -> Measure:
+    """Name the measure that points, all with the same one, hold under its name."""
+    found: Measure = next(measure for measure in get_args(Measure) if measure in points[0])
+    return found
+
+
+def accuracy_scale(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
+    """Frame the accuracies, or the average precisions, of points closely."""
+    measure = measure_in(points)
+    return alt.Scale(domain=_accuracy_domain([point[measure] for point in points]), zero=False, nice=True)
+
+
+def _accuracy_domain(values: Sequence[float]) -> list[float]:
+    """Frame the accuracies closely: above zero, the methods would lie on each other."""
+    low, high = min(values), max(values)
+    margin = max(0.05 * (high - low), 0.5)
+    return [max(low - margin, 0.0), min(high + margin, 100.0)]
+
+
+def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
+    """Draw one point per run."""
+    alt = altair()
+    colour, shape = method_channels(alt, [point["method"] for point in points], styles)
+    tooltip = [
+        alt.Tooltip("method", type="nominal"),
+        alt.Tooltip(measure_in(points), type="quantitative", format=".2f", title=f"{measure_in(points)} %"),
+        alt.Tooltip("nc1", type="quantitative", format=".3~g", title="NC1"),
+        alt.Tooltip("seed", type="quantitative"),
+        alt.Tooltip("group", type="nominal", title="runs on"),
+    ]
+    chart = alt.Chart(alt.Data(values=[])).mark_point(filled=True, size=80, opacity=0.85)
+    accuracy = alt.Y(
+        measure_in(points), type="quantitative", title=f"test {measure_in(points)} %", scale=accuracy_scale(alt, points)
+    )
+    encoded = chart.encode(
+        x=alt.X("nc1", **_nc1_axis(alt, points)), y=accuracy, color=colour, shape=shape, tooltip=tooltip
+    )
+    return finish(encoded, points, _MIN_WIDTH)
+
+
+def accuracy_against_nc1(
+    runs: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
+) -> Figure | None:
+    """Draw test accuracy against NC1 of what the classifier sees, one point per run.
+
+    Args:
+        runs: Finished runs.
+        labels: Display names.
+        styles: Colours and shapes by display name.
+
+    Returns:
+        The figure; ``None`` if no run has both an accuracy and a positive NC1.
+
+    Raises:
+        ImportError: If altair is not installed.
+    """
+    points = _run_points(runs, labels)
+    if not points:
+        return None
+    caption = (
+        f"Test {measure_in(points)} against NC1 of what the classifier sees, one point a run (NC1 on a log scale)."
+    )
+    return Figure(caption, _run_description(points), _run_spec(points, styles))
+
+
+def vegalite_version() -> str:
+    """Say which Vega-Lite the specifications are written for.
+
+    Returns:
+        Major and minor version, e.g. ``"v6.1"``: what vl-convert wants to be told.
+
+    Raises:
+        ImportError: If altair is not installed.
+    """
+    return str(altair().SCHEMA_VERSION).rsplit(".", 1)[0]
+
+
+def to_png(figure: Figure) -> bytes:
+    """Draw a figure for markdown: twice the pixels, on white.
+
+    Args:
+        figure: The picture.
+
+    Returns:
+        The bytes of a PNG file.
+
+    Raises:
+        ImportError: If vl-convert is not installed.
+    """
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise missing_extra("vl-convert-python", "report", "drawing benchmark figures") from error
+    drawn = vl_convert.vegalite_to_png(figure.spec, vl_version=vegalite_version(), scale=_PNG_SCALE)
+    # Reports are committed: with a palette, packed well and without an alpha channel, a picture takes a tenth.
+    few = (
+        Image.open(io.BytesIO(drawn))
+        .convert("RGB")
+        .quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    )
+    packed = io.BytesIO()
+    few.save(packed, "PNG", optimize=True)
+    return packed.getvalue()

@@ -1,0 +1,73 @@
+"""A report in GitHub's markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+
+from nc_finetune.report._tables.tables import Cell, Table
+from nc_finetune.report.content import Report, Section
+
+
+def escape_markdown(text: str) -> str:
+    """Make any text stand for itself in GitHub's markdown, in a table too.
+
+    Args:
+        text: Any text; a line break becomes a blank, for a table row is one line.
+
+    Returns:
+        The text with entities for whatever markdown or HTML would act upon.
+
+    Example:
+        >>> print(escape_markdown("a|b <i> *c* layer_ft"))
+        a&#124;b &lt;i&gt; &#42;c&#42; layer_ft
+    """
+    one_line = html.escape(" ".join(text.split()), quote=False)
+    # An underscore inside a word is only itself.
+    return re.sub(r"[\\`*\[\]|~]|\b_|_\b", lambda match: "".join(f"&#{ord(sign)};" for sign in match[0]), one_line)
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = escape_markdown(cell.text)
+    return f"**{text}**" if cell.best else text
+
+
+def _markdown_table(table: Table) -> str:
+    """Write a table of GitHub's markdown."""
+    head = [escape_markdown(column) for column in table.columns]
+    lines = [_markdown_line(head), _markdown_line(["---"] * len(head))]
+    return "\n".join([*lines, *(_markdown_line([_markdown_cell(cell) for cell in row]) for row in table.rows)])
+
+
+def _markdown_section(section: Section) -> Iterator[str]:
+    yield f"## {escape_markdown(section.title)}"
+    if section.note:
+        yield escape_markdown(section.note)
+    yield _markdown_table(section.table)
+    for picture in section.pictures:
+        yield f"![{escape_markdown(picture.figure.description)}]({picture.file})"
+        yield escape_markdown(picture.figure.caption)
+
+
+def render_markdown(report: Report) -> str:
+    """Write a report for a repository: blocks with an empty line between.
+
+    Args:
+        report: Its content.
+
+    Returns:
+        The text; whatever markdown or HTML would act upon is escaped.
+    """
+    blocks = [f"# {report.title}", "\n".join(f"- {escape_markdown(point)}" for point in report.summary)]
+    for section in report.sections:
+        blocks.extend(_markdown_section(section))
+    blocks.append(escape_markdown(report.notes))
+    for title, table in (("Runs without a result", report.failures), ("Provenance", report.provenance)):
+        if table.rows:
+            blocks.extend([f"## {title}", _markdown_table(table)])
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,336 @@
+"""The outcome of a benchmark in words: what is recommended, what it gains over the rest, what speaks against it."""
+
+from __future__ import annotations
+
+import collections
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from nc_finetune.report._tables.analysis import correlation_text, nc1_correlation, wins
+from nc_finetune.report._tables.comparison import Difference, difference, gap
+from nc_finetune.report._tables.standings import (
+    LIGHT,
+    NEAR,
+    REFERENCES,
+    Standing,
+    alternatives,
+    light,
+    recommended,
+    reference_rows,
+    standings,
+)
+from nc_finetune.report._tables.summary import (
+    Group,
+    Row,
+    best_rows,
+    by_group,
+    common_words,
+    finished_runs,
+    group_of,
+    grouped,
+    setting_names,
+)
+from nc_finetune.report._tables.tables import accuracy_text
+from nc_finetune.report._tables.variants import Variant, method_label
+from nc_finetune.results.result import Result
+
+_MOST_GROUPS_IN_WORDS = 3
+_MOST_NAMES = 4
+_FASTER = 1.1  # times: less is noise
+_STATUS_WORDS = {"ok": "finished", "diverged": "diverged", "failed": "failed"}
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    Example:
+        >>> count(1, "run"), count(2, "run")
+        ('1 run', '2 runs')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def status_words(results: Sequence[Result]) -> str:
+    """Count the runs by what became of them.
+
+    Args:
+        results: Runs.
+
+    Returns:
+        One sentence.
+    """
+    counts = collections.Counter(str(run.status) for run in results)
+    words = [f"{counts[status]} {word}" for status, word in _STATUS_WORDS.items() if counts[status]]
+    return f"{count(len(results), 'run')}: {', '.join(words)}."
+
+
+def lost_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+    """Say whose means are over fewer runs than were begun, and what became of the others.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names.
+
+    Returns:
+        One sentence; empty where every run came to a result.
+    """
+    names = setting_names(by_group(rows))
+    places = " on {}" if len(names) > 1 else ""
+    lost = [f"{labels[row.variant]}{places.format(names[row.group])}: {row.lost_words}" for row in rows if row.lost]
+    return f"Without a result: {_listed(lost)}." if lost else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name a few, and count the rest; names have commas of their own."""
+    rest = len(names) - _MOST_NAMES
+    return "; ".join([*names[:_MOST_NAMES], *([f"{rest} more"] if rest > 0 else [])])
+
+
+def _seed_words(rows: Sequence[Row]) -> str:
+    """Say how many seeds the means are over."""
+    numbers = [len(row.accuracies) for row in rows if row.accuracies]
+    if not numbers:
+        return ""
+    fewest, most = min(numbers), max(numbers)
+    if most == 1:
+        return "Every value is of a single seed."
+    return f"Every mean is over {most if fewest == most else f'{fewest} to {most}'} seeds."
+
+
+def _share_words(row: Row) -> str:
+    share = "" if row.tuned_percent is None else f", {row.tuned_percent:.2f} % of the parameters tuned"
+    lost = f"; {row.lost_words}" if row.lost else ""
+    return f"{accuracy_text(row)} %{share}{lost}"
+
+
+def _group_words(name: str, rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+    """Say who came first in a group, who second, and whether they can be told apart."""
+    group, best = rows[0].group, best_rows(rows)
+    if not best:
+        return f"On {name}, no run has a test result."
+    named = " and ".join(f"{labels[row.variant]} ({_share_words(row)})" for row in best)
+    if len(rows) == 1:
+        return f"On {name}, there is only {named}."
+    second = best_rows([row for row in rows if row not in best])
+    if not second:
+        return f"On {name}, the highest mean {group.measure} is that of {named}."
+    others = sum(row.accuracy is not None for row in rows) - 1
+    against = difference({group: best[0]}, {group: second[0]}, others)
+    lead = "no seed that both have" if against is None else _difference_words(against)
+    behind = f"followed by {labels[second[0].variant]} ({_share_words(second[0])}): {lead}"
+    return f"On {name}, the highest mean {group.measure} is that of {named}, {behind}."
+
+
+def _difference_words(found: Difference) -> str:
+    """Write a difference with what it rests on."""
+    reason = found.no_interval or f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
+    verdict = "not clear" if found.verdict == "not clear" else f"clearly {found.verdict}"
+    return f"{found.mean:+.2f} points over {count(len(found.values), 'pair')}, {verdict} ({reason})"
+
+
+def _wins_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+    """Say how often each method came first, where naming every group would be too long."""
+    counts = wins(rows, labels)
+    named = "; ".join(f"{label} in {number}" for label, number in counts.most_common())
+    return (
+        f"Of {len(by_group(rows))} settings (data set, backbone, training size), the highest mean is that of {named}."
+    )
+
+
+def _correlation_words(finished: Sequence[Result]) -> str:
+    """Say how accuracy goes with NC1, as far as its interval does."""
+    found = nc1_correlation(finished)
+    if not found.number:
+        return ""
+    measure = finished[0].measure
+    of_all = f"{found.number} of {len(finished)} runs" if found.number < len(finished) else count(found.number, "run")
+    settings = len(set(map(group_of, finished)))
+    across = " (across settings, whose NC1 differ for other reasons, too)" if settings > 1 else ""
+    verdict = f"{measure} and NC1 show no clear relation"
+    if found.low is not None and found.high is not None and found.low * found.high > 0:
+        verdict = f"{measure} {'falls' if found.low < 0 else 'rises'} as NC1 grows"
+    value, interval = correlation_text(found)
+    numbers = "no correlation" if found.value is None else f"Spearman {value}"
+    reason = found.no_interval or f"95 % interval {interval}"
+    return f"Over {of_all}{across}, {verdict}: {numbers}, {reason}."
+
+
+def _on_average(settings: int) -> str:
+    return " on average" if settings > 1 else ""
+
+
+def _choice_words(choice: Standing) -> str:
+    number = len(choice.rows)
+    where, mean = (f" over {number} settings", " on average") if number > 1 else ("", "")
+    measure = next(iter(choice.rows)).measure
+    return (
+        f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the closest to the "
+        f"best{where} of all that tune at most {LIGHT:g} % and lost no run ({measure} {choice.accuracy:.2f} %{mean})."
+    )
+
+
+def _best_words(choice: Standing) -> str:
+    """Say how far the recommendation is from the best of all."""
+    number, behind = len(choice.behind), choice.behind
+    if not any(behind.values()):
+        return "No mean is higher" + (" in any setting." if number > 1 else ".")
+    mean, (group, largest) = statistics.fmean(behind.values()), max(behind.items(), key=lambda item: item[1])
+    if number == 1:
+        return f"It is {largest:.2f} points below the best of all."
+    where = setting_names(behind)[group]
+    return (
+        f"It is {mean:.2f} points below the best of each setting on average, at most {largest:.2f} ({where}); "
+        f"within {NEAR:g} point in {choice.near} of {number}."
+    )
+
+
+def _verdict_words(against: Mapping[str, Difference]) -> str:
+    """Read the table of paired differences: what is clear, what is not, and what can't be told."""
+    by_verdict = grouped(against.items(), lambda item: "none" if item[1].no_interval else item[1].verdict)
+    heads = {"ahead": "clearly ahead of", "behind": "clearly behind", "not clear": "not clear against"}
+    parts = [
+        f"{head} {len(by_verdict[verdict])} ({_listed([label for label, _ in by_verdict[verdict]])})"
+        for verdict, head in heads.items()
+        if verdict in by_verdict
+    ]
+    for reason, members in grouped(by_verdict.get("none", []), lambda item: item[1].no_interval).items():
+        parts.append(f"nothing is clear against {len(members)} ({_listed([name for name, _ in members])}): {reason}")
+    unpaired = sum(found.unpaired for found in against.values())
+    left_out = f" Runs without a counterpart are left out ({unpaired} over all comparisons)." if unpaired else ""
+    return f"Seed by seed against {count(len(against), 'alternative')}: {'; '.join(parts)}.{left_out}"
+
+
+def _objections(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> Iterator[str]:
+    """Say what the numbers hold against the recommendation."""
+    far = {group: points for group, points in choice.behind.items() if points > NEAR}
+    if far and len(choice.behind) > 1:
+        group, points = max(far.items(), key=lambda item: item[1])
+        yield (
+            f"it is more than {NEAR:g} point below the best in {len(far)} of {len(choice.behind)} settings, most on "
+            f"{setting_names(choice.rows)[group]} ({points:.2f})"
+        )
+    ahead = [f"{label} {-other.mean:.2f}{_sure(other)}" for label, other in against.items() if other.mean < 0]
+    if ahead:
+        yield f"{len(ahead)} better than it{_on_average(len(choice.rows))}, in points ({_listed(ahead)})"
+    unsure = [label for label, other in against.items() if other.mean >= 0 and other.verdict == "not clear"]
+    if unsure:
+        yield f"its lead over {len(unsure)} ({_listed(unsure)}) is not clear"
+    yield from _against_references(choice, found)
+    yield from _lighter(choice, found, against)
+
+
+def _sure(found: Difference) -> str:
+    return " (clear)" if found.verdict == "behind" else " (not clear)"
+
+
+def _against_references(choice: Standing, found: Sequence[Standing]) -> Iterator[str]:
+    """Say where LoRA, full FT or a probe is ahead, or faster, or has less NC1 and is still behind."""
+    for method in REFERENCES:
+        rows, name = reference_rows(found, method, choice), method_label(method)
+        compared = difference(choice.rows, rows)
+        if compared is None:
+            continue
+        lost = {group: points for group, points in compared.points.items() if points < 0}
+        if lost and len(compared.points) > 1:
+            group, points = min(lost.items(), key=lambda item: item[1])
+            yield f"it is below {name} in {count(len(lost), 'setting')}, most on {_name(group, choice)} ({points:+.2f})"
+        if (compared.mean_speed or math.inf) < 1 and method != "linear_probe":
+            yield f"its epochs are slower than those of {name}"
+        if method == "full_ft":
+            yield from _collapse_doubt(choice, rows)
+
+
+def _name(group: Group, choice: Standing) -> str:
+    return setting_names(choice.rows)[group]
+
+
+def _collapse_doubt(choice: Standing, full: Mapping[Group, Row]) -> Iterator[str]:
+    """Say where what collapses more is no more accurate: NC1 does not explain it then."""
+    pairs = [(row.nc1, full[group].nc1, gap(row, full[group])) for group, row in choice.rows.items() if group in full]
+    known = [(ours > theirs, points) for ours, theirs, points in pairs if ours is not None and theirs is not None]
+    if number := sum(higher and points > 0 for higher, points in known):
+        places = f" in {number} of {len(known)} settings" if len(known) > 1 else ""
+        yield f"it is ahead of full FT with a higher mean NC1{places}"
+
+
+def _lighter(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> Iterator[str]:
+    """Name what is nearly as accurate at a lower price."""
+    lighter = [other for other in _near(choice, found, against) if other.tuned_percent < 0.5 * choice.tuned_percent]
+    if lighter:
+        least = min(lighter, key=lambda other: other.tuned_percent)
+        within = f"within {NEAR:g} point of it{_on_average(len(choice.rows))}"
+        yield f"{least.label} tunes {least.tuned_percent:.2f} % and is {within}"
+
+
+def _near(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> list[Standing]:
+    """Find what lost no run, and is within a point of the recommendation in the same settings."""
+    return [
+        other
+        for other in found
+        if other.rows.keys() == choice.rows.keys()
+        and not other.lost
+        and other.label in against
+        and against[other.label].mean <= NEAR
+    ]
+
+
+def _faster_words(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> str:
+    """Name what is within a point of the recommendation on average and has the fastest epochs."""
+    speeds = {other.label: 1 / (against[other.label].mean_speed or math.inf) for other in _near(choice, found, against)}
+    if not speeds or max(speeds.values()) <= _FASTER:
+        return ""
+    label, speed = max(speeds.items(), key=lambda item: item[1])
+    points = f"{-against[label].mean:+.2f} points, epochs {speed:.1f} times as fast"
+    return f"Faster and within {NEAR:g} point{_on_average(len(choice.rows))}: {label} ({points})."
+
+
+def recommendation_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[str]:
+    """Say what to take, what of its lead over the alternatives is clear, and what speaks against it.
+
+    The words are read off the numbers of :func:`~nc_finetune.report._tables.standings.comparison_table`.
+
+    Args:
+        rows: The rows of all groups.
+        labels: Display names.
+
+    Returns:
+        Sentences; none where nothing that tunes at most 10 % was compared with anything.
+    """
+    found = standings(rows, labels)
+    choice = recommended(found)
+    if choice is None:
+        lost = [f"{standing.label}: {', '.join(dict.fromkeys(standing.lost.values()))}" for standing in light(found)]
+        why = f"all that tune at most {LIGHT:g} % of the parameters lost runs ({_listed(lost)})"
+        return [f"Nothing is recommended: {why}."] if lost else []
+    against = alternatives(choice, found)
+    objections = list(_objections(choice, found, against))
+    return [
+        f"{_choice_words(choice)} {_best_words(choice)}",
+        *([_verdict_words(against)] if against else []),
+        f"What speaks against it: {'; '.join(objections) or 'nothing in these results'}.",
+        *filter(None, [_faster_words(choice, found, against)]),
+    ]
+
+
+def outcome(results: Sequence[Result], rows: Sequence[Row], labels: Mapping[Variant, str]) -> tuple[str, ...]:
+    """Put the outcome into words.
+
+    Args:
+        results: Runs, whatever became of them.
+        rows: What the finished ones come to.
+        labels: Display names.
+
+    Returns:
+        Points of a list, each a sentence or a few.
+    """
+    groups = by_group(rows)
+    if len(groups) > _MOST_GROUPS_IN_WORDS:
+        first = [_wins_words(rows, labels)]
+    else:
+        names = setting_names(groups)
+        first = [_group_words(names[group], members, labels) for group, members in groups.items()]
+    about = (status_words(results), lost_words(rows, labels), _seed_words(rows), common_words(groups))
+    counted = " ".join(filter(None, about))
+    words = [counted, *recommendation_words(rows, labels), *first, _correlation_words(finished_runs(results))]
+    return tuple(filter(None, words))

@@ -1,0 +1,160 @@
+"""A report as one page that opens from a disk: its tables as they are, its pictures drawn from the data in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.score import ACCURACY
+from nc_finetune.report._tables.summary import Row, by_group, finished_runs, setting_names, summarize, tabulated_runs
+from nc_finetune.report._tables.tables import COSTS, long_table
+from nc_finetune.report._tables.variants import Variant
+from nc_finetune.report.charts import (
+    accuracy_against_size,
+    confusion_spec,
+    confusion_values,
+    cost_spec,
+    cost_values,
+    curve_values,
+    learning_curves,
+    size_values,
+)
+from nc_finetune.report.content import Report
+from nc_finetune.report.figures import (
+    Figure,
+    Style,
+    accuracy_against_nc1,
+    layerwise_nc1,
+    palette,
+    vegalite_version,
+)
+from nc_finetune.results.result import Result
+
+_TEMPLATES = "report/templates"
+# Vega's symbols as paths in a square of 16, for the legend in the page.
+_SYMBOLS = {
+    "circle": "M2 8a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
+    "square": "M3 3h10v10h-10z",
+    "triangle-up": "M8 2l6.5 11.5h-13z",
+    "diamond": "M8 1l5.5 7l-5.5 7l-5.5 -7z",
+    "cross": "M6 2h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+    "triangle-down": "M8 14l6.5 -11.5h-13z",
+    "triangle-right": "M14 8l-11.5 6.5v-13z",
+}
+
+
+def _chart(
+    title: str, about: str, spec: Mapping[str, Any], values: Sequence[Mapping[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """Describe a picture: a specification without data, and all the data that it can show."""
+    return {"title": title, "about": about, "spec": {**spec, "data": {"values": []}}, "values": list(values), **more}
+
+
+def _from_figure(title: str, figure: Figure, **more: Any) -> dict[str, Any]:
+    return _chart(title, figure.caption, figure.spec, figure.spec["data"]["values"], **more)
+
+
+def _charts(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant, str]) -> dict[str, dict[str, Any]]:
+    """Collect the pictures that there is something to draw for."""
+    styles = palette(labels)
+    measure = rows[0].group.measure if rows else ACCURACY
+    charts: dict[str, dict[str, Any]] = {}
+    if (nc1 := accuracy_against_nc1(runs, labels, styles)) is not None:
+        charts["nc1"] = _from_figure(f"{measure.capitalize()} against NC1", nc1, y=measure, x="nc1")
+    if (layers := layerwise_nc1(runs, labels, styles)) is not None:
+        charts["layers"] = _from_figure("NC1 layer by layer", layers, y="nc1", one="group")
+    charts |= _size_chart(rows, labels, styles)
+    if costs := cost_values(rows, labels):
+        about = f"The line joins what nothing beats in {measure} and this cost (log scale)."
+        kinds = [kind for kind in COSTS if any(value["kind"] == kind for value in costs)]
+        spec = cost_spec(costs, styles, kinds[0])
+        charts["cost"] = _chart(
+            f"{measure.capitalize()} against cost", about, spec, costs, y=measure, x="cost", one="group", kinds=kinds
+        )
+    if (curves := learning_curves(runs, labels, styles)) is not None:
+        charts["curves"] = _chart(
+            "Learning curves", curves.caption, curves.spec, curve_values(runs, labels), y="loss", one="group"
+        )
+    if confusions := confusion_values(runs, labels):
+        about = "Test images of each true class by what they were taken for, all seeds together."
+        charts["confusion"] = _chart("Confusion matrix", about, confusion_spec(), confusions, y="share", one="group")
+    return charts
+
+
+def _size_chart(
+    rows: Sequence[Row], labels: Mapping[Variant, str], styles: Mapping[str, Style]
+) -> dict[str, dict[str, Any]]:
+    """Draw the curve of one data set and backbone; a panel for each would be too small on a phone."""
+    values = size_values(rows, labels)
+    for series in dict.fromkeys(value["series"] for value in values):
+        names = {value["group"] for value in values if value["series"] == series}
+        figure = accuracy_against_size([row for row in rows if row.group.label in names], labels, styles)
+        if figure is not None:
+            measure, about = rows[0].group.measure, figure.caption
+            title = f"{measure.capitalize()} against training size"
+            chart = _chart(title, about, figure.spec, values, y=measure, x="images", one="series")
+            return {"sizes": chart}
+    return {}
+
+
+def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Say of each group what the filters go by, and its name."""
+    names = setting_names(by_group(rows))
+    return {
+        group.label: {
+            "dataset": group.dataset,
+            "backbone": group.network,
+            "size": group.size,
+            "name": names[group],
+            "series": f"{group.dataset} · {group.network}",
+        }
+        for group in by_group(rows)
+    }
+
+
+def render_page(report: Report, results: Sequence[Result]) -> str:
+    """Write a report as HTML; the page holds the drawing library and its data, so that it opens without a network.
+
+    Args:
+        report: Its content.
+        results: The runs that the pictures are drawn from.
+
+    Returns:
+        The page; whatever HTML or JavaScript would act upon is escaped.
+
+    Raises:
+        ImportError: If a package of the extra ``report`` is not installed.
+    """
+    import jinja2
+    import vl_convert
+
+    runs, rows = finished_runs(results), summarize(results)
+    labels = variant_labels(tabulated_runs(results))
+    data = {
+        "groups": _groups(rows),
+        "styles": {label: {"colour": style.colour, "shape": style.shape} for label, style in palette(labels).items()},
+        "charts": _charts(rows, runs, labels),
+    }
+    folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
+    parts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")}
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vegalite_version())
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the order of the methods means something
+    template = environment.from_string(folder.joinpath("report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        data=data,
+        everything=long_table(rows, labels),
+        keys=list(_groups(rows)),
+        symbols=_SYMBOLS,
+        groups=[row.group for row in rows],
+        methods=[labels[row.variant] for row in rows],
+        css=parts["report.css"],
+        script=parts["report.js"],
+        # A script ends at the first "</script", even inside a string of JavaScript.
+        bundle=bundle.replace("</script", r"<\/script"),
+    )

@@ -1,0 +1,362 @@
+"""One JSON file per run: what was run, what came out, and where it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune.results.identity import differences, facts_of, identity_of
+
+SCHEMA_VERSION = 2
+_READABLE = (1, SCHEMA_VERSION)
+Status = Literal["ok", "diverged", "failed"]
+Measure = Literal["accuracy", "average precision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One run of a benchmark grid.
+
+    Attributes:
+        run_id: Name of the run, unique in its grid and the same whenever the same cell is planned again.
+        backbone: Name of the architecture.
+        weights: The weights that were asked for; ``None`` is random initialisation.
+        dataset: Name of the data set.
+        method: Name of the fine-tuning method, e.g. ``"scl_ft"``.
+        key_layer: The tuned block, where the method has one.
+        config: Everything that the run depends on, as its cell says it: backbone, data set, method, head and loss with
+            all arguments, training size, seed and settings. Empty in records of schema version 1.
+        options: Arguments of method, backbone, head and loss that differ from their defaults, and
+            ``balance_classes`` where classes were drawn equally often.
+        head: Class of the classifier.
+        loss: Class of the training loss.
+        seed: Seed of the training sample, of the head's initialisation and of the order of the batches.
+        samples_per_class: Training images a class; ``None`` is the whole training split.
+        train_share: Share of the training split that was trained on; ``None`` is all of it.
+        train_size: Training images in all.
+        split_sizes: Images of ``"train"``, ``"val"`` and ``"test"``.
+        doubled_images: Images that are in two splits, file by file; ``None`` where it was not looked for.
+        doubled_examples: The first of them.
+        untrained_classes: Names of the classes without a training image.
+        notes: What was warned of, and what is undefined and why.
+        accuracy: Test accuracy in per cent; like the two below ``None`` where images have several labels.
+        balanced_accuracy: Test accuracy in per cent in which every class counts the same.
+        val_accuracy: Validation accuracy in per cent, by which the learning rate was chosen.
+        average_precision: Of images with several labels, mean average precision on the test split in per cent.
+        val_average_precision: The same on the validation split, by which the learning rate was chosen.
+        nc1: NC1 of what the classifier sees, on the training split; of images with several labels, those with one label
+            alone count, and it is ``None`` where a label never is alone.
+        nc1_normalize: Convention of every NC1 of the run.
+        nc1_layers: NC1 by layer, from the stem to the penultimate feature.
+        collapse: NC1-NC4 of what the classifier sees, on the training split, by their names in
+            :class:`~nc_finetune.NeuralCollapse`; NC3 and NC4 where the decision is linear in the feature. Empty in
+            records that are older than it. Of images with several labels also ``multilabel_variability``,
+            ``multilabel_etf_distance`` and ``multilabel_scaled_average``, see
+            :class:`~nc_finetune.functional.MultilabelCollapse`.
+        tuned_parameters: Parameters that were trained, the head's included.
+        total_parameters: Parameters of the backbone without its original classifier, and of the head.
+        tuned_percent: ``100 * tuned_parameters / total_parameters``.
+        learning_rate: The chosen rate of the tuned part (of the head, where nothing else is tuned).
+        learning_rates: Validation score in per cent by candidate rate; ``None`` where it diverged.
+        epochs: Passes over the training data.
+        epoch_seconds: Median time of one training pass, validation left out.
+        peak_memory_bytes: Largest memory in use: of the accelerator, or of the process on the CPU.
+        delta_bytes: Size of what was tuned, as :func:`~nc_finetune.save_delta` writes it, without its description.
+        run_seconds: Time of the whole run, with all candidate rates and the choice of the block.
+        learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
+            images with several labels the loss alone.
+        class_names: K names.
+        confusion: One text a true class, ``"<predicted>:<count> ..."`` by label, of the test images; empty where these
+            have several labels.
+        selection: How the key layer was chosen, where it was ``"auto"``.
+        status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide although every class
+            has training images) or ``"failed"``.
+        error: What went wrong, where something did.
+        bad_images: Images that did not decode and were left out, each with the reason.
+        provenance: Versions, git commit, hash of the weights, fingerprint of the data, platform, device.
+        schema_version: Version of this record.
+    """
+
+    run_id: str
+    backbone: str
+    weights: str | None
+    dataset: str
+    method: str
+    key_layer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    head: str = "linear"
+    loss: str = "cross_entropy"
+    seed: int = 0
+    samples_per_class: int | None = None
+    train_share: float | None = None
+    train_size: int | None = None
+    split_sizes: dict[str, int] = field(default_factory=dict)
+    doubled_images: int | None = None
+    doubled_examples: list[str] = field(default_factory=list)
+    untrained_classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    val_accuracy: float | None = None
+    average_precision: float | None = None
+    val_average_precision: float | None = None
+    nc1: float | None = None
+    nc1_normalize: str = "none"
+    nc1_layers: dict[str, float | None] = field(default_factory=dict)
+    collapse: dict[str, float | None] = field(default_factory=dict)
+    tuned_parameters: int | None = None
+    total_parameters: int | None = None
+    tuned_percent: float | None = None
+    learning_rate: float | None = None
+    learning_rates: dict[str, float | None] = field(default_factory=dict)
+    epochs: int | None = None
+    epoch_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    delta_bytes: int | None = None
+    run_seconds: float | None = None
+    learning_curve: dict[str, list[float]] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    confusion: list[str] = field(default_factory=list)
+    selection: dict[str, Any] = field(default_factory=dict)
+    status: Status = "ok"
+    error: str | None = None
+    bad_images: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def measure(self) -> Measure:
+        """What a run is judged by: accuracy, or average precision where images have several labels."""
+        return "accuracy" if self.average_precision is None else "average precision"
+
+    @property
+    def score(self) -> float | None:
+        """The measure on the test split, in per cent."""
+        return self.accuracy if self.average_precision is None else self.average_precision
+
+    @property
+    def val_score(self) -> float | None:
+        """The measure on the validation split, in per cent."""
+        return self.val_accuracy if self.val_average_precision is None else self.val_average_precision
+
+    def confusion_matrix(self) -> list[list[int]]:
+        """Return counts of test images, true classes downwards, predicted ones across; empty if they are not known.
+
+        Example:
+            >>> run = Result(
+            ...     run_id="r", backbone="b", weights=None, dataset="d", method="m", confusion=["0:5 1:2", "1:7"]
+            ... )
+            >>> run.confusion_matrix()
+            [[5, 2], [0, 7]]
+        """
+        matrix = [[0] * len(self.confusion) for _ in self.confusion]
+        for row, text in zip(matrix, self.confusion, strict=True):
+            for pair in text.split():
+                predicted, count = pair.split(":")
+                row[int(predicted)] = int(count)
+        return matrix
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """Turn ``nan`` and infinities, for which JSON has no word, into null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nonfinite(item) for item in value]
+    return value
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Write a result as ``<folder>/<run_id>.json``, atomically.
+
+    Args:
+        result: The run.
+        folder: The folder of the results.
+
+    Returns:
+        The path of the file.
+    """
+    path = folder / f"{result.run_id}.json"
+    record = _without_nonfinite(dataclasses.asdict(result))
+    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Read one result.
+
+    Args:
+        path: A JSON file that :func:`write_result` wrote.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: If the file is not a result of this schema version or of version 1, which says less.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete the file and run the benchmark again") from error
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version not in _READABLE:
+        readable = " and ".join(map(str, _READABLE))
+        raise ValueError(f"{path} has schema version {version}, this version reads {readable}; run it again")
+    try:
+        result = Result(**record)
+    except TypeError as error:
+        raise ValueError(f"{path} is not a benchmark result ({error}); delete the file and run it again") from error
+    if wrong := [name for name, hint in _HINTS.items() if not _fits(getattr(result, name), hint)]:
+        raise ValueError(
+            f"{path} is not a benchmark result ({wrong[0]} is {getattr(result, wrong[0])!r:.60}, which is no"
+            f" {_HINTS[wrong[0]]}); delete the file and run it again"
+        )
+    try:
+        result.confusion_matrix()
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is not a benchmark result (its confusion is damaged: {error}); delete the file and run it again"
+        ) from error
+    return result
+
+
+_HINTS = get_type_hints(Result)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether what JSON holds is of a type; an integer is a float, too."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or origin is Literal:
+        return hint is Any or value in parts
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if parts:  # a union
+        return any(_fits(value, part) for part in parts)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Read every result of a folder, sorted by file name.
+
+    Args:
+        folder: The folder of the results.
+
+    Returns:
+        The runs; empty if the folder is not there.
+
+    Raises:
+        ValueError: If a file is not a result.
+    """
+    return [read_result(path) for path in sorted(folder.glob("*.json"))]
+
+
+def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
+    """Read the results of several benchmarks as one.
+
+    Of a run that several folders hold, one that finished counts before one that did not, then the folder that is named
+    first. The same holds of runs that differ in their names alone, as those of grids that were written differently.
+    Runs of one name on other images, with other weights or settings all stay. What is left out, what cannot be told,
+    and files that are no results of this version, are named.
+
+    Args:
+        folders: What ``--out`` of the benchmarks was.
+
+    Returns:
+        The runs, each with a name of its own, and a sentence for each thing to know.
+
+    Raises:
+        ValueError: If there is no folder, or one of them holds no result.
+
+    Example:
+        >>> merge_results([Path("nowhere")])
+        Traceback (most recent call last):
+            ...
+        ValueError: there are no results in nowhere/results; run the benchmark first, or name its --out
+    """
+    if not folders:
+        raise ValueError("name at least one folder of results")
+    merged = _Merged()
+    for folder in folders:
+        runs, unreadable = _read_all(folder / "results")
+        if not runs:
+            hint = "; ".join(unreadable) or "run the benchmark first, or name its --out"
+            raise ValueError(f"there are no results in {folder / 'results'}; {hint}")
+        merged.problems += unreadable
+        merged.add(runs, folder)
+    return list(merged.runs.values()), merged.problems
+
+
+class _Merged:
+    """Runs of several folders, none twice, and what there is to say of them."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Result] = {}
+        self.problems: list[str] = []
+        self._finished: dict[str, str] = {}  # name by identity
+
+    def add(self, runs: Sequence[Result], folder: Path) -> None:
+        """Add the runs of one folder."""
+        repeated = []
+        for run in runs:
+            twin = self._finished.get(identity_of(run))
+            if twin is None or run.status != "ok":
+                self._add(run, folder)
+            elif twin != run.run_id:
+                repeated.append(f"{run.run_id} ({twin})")
+        if repeated:
+            self.problems.append(
+                f"{len(repeated)} of {len(runs)} runs in {folder} differ in nothing that is recorded from runs that"
+                f" were read before: {', '.join(repeated)}"
+            )
+
+    def _add(self, run: Result, folder: Path) -> None:
+        """Add a run that is not there yet; one of the same name makes room if it did not finish, or else both stay."""
+        other = self.runs.get(run.run_id)
+        if other is not None:
+            differing = differences(facts_of(other), facts_of(run))
+            if not differing and "ok" not in (run.status, other.status):
+                return
+            if not differing and not (run.status == other.status == "ok"):
+                self._keep(other if other.status == "ok" else run)
+                return
+            reason = f"has another {', '.join(differing)}" if differing else "may be of other images or settings"
+            self.problems.append(
+                f"{run.run_id} in {folder} {reason} than the run of that name that was read before"
+                + (", and both are shown" if differing else ", one of them does not say: both are shown")
+            )
+            run = dataclasses.replace(run, run_id=self._free_name(f"{run.run_id} ({folder})"))
+        self._keep(run)
+
+    def _keep(self, run: Result) -> None:
+        self.runs[run.run_id] = run
+        if run.status == "ok":
+            self._finished[identity_of(run)] = run.run_id
+
+    def _free_name(self, name: str) -> str:
+        numbered = (name if number == 1 else f"{name} {number}" for number in itertools.count(1))
+        return next(free for free in numbered if free not in self.runs)
+
+
+def _read_all(folder: Path) -> tuple[list[Result], list[str]]:
+    runs: list[Result] = []
+    problems: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            runs.append(read_result(path))
+        except ValueError as error:
+            problems.append(str(error))
+    return runs, problems

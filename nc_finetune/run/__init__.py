@@ -1,0 +1,5 @@
+"""Grids of runs: read, planned and run, one result file each."""
+
+from nc_finetune.run.grid import Grid as Grid
+from nc_finetune.run.grid import read_grid as read_grid
+from nc_finetune.run.runner import run_grid as run_grid

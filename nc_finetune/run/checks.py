@@ -1,0 +1,154 @@
+"""What is wrong with a grid, all of it at once, before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.backbones.weights import local_path, packaged_weights
+from nc_finetune.data.sources.locations import BUILT_IN
+from nc_finetune.errors import unknown_name
+
+if TYPE_CHECKING:
+    from nc_finetune.run.grid import Grid
+    from nc_finetune.run.specs import BackboneSpec, DatasetSpec, MethodSpec
+
+_LISTS = ("backbones", "datasets", "methods", "heads", "losses", "samples_per_class", "seeds")
+
+
+def grid_problems(grid: Grid) -> list[str]:
+    """Find everything in a grid that is unknown, out of range or there twice.
+
+    Names on the hub are not looked up: a grid can be planned without a network. Networks are built on the meta device.
+
+    Args:
+        grid: The grid.
+
+    Returns:
+        One sentence for each problem; none if the grid can run.
+    """
+    problems = [f"{name} of a grid must not be empty" for name in _LISTS if not getattr(grid, name)]
+    problems += _sizes(grid.samples_per_class)
+    for method in grid.methods:
+        problems += _method(method)
+    for head in (*grid.heads, *(head for method in grid.methods for head in method.heads or ())):
+        problems += _attempt(head.build)
+    for loss in grid.losses:
+        problems += _attempt(lambda loss=loss: loss.build(multi_label=False))  # type: ignore[misc]
+    problems += _losses_that_are_the_same(grid)
+    for dataset in grid.datasets:
+        problems += _source(dataset)
+    for backbone in grid.backbones:
+        problems += _backbone(backbone, grid)
+    return list(dict.fromkeys(problems)) or _repeated(grid)
+
+
+def _attempt(action: Callable[[], Any]) -> list[str]:
+    """Return the message of a refusal, in a list, or nothing."""
+    try:
+        action()
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _sizes(sizes: Sequence[int | float | None]) -> Iterator[str]:
+    for size in sizes:
+        if size is not None and not (0 < size < 1 if isinstance(size, float) else size >= 1):
+            yield f"samples_per_class must be images a class (at least 1) or a share in (0, 1), got {size}"
+
+
+def _method(spec: MethodSpec) -> list[str]:
+    problems = _attempt(lambda: spec.build(None))
+    needed = not problems and spec.method_class().trains
+    if min(spec.learning_rates, default=0 if needed else 1) <= 0:
+        problems.append(f"{spec.method} needs learning_rates above 0, got {spec.learning_rates}")
+    if spec.heads == []:
+        problems.append(f"heads of {spec.method} must not be empty; leave them out to take those of the grid")
+    return problems
+
+
+def _source(spec: DatasetSpec) -> list[str]:
+    if unset := _attempt(lambda: spec.location):
+        return unset
+    source = spec.location
+    if source.startswith("sklearn:") and source not in BUILT_IN:
+        return [str(unknown_name("built-in data", source, BUILT_IN))]
+    # What could be an id of the hub is left to the hub.
+    is_path = source.startswith((".", "~", os.sep)) or source.count("/") > 1
+    if is_path and not Path(source).expanduser().exists():
+        return [f"no images or tables at {spec.source!r}"]
+    return []
+
+
+def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
+    problems = _weights(spec)
+    built: list[Backbone] = []
+    problems += _attempt(lambda: built.append(spec.build_without_memory()))
+    if not built:
+        return problems
+    methods = [method for method in grid.methods if not _attempt(lambda method=method: method.build(None))]  # type: ignore[misc]
+    listed = [spec.key_layer] if isinstance(spec.key_layer, str) else spec.key_layer or []
+    for layer in dict.fromkeys(listed):
+        problems += _key_layer(layer, built[0])
+        tuning = [method for method in methods if method.takes_key_layer and "+" in layer]
+        problems += [found for method in tuning for found in _attempt(partial(method.build, layer))]
+    for method in methods:
+        problems += _layers_of_method(method, built[0])
+    return [*problems, *_key_layers_that_are_the_same(spec, built[0].middle_block, grid)]
+
+
+def _layers_of_method(spec: MethodSpec, backbone: Backbone) -> list[str]:
+    """Look up the layers that a method itself names."""
+    method = spec.build(None)
+    problems = [] if spec.takes_key_layer else _attempt(lambda: method.tuned_modules(backbone))
+    return problems + [
+        f"{backbone.name}: {unknown_name('skip layer', layer, backbone.block_names)}"
+        for layer in getattr(method, "skip_layers", None) or []
+        if layer not in backbone.block_names
+    ]
+
+
+def _key_layer(layer: str, backbone: Backbone) -> list[str]:
+    if layer in ("auto", "all"):
+        return []
+    unknown = [part for part in layer.split("+") if part not in backbone.block_names]
+    return [f"{backbone.name}: {unknown_name('key layer', part, backbone.block_names)}" for part in unknown]
+
+
+def _weights(spec: BackboneSpec) -> list[str]:
+    if spec.weights is None:
+        return []
+    if spec.weights == "package":
+        return _attempt(lambda: packaged_weights(spec.name))
+    path = local_path(spec.weights)
+    return [] if path is None or path.exists() else [f"no weights of {spec.name} at {path}"]
+
+
+def _losses_that_are_the_same(grid: Grid) -> Iterator[str]:
+    """Find the default beside the loss that it stands for, which runs alone cannot tell apart."""
+    defaults = [loss.options for loss in grid.losses if loss.loss is None]
+    for loss in grid.losses:
+        if loss.loss in ("CrossEntropyLoss", "PickAllLabelsLoss") and loss.options in defaults:
+            yield f"the default loss and {loss.loss} are the same where the data suit it; leave one of them out"
+
+
+def _key_layers_that_are_the_same(spec: BackboneSpec, middle: str, grid: Grid) -> Iterator[str]:
+    """Find the middle block by its name beside the default."""
+    if spec.key_layer is not None:
+        return
+    for other in grid.backbones:
+        listed = [other.key_layer] if isinstance(other.key_layer, str) else other.key_layer or []
+        if dataclasses.replace(other, key_layer=None) == spec and (middle in listed or "all" in listed):
+            yield f"{spec.name}: no key layer and {middle!r}, the middle block, are the same; leave one of them out"
+
+
+def _repeated(grid: Grid) -> list[str]:
+    counts = Counter(cell.run_id for cell in grid.cells())
+    return [f"the grid has {count} cells that are the same: {name}" for name, count in counts.items() if count > 1]

@@ -1,0 +1,154 @@
+"""A cell as it will be run: every argument with its value, whether it was spelled out or left at its default."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from nc_finetune.results.identity import plain
+from nc_finetune.run.specs import HeadSpec, LossSpec, MethodSpec, network_class
+
+if TYPE_CHECKING:
+    from nc_finetune.run.grid import Cell
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
+# Fields of a cell that change nothing in a result but time and memory, and the heads that a cell has one of.
+WITHOUT_EFFECT = ("cache", "settings.num_workers", "method.heads")
+# Files may have 255 bytes, of which endings and temporary files need some.
+_LONGEST_NAME = 200
+
+
+@lru_cache(maxsize=256)
+def _defaults(built: Callable[..., Any] | None) -> dict[str, Any]:
+    """Return the arguments of a class with defaults that JSON can hold; others belong to the version of its package."""
+    if built is None:
+        return {}
+    parameters = inspect.signature(built).parameters.values()
+    return {part.name: part.default for part in parameters if isinstance(part.default, _PLAIN)}
+
+
+def _resolved(spec: Any, kind: str, defaults: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the arguments of a class into those beside its defaults, and the others."""
+    options = {name: _nested(value) if name == kind else value for name, value in spec.options.items()}
+    beside = {
+        name: value for name, value in options.items() if name not in defaults or not _same(value, defaults[name])
+    }
+    rest = {name: plain(value) for name, value in defaults.items() if name not in beside}
+    return beside, rest
+
+
+def _same(first: Any, second: Any) -> bool:
+    return json.dumps(plain(first), default=repr) == json.dumps(plain(second), default=repr)
+
+
+def _nested(given: Any) -> Any:
+    """Write a class within another one in one way: as its name, or with its options beside the defaults."""
+    if not isinstance(given, Mapping):
+        return given
+    (kind, home), *_ = [(name, home) for name, home in _SPECS.items() if name in given] or [("", None)]
+    if home is None:
+        return dict(given)
+    beside = _parts(home(**given), kind)[0]
+    return {kind: given[kind], "options": beside} if beside else given[kind]
+
+
+_SPECS: dict[str, Any] = {"method": MethodSpec, "head": HeadSpec, "loss": LossSpec}
+
+
+def _parts(spec: Any, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _resolved(spec, kind, _defaults(spec.class_to_build()))
+
+
+def _canonical(cell: Cell) -> tuple[Cell, dict[str, dict[str, Any]]]:
+    """Return an equal cell without what has no effect and what only repeats a default, and those defaults by part."""
+    own_head = cell.build_method().own_head is not None
+    method = dataclasses.replace(cell.method, heads=None)
+    specs: dict[str, Any] = {"method": method, "head": HeadSpec() if own_head else cell.head, "loss": cell.loss}
+    parts = {kind: _parts(spec, kind) for kind, spec in specs.items()}
+    network = _resolved(cell.backbone, "", _defaults(network_class(cell.backbone.name)))
+    changed = {kind: dataclasses.replace(spec, options=parts[kind][0]) for kind, spec in specs.items()}
+    backbone = dataclasses.replace(
+        cell.backbone,
+        options=network[0],
+        key_layer=cell.backbone.key_layer if cell.method.takes_key_layer else None,
+    )
+    settings = dataclasses.replace(cell.settings, num_workers=type(cell.settings)().num_workers)
+    same = dataclasses.replace(cell, cache=True, settings=settings, backbone=backbone, **changed)
+    return same, {"backbone": network[1], **{kind: rest for kind, (_, rest) in parts.items()}}
+
+
+def cell_config(cell: Cell) -> dict[str, Any]:
+    """Return everything that a run depends on: every field of the cell, and the arguments of its classes.
+
+    Args:
+        cell: What is run.
+
+    Returns:
+        What JSON can hold, by part of the cell; ``options`` are what was chosen beside the defaults, ``defaults`` the
+        other arguments.
+    """
+    same, defaults = _canonical(cell)
+    config: dict[str, Any] = plain(same)
+    for part, rest in defaults.items():
+        config[part]["defaults"] = {name: value for name, value in rest.items() if name not in config[part]}
+    for path in WITHOUT_EFFECT:
+        *parents, name = path.split(".")
+        holder = config[parents[0]] if parents else config
+        holder.pop(name, None)
+    return config
+
+
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what tells a variant from others of its method; a name that several parts have follows the part's.
+
+    Args:
+        config: Of a cell.
+
+    Returns:
+        Choices beside the defaults, by name.
+    """
+    sources = [("model", config["backbone"]["model_options"])]
+    sources += [(part, config[part]["options"]) for part in ("backbone", "method", "head", "loss")]
+    counts = Counter(name for _, options in sources for name in options)
+    found = {
+        name if counts[name] == 1 or part == "method" else f"{part}.{name}": value
+        for part, options in sources
+        for name, value in options.items()
+    }
+    return found | ({"balance_classes": True} if config["dataset"]["balance_classes"] else {})
+
+
+def _beside_defaults(spec: Any) -> Any:
+    """Return what a specification says beside its defaults: a run keeps its name when later ones have more choices."""
+    if isinstance(spec, (list, tuple)):
+        return [_beside_defaults(item) for item in spec]
+    if not dataclasses.is_dataclass(spec):
+        return spec
+    given = {part.name: (part, getattr(spec, part.name)) for part in dataclasses.fields(spec)}
+    return {name: _beside_defaults(value) for name, (part, value) in given.items() if value != part.default}
+
+
+def name_of(cell: Cell) -> str:
+    """Name a run: readable, with a hash of everything that it depends on; cells that are equal have one name.
+
+    Args:
+        cell: What is run.
+
+    Returns:
+        A name that a file can have.
+    """
+    same, _ = _canonical(cell)
+    digest = hashlib.sha256(json.dumps(plain(_beside_defaults(same)), sort_keys=True).encode()).hexdigest()[:8]
+    size = {int: f"n{cell.samples_per_class}", float: f"share{cell.samples_per_class}"}
+    training = size.get(type(cell.samples_per_class), "all")
+    method = cell.method.method_class().name
+    words = f"{cell.dataset_name}-{cell.backbone.name}-{method}-{training}-s{cell.seed}-{digest}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest}"

@@ -1,0 +1,1 @@
+"""Short measured trials, successively halved."""

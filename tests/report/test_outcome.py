@@ -1,0 +1,179 @@
+import math
+from typing import Any
+
+import pytest
+
+from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.summary import summarize
+from nc_finetune.report.outcome import outcome, recommendation_words
+from nc_finetune.results.result import Result
+
+TUNED = {"linear_probe": 0.4, "norm_tuning": 1.6, "adapter": 5.1, "scl_ft": 5.4, "layer_ft": 12.0, "full_ft": 100.0}
+
+
+def make_run(method: str, accuracy: float, seed: int = 0, dataset: str = "a", **changes: Any) -> Result:
+    fields = {"backbone": "resnet18", "weights": None, "tuned_percent": TUNED[method], **changes}
+    name = "-".join(map(str, (dataset, method, seed, *changes.values())))
+    return Result(run_id=name, dataset=dataset, method=method, accuracy=accuracy, seed=seed, **fields)
+
+
+def seeds(method: str, *accuracies: float, **changes: Any) -> list[Result]:
+    return [make_run(method, accuracy, seed, **changes) for seed, accuracy in enumerate(accuracies)]
+
+
+def words(runs: list[Result]) -> str:
+    return "\n".join(recommendation_words(summarize(runs), variant_labels(runs)))
+
+
+def objections(runs: list[Result]) -> str:
+    (line,) = [line for line in words(runs).splitlines() if line.startswith("What speaks against it: ")]
+    return line
+
+
+WINNER = [
+    *seeds("scl_ft", 90.0, 92.0, epoch_seconds=1.0),
+    *seeds("full_ft", 88.0, 90.1, epoch_seconds=4.0),
+    *seeds("linear_probe", 80.0, 82.0, epoch_seconds=0.1),
+]
+
+
+def test_the_recommendation_comes_with_its_share_and_its_accuracy() -> None:
+    assert words(WINNER).startswith(
+        "Recommended: SCL-FT, with 5.40 % of the parameters tuned: the closest to the best of all that tune at most "
+        "10 % and lost no run (accuracy 91.00 %). No mean is higher."
+    )
+
+
+def test_what_is_clear_and_what_is_not_is_read_off_the_intervals() -> None:
+    runs = [
+        *seeds("scl_ft", 90.0, 92.0, 91.0),
+        *seeds("full_ft", 89.0, 93.0, 88.0),
+        *seeds("adapter", 93.0, 95.1, 94.0, tuned_percent=12.0),
+        *seeds("linear_probe", 80.0, 82.0, 81.1),
+        *seeds("norm_tuning", 88.0, 87.0),
+    ]
+    assert (
+        "Seed by seed against 4 alternatives: clearly ahead of 1 (linear probe); clearly behind 1 (LoRA); not clear "
+        "against 1 (full FT); nothing is clear against 1 (norm tuning): 2 pairs are too few, at least 3 are needed. "
+        "Runs without a counterpart are left out (1 over all comparisons)."
+    ) in words(runs)
+
+
+def test_two_equal_leads_are_not_called_clear() -> None:
+    runs = [*seeds("scl_ft", 91.0, 92.0), *seeds("full_ft", 90.0, 91.0)]
+    assert "clearly" not in words(runs)
+    assert "2 pairs are too few, at least 3 are needed" in words(runs)
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_lone_candidate_that_lost_runs_is_not_recommended_and_it_is_said_why(status: Any) -> None:
+    lost = [make_run("scl_ft", 99.0, seed, status=status) for seed in (1, 2)]
+    runs = [make_run("scl_ft", 99.0), *lost, *seeds("full_ft", 90.0, 91.0, 92.0)]
+    said = "\n".join(outcome(runs, summarize(runs), variant_labels(runs)))
+    assert (
+        f"Nothing is recommended: all that tune at most 10 % of the parameters lost runs (SCL-FT: 2 of 3 {status})."
+        in said
+    )
+    assert "Recommended" not in said
+    assert f"Without a result: SCL-FT: 2 of 3 {status}." in said
+    assert f"SCL-FT (99.00 † %, 5.40 % of the parameters tuned; 2 of 3 {status})" in said
+
+
+def test_the_second_of_a_setting_comes_with_the_paired_difference() -> None:
+    runs = [*seeds("scl_ft", 91.0, 92.0, 93.0), *seeds("full_ft", 90.0, 91.0, 92.1), make_run("full_ft", 20.0, 9)]
+    said = "\n".join(outcome(runs, summarize(runs), variant_labels(runs)))
+    assert "followed by full FT" in said
+    assert "+0.97 points over 3 pairs, clearly ahead (95 % interval +0.82 to +1.11)." in said
+
+
+@pytest.mark.parametrize(
+    ("nc1", "said"),
+    [
+        ([5.0, 4.0, 3.0, 2.0, 1.0], "no clear relation: Spearman -1.00, 5 runs are too few for an interval"),
+        ([1.0] * 5, "no clear relation: no correlation, all runs have the same value"),
+        ([1.0, 2.0, 3.0, math.inf, None], "Over 3 of 5 runs, accuracy and NC1 show no clear relation: no correlation"),
+        ([12.0 - value for value in range(12)], "no clear relation: Spearman -1.00, no interval, the order is perfect"),
+        ([*[12.0 - value for value in range(10)], 1.0, 2.0], "accuracy falls as NC1 grows: Spearman -0.99, 95 %"),
+    ],
+)
+def test_nc1_and_accuracy_are_related_only_as_far_as_an_interval_says(nc1: list[float | None], said: str) -> None:
+    runs = [make_run("scl_ft", 50.0 + seed, seed, nc1=value) for seed, value in enumerate(nc1)]
+    assert said in "\n".join(outcome(runs, summarize(runs), variant_labels(runs)))
+
+
+def test_nothing_speaks_against_a_clear_winner() -> None:
+    runs = [
+        *seeds("scl_ft", 90.0, 92.0, 91.0),
+        *seeds("full_ft", 85.0, 87.1, 86.0),
+        *seeds("linear_probe", 80.0, 82.0, 81.1),
+    ]
+    assert objections(runs) == "What speaks against it: nothing in these results."
+
+
+def test_a_lead_within_the_spread_is_called_that() -> None:
+    runs = [*seeds("scl_ft", 90.0, 80.0, 85.0), *seeds("full_ft", 80.0, 89.0, 85.0)]
+    assert "its lead over 1 (full FT) is not clear" in objections(runs)
+
+
+def test_a_more_accurate_reference_is_named() -> None:
+    runs = [*seeds("scl_ft", 90.0, 91.0, 92.0), *seeds("full_ft", 91.0, 92.0, 93.1)]
+    assert "1 better than it, in points (full FT 1.03 (clear))" in objections(runs)
+    assert "It is 1.03 points below the best of all." in words(runs)
+
+
+def test_a_setting_below_the_probe_is_named() -> None:
+    runs = [
+        *[make_run("scl_ft", 90.0), make_run("linear_probe", 80.0)],
+        *[make_run("scl_ft", 70.0, dataset="b"), make_run("linear_probe", 72.0, dataset="b")],
+    ]
+    found = objections(runs)
+    assert "it is more than 1 point below the best in 1 of 2 settings, most on b (2.00)" in found
+    assert "it is below linear probe in 1 setting, most on b (-2.00)" in found
+    assert "below the best of each setting on average, at most 2.00 (b); within 1 point in 1 of 2" in words(runs)
+
+
+def test_what_tunes_more_and_is_more_accurate_is_named() -> None:
+    runs = [make_run("scl_ft", 90.0), make_run("layer_ft", 90.5), make_run("linear_probe", 80.0)]
+    assert "1 better than it, in points (layer FT 0.50 (not clear))" in objections(runs)
+
+
+def test_what_tunes_far_less_and_is_as_good_is_named() -> None:
+    runs = [make_run("scl_ft", 90.0), make_run("norm_tuning", 89.5), make_run("full_ft", 80.0)]
+    assert "norm tuning tunes 1.60 % and is within 1 point of it" in objections(runs)
+
+
+def test_an_accuracy_that_nc1_does_not_explain_is_said_to_be_that() -> None:
+    runs = [make_run("scl_ft", 90.0, nc1=2.0), make_run("full_ft", 89.0, nc1=0.5)]
+    assert "it is ahead of full FT with a higher mean NC1" in objections(runs)
+
+
+def test_what_is_nearly_as_good_and_faster_is_named() -> None:
+    runs = [
+        make_run("scl_ft", 90.0, epoch_seconds=2.0),
+        make_run("adapter", 89.5, epoch_seconds=1.0),
+        make_run("linear_probe", 60.0, epoch_seconds=0.1),
+    ]
+    assert "Faster and within 1 point: LoRA (-0.50 points, epochs 2.0 times as fast)." in words(runs)
+
+
+def test_nothing_is_called_faster_than_itself() -> None:
+    assert "Faster" not in words(WINNER)
+
+
+def test_few_settings_are_told_one_by_one_and_many_are_counted() -> None:
+    few = [make_run(method, 90.0, dataset=name) for name in "ab" for method in ("scl_ft", "full_ft")]
+    many = [make_run(method, 90.0, dataset=name) for name in "abcd" for method in ("scl_ft", "full_ft")]
+    told = "\n".join(outcome(few, summarize(few), variant_labels(few)))
+    counted = "\n".join(outcome(many, summarize(many), variant_labels(many)))
+    assert "On a, the highest mean accuracy" in told
+    assert (
+        "Of 4 settings (data set, backbone, training size), the highest mean is that of SCL-FT in 4; full FT in 4."
+        in counted
+    )
+
+
+def test_what_all_settings_share_is_said_once() -> None:
+    runs = [make_run("scl_ft", 90.0, dataset=name) for name in "ab"]
+    first, *rest = outcome(runs, summarize(runs), variant_labels(runs))
+    assert "All on resnet18 (random initialisation) · whole training split." in first
+    assert not [line for line in rest if "resnet18" in line]

@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nc_finetune.results.result import Result, merge_results, read_result, read_results, write_result
+
+
+def make_result(**changes: object) -> Result:
+    fields = {"run_id": "r1", "backbone": "resnet18", "weights": None, "dataset": "digits", "method": "scl_ft"}
+    return Result(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    result = make_result(
+        accuracy=91.5, nc1_layers={"stem": 3.0}, collapse={"nc1": 1.0}, provenance={"versions": {"torch": "2"}}
+    )
+    assert read_result(write_result(result, tmp_path / "new" / "results")) == result
+
+
+def test_record_from_before_the_collapse_measures_is_read(tmp_path: Path) -> None:
+    path = write_result(make_result(), tmp_path)
+    record = json.loads(path.read_text())
+    del record["collapse"]
+    path.write_text(json.dumps(record))
+    assert read_result(path).collapse == {}
+
+
+def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    path = write_result(make_result(nc1=float("nan"), nc1_layers={"stem": float("inf")}), tmp_path)
+    record = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert record["nc1"] is None
+    assert record["nc1_layers"] == {"stem": None}
+
+
+def test_results_of_a_folder_come_sorted(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_result(make_result(run_id=name), tmp_path)
+    assert [result.run_id for result in read_results(tmp_path)] == ["a", "b"]
+
+
+def test_folder_that_is_not_there_has_no_results(tmp_path: Path) -> None:
+    assert read_results(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"run_id": "r1", "acc', "is not valid JSON"),
+        ("[1, 2]", "schema version None"),
+        ('{"schema_version": 99}', "schema version 99, this version reads 1"),
+        ('{"schema_version": 1, "run_id": "r1"}', "is not a benchmark result"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"broken\.json.*{message}"):
+        read_result(path)
+
+
+@pytest.mark.parametrize("folder", sorted((Path(__file__).parents[2] / "benchmarks/results").glob("*/results")))
+def test_published_results_are_readable(folder: Path) -> None:
+    results = read_results(folder)
+    assert results
+    assert all(result.status == "ok" for result in results)
+
+
+def write_folder(folder: Path, *results: Result) -> Path:
+    for result in results:
+        write_result(result, folder / "results")
+    return folder
+
+
+def test_folders_merge_and_a_finished_run_counts_before_a_failed_one(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", make_result(status="failed"), make_result(run_id="r2", seed=2, accuracy=1.0))
+    second = write_folder(tmp_path / "b", make_result(accuracy=3.0), make_result(run_id="r2", seed=2, accuracy=2.0))
+    runs, problems = merge_results([first, second])
+    assert {run.run_id: run.accuracy for run in runs} == {"r1": 3.0, "r2": 1.0}
+    assert problems == []
+
+
+def test_files_that_are_no_results_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, make_result())
+    (folder / "results" / "cut.json").write_text('{"run_id": "r1"')
+    (folder / "results" / "old.json").write_text('{"schema_version": 0}')
+    runs, problems = merge_results([folder])
+    assert len(runs) == 1
+    assert "cut.json is not valid JSON" in problems[0]
+    assert "old.json has schema version 0" in problems[1]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are no results in .*run the benchmark first"):
+        merge_results([write_folder(tmp_path / "a", make_result()), tmp_path / "b"])
+
+
+def test_a_run_that_differs_in_its_name_alone_is_left_out_and_named(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", make_result(run_id="old", accuracy=1.0))
+    second = write_folder(tmp_path / "b", make_result(run_id="new", accuracy=2.0), make_result(run_id="x", seed=1))
+    runs, problems = merge_results([first, second])
+    assert {run.run_id for run in runs} == {"old", "x"}
+    assert "1 of 2 runs in" in problems[0]
+    assert problems[0].endswith("from runs that were read before: new (old)")
