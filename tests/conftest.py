@@ -2,15 +2,16 @@ import copy
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse._common
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from torch.utils.data import DataLoader, TensorDataset
 
 LoaderFactory = Callable[..., DataLoader[Any]]
@@ -20,8 +21,25 @@ IMPORT_POLICY = {
     name: copy.copy(jsonargparse._common.parsing_settings[name])
     for name in ("import_path_verdicts", "import_paths_enforced")
 }
+Parameter = TypeVar("Parameter")
 # For processes that tests start, and for Lightning, which sets the number of threads where the environment does not.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def quick_where(wanted: Callable[[Parameter], object], values: Iterable[Parameter]) -> list[Any]:
+    """Return the parameters of a test, marked as slow but for those that are wanted whenever tests run."""
+    return [value if wanted(value) else _slow(value) for value in values]
+
+
+def quick_first(number: int, values: Iterable[Parameter]) -> list[Any]:
+    """Return the parameters of a test, marked as slow but for the first few: one of every kind stands in front."""
+    return [value if place < number else _slow(value) for place, value in enumerate(values)]
+
+
+def _slow(value: Any) -> Any:
+    if isinstance(value, ParameterSet):
+        return pytest.param(*value.values, marks=[*value.marks, pytest.mark.slow], id=value.id)
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
