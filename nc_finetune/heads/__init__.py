@@ -1,5 +1,6 @@
 """Heads: classifiers on the feature of a backbone. The plain linear one is ``torch.nn.Linear``."""
 
+from nc_finetune._common.class_names import class_names
 from nc_finetune.heads.base import ClassifierHead as ClassifierHead
 from nc_finetune.heads.base import logit_scale_for as logit_scale_for
 from nc_finetune.heads.bottleneck import BottleneckHead as BottleneckHead
@@ -12,4 +13,4 @@ from nc_finetune.heads.prompts import prompt_embeddings as prompt_embeddings
 from nc_finetune.heads.prompts import prompt_templates as prompt_templates
 from nc_finetune.heads.zero_shot import ZeroShotHead as ZeroShotHead
 
-HEAD_NAMES = ("CosineHead", "SimplexETFHead", "OrthogonalFrameHead", "BottleneckHead", "ZeroShotHead")
+HEAD_NAMES = class_names(globals(), ClassifierHead)

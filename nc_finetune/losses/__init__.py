@@ -1,5 +1,8 @@
 """Losses that torch does not have. Cross-entropy with label smoothing is ``torch.nn.CrossEntropyLoss``."""
 
+from torch import nn
+
+from nc_finetune._common.class_names import class_names
 from nc_finetune.losses.base import ClassificationLoss as ClassificationLoss
 from nc_finetune.losses.class_balanced import ClassBalanced as ClassBalanced
 from nc_finetune.losses.class_weights import class_weights as class_weights
@@ -14,4 +17,4 @@ from nc_finetune.losses.targets import match_loss_state as match_loss_state
 from nc_finetune.losses.targets import mean_and_weight as mean_and_weight
 from nc_finetune.losses.targets import takes_several_labels as takes_several_labels
 
-LOSS_NAMES = ("FocalLoss", "RescaledMSELoss", "DotRegressionLoss", "PickAllLabelsLoss", "ClassBalanced")
+LOSS_NAMES = class_names(globals(), nn.Module)

@@ -1,5 +1,6 @@
 """Fine-tuning methods: what is trained of a backbone, and which features reach the classifier."""
 
+from nc_finetune._common.class_names import class_names
 from nc_finetune.methods._optimizer_groups import parameter_groups as parameter_groups
 from nc_finetune.methods._schedule import ScheduleName as ScheduleName
 from nc_finetune.methods._schedule import check_schedule as check_schedule
@@ -21,16 +22,4 @@ from nc_finetune.methods.vectors import BiasTuning as BiasTuning
 from nc_finetune.methods.vectors import NormTuning as NormTuning
 from nc_finetune.methods.zero_shot import ZeroShot as ZeroShot
 
-METHOD_NAMES = (
-    "ZeroShot",
-    "LinearProbe",
-    "SkipProbe",
-    "LayerFinetuning",
-    "SkipConnectionFinetuning",
-    "SideFinetuning",
-    "FullFinetuning",
-    "ProbeFirst",
-    "BiasTuning",
-    "NormTuning",
-    "AdapterTuning",
-)
+METHOD_NAMES = class_names(globals(), FinetuningMethod)
