@@ -186,7 +186,7 @@ def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int
 
 def _report(folders: list[Path], out: Path | None) -> int:
     from nc_finetune.report.report import write_report
-    from nc_finetune.results.result import merge_results
+    from nc_finetune.results.merging import merge_results
 
     results, problems = merge_results(folders)
     for problem in problems:
@@ -234,7 +234,7 @@ def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], o
     from nc_finetune.data import ImageData
     from nc_finetune.errors import unknown_name
     from nc_finetune.report import best_by_network
-    from nc_finetune.results.result import merge_results
+    from nc_finetune.results.merging import merge_results
     from nc_finetune.selection import backbone_scores, presentation
 
     if by not in backbone_scores.MEASURES:

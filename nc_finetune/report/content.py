@@ -22,7 +22,7 @@ from nc_finetune.report._tables.summary import (
     summarize,
     tabulated_runs,
 )
-from nc_finetune.report._tables.tables import NOTHING, Cell, Table, group_table, measure_column, overview_table
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table, group_table, measure_column, overview_table
 from nc_finetune.report._tables.variants import Variant
 from nc_finetune.report.charts import accuracy_against_cost, accuracy_against_size, learning_curves
 from nc_finetune.report.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
@@ -235,8 +235,8 @@ def _sections(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[V
 def _failures(results: Sequence[Result], problems: Sequence[str]) -> Table:
     """List the runs without a result, and what was left out or could not be told of files."""
     lost = [run for run in results if run.status != "ok"]
-    rows = tuple((Cell(run.run_id), Cell(run.status), Cell(run.error or NOTHING)) for run in lost)
-    unread = tuple((Cell(NOTHING), Cell("note"), Cell(problem)) for problem in problems)
+    rows = tuple((Entry(run.run_id), Entry(run.status), Entry(run.error or NOTHING)) for run in lost)
+    unread = tuple((Entry(NOTHING), Entry("note"), Entry(problem)) for problem in problems)
     return Table(("run", "status", "error"), rows + unread)
 
 
@@ -261,7 +261,7 @@ def _provenance(results: Sequence[Result]) -> Table:
     for run in results:
         for name, value in _facts(run.provenance):
             values.setdefault(name, {})[value] = None
-    rows = tuple((Cell(name), Cell(", ".join(distinct))) for name, distinct in values.items())
+    rows = tuple((Entry(name), Entry(", ".join(distinct))) for name, distinct in values.items())
     return Table(("what", "value"), rows)
 
 

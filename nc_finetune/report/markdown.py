@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 
-from nc_finetune.report._tables.tables import Cell, Table
+from nc_finetune.report._tables.tables import Entry, Table
 from nc_finetune.report.content import Report, Section
 
 
@@ -32,7 +32,7 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: Entry) -> str:
     text = escape_markdown(cell.text)
     return f"**{text}**" if cell.best else text
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nc_finetune.results.result import Result
+from nc_finetune.results.result import Result
 
 Facts = dict[str, str]
 
@@ -129,7 +128,6 @@ def identity_of(run: Result) -> str:
     """Name a run by what was run: two with one identity differ in nothing that was recorded, results aside.
 
     Example:
-        >>> from nc_finetune.results.result import Result
         >>> run = Result(run_id="a", backbone="b", weights=None, dataset="d", method="m")
         >>> identity_of(run) == identity_of(dataclasses.replace(run, run_id="b", accuracy=1.0))
         True
@@ -182,7 +180,6 @@ def told_apart(runs: Sequence[Result]) -> list[Result]:
         have it in the name of their data set; those with other weights in that of their weights.
 
     Example:
-        >>> from nc_finetune.results.result import Result
         >>> sizes = ({"dataset": {"image_size": size}} for size in (32, 64))
         >>> runs = [Result(run_id="r", backbone="b", weights=None, dataset="d", method="m", config=c) for c in sizes]
         >>> [run.dataset for run in told_apart(runs)]

@@ -15,7 +15,8 @@ from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.selectors import selector_regrets
 from nc_finetune.report._tables.summary import best_by_network, finished_runs, summarize
 from nc_finetune.results.identity import identity_of
-from nc_finetune.results.result import Result, merge_results, read_result, write_result
+from nc_finetune.results.merging import merge_results
+from nc_finetune.results.result import Result, read_result, write_result
 from nc_finetune.run import runner
 from nc_finetune.run.grid import BackboneSpec, Cell, DatasetSpec, HeadSpec, LossSpec, MethodSpec, Settings
 from nc_finetune.run.resolving import WITHOUT_EFFECT

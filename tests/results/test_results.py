@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from nc_finetune.results.result import Result, merge_results, read_result, read_results, write_result
+from nc_finetune.results.merging import merge_results
+from nc_finetune.results.result import Result, read_result, read_results, write_result
 
 
 def make_result(**changes: object) -> Result:

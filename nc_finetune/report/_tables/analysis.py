@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nc_finetune.report._tables.comparison import CONFIDENCE, scipy_stats
 from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import Row, best_rows, by_group, finite, group_of, setting_names
-from nc_finetune.report._tables.tables import COSTS, NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
+from nc_finetune.report._tables.tables import COSTS, NOTHING, Entry, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.report._tables.variants import Variant
 from nc_finetune.results.result import Result
 
@@ -116,7 +116,7 @@ def correlation_table(runs: Sequence[Result]) -> Table:
         if found.value is not None and key not in seen:
             seen.add(key)
             value, interval = correlation_text(found)
-            lines.append((Cell(name), Cell(str(found.number)), Cell(value), Cell(interval)))
+            lines.append((Entry(name), Entry(str(found.number)), Entry(value), Entry(interval)))
     measure = runs[0].measure if runs else ACCURACY
     return Table(("over", "runs", f"Spearman, {measure} and NC1", "95 % interval"), tuple(lines))
 
@@ -158,9 +158,9 @@ def pareto_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
             if any(marks):
                 costs = [cost_text(column, getattr(row, attribute)) for column, attribute in COSTS.items()]
                 values = [getattr(row, attribute) for attribute in COSTS.values()]
-                cells = [Cell(text, mark, value) for text, mark, value in zip(costs, marks, values, strict=True)]
-                accuracy = Cell(accuracy_text(row), value=row.accuracy)
-                lines.append((Cell(names[group]), Cell(labels[row.variant]), accuracy, *cells))
+                cells = [Entry(text, mark, value) for text, mark, value in zip(costs, marks, values, strict=True)]
+                accuracy = Entry(accuracy_text(row), value=row.accuracy)
+                lines.append((Entry(names[group]), Entry(labels[row.variant]), accuracy, *cells))
     return Table(("on", "method", measure_column(rows), *COSTS), tuple(lines))
 
 
@@ -213,7 +213,7 @@ def worst_table(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Var
             same = [run for run in runs if run.run_id in best.run_ids]
             for name, recall, other in worst_classes(same):
                 cells = (settings[group], labels[best.variant], name, f"{recall:.1f}", other)
-                lines.append(tuple(map(Cell, cells)))
+                lines.append(tuple(map(Entry, cells)))
     return Table(("on", "best method", "class", "recall %", "most often taken for"), tuple(lines))
 
 

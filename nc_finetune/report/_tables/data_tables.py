@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from nc_finetune.report._tables.summary import Group, group_of, grouped, setting_names
-from nc_finetune.report._tables.tables import NOTHING, Cell, Table
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table
 from nc_finetune.results.result import Result
 
 _SPLITS = ("train", "val", "test")
 _MOST_NAMES = 5
 
 
-def _range(numbers: Iterable[int]) -> Cell:
+def _range(numbers: Iterable[int]) -> Entry:
     """Write the numbers of all seeds."""
     found = sorted(set(numbers))
     if not found:
-        return Cell(NOTHING)
+        return Entry(NOTHING)
     text = str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
-    return Cell(text, value=found[-1])
+    return Entry(text, value=found[-1])
 
 
-def _names(found: Sequence[str]) -> Cell:
+def _names(found: Sequence[str]) -> Entry:
     more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
-    return Cell(", ".join(found[:_MOST_NAMES]) + more or NOTHING, value=len(found))
+    return Entry(", ".join(found[:_MOST_NAMES]) + more or NOTHING, value=len(found))
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
@@ -46,11 +46,11 @@ def data_table(runs: Sequence[Result]) -> Table:
     return Table(("on", "classes", *sizes, "images in two splits", "classes without a training image"), tuple(lines))
 
 
-def _line(name: str, runs: Sequence[Result]) -> tuple[Cell, ...]:
+def _line(name: str, runs: Sequence[Result]) -> tuple[Entry, ...]:
     sizes = [_range(run.split_sizes[split] for run in runs if split in run.split_sizes) for split in _SPLITS]
     doubled = _range(run.doubled_images for run in runs if run.doubled_images is not None)
     untrained = _names(_distinct(name for run in runs for name in run.untrained_classes))
-    return Cell(name), _range(len(run.class_names) for run in runs), *sizes, doubled, untrained
+    return Entry(name), _range(len(run.class_names) for run in runs), *sizes, doubled, untrained
 
 
 def notes_table(runs: Sequence[Result]) -> Table:
@@ -64,7 +64,7 @@ def notes_table(runs: Sequence[Result]) -> Table:
     """
     names: dict[Group, str] = setting_names(map(group_of, runs))
     found = [(names[group_of(run)], note) for run in runs for note in _notes_of(run)]
-    return Table(("on", "note"), tuple((Cell(name), Cell(note)) for name, note in dict.fromkeys(found)))
+    return Table(("on", "note"), tuple((Entry(name), Entry(note)) for name, note in dict.fromkeys(found)))
 
 
 def _notes_of(run: Result) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from nc_finetune.report._tables.summary import group_of
-from nc_finetune.report._tables.tables import NOTHING, Cell, Table
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table
 from nc_finetune.report._tables.variants import variant_of
 from nc_finetune.results.result import Result
 
@@ -83,11 +83,11 @@ def selector_table(runs: Sequence[Result]) -> Table:
         regret, cost = found[rule]["regret"], found[rule]["cost"]
         rows.append(
             (
-                Cell(rule),
-                Cell(f"{means[rule]:.2f}", rule != BRUTE_FORCE and means[rule] == min(others), means[rule]),
-                Cell(f"{max(regret):.2f}", value=max(regret)),
-                Cell(f"{fmean(cost):.2f}" if cost else NOTHING),
-                Cell(str(len(regret))),
+                Entry(rule),
+                Entry(f"{means[rule]:.2f}", rule != BRUTE_FORCE and means[rule] == min(others), means[rule]),
+                Entry(f"{max(regret):.2f}", value=max(regret)),
+                Entry(f"{fmean(cost):.2f}" if cost else NOTHING),
+                Entry(str(len(regret))),
             )
         )
     return Table(("rule", "mean regret", "largest regret", "cost in fine-tunings", "tasks"), tuple(rows))

@@ -10,7 +10,7 @@ from functools import partial
 
 from nc_finetune.report._tables.comparison import Difference, difference, gap
 from nc_finetune.report._tables.summary import Group, Row, by_group, finite, grouped, setting_names
-from nc_finetune.report._tables.tables import NOTHING, Cell, Table, accuracy_text, cost_text, measure_column
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table, accuracy_text, cost_text, measure_column
 from nc_finetune.report._tables.variants import Variant, method_label
 
 NEAR = 1.0  # points of accuracy
@@ -163,13 +163,13 @@ def reference_rows(found: Iterable[Standing], method: str, but: Standing) -> dic
     return best
 
 
-def _share(number: int, of: int) -> Cell:
-    return Cell(f"{_YES if number == of else _NO} {number}/{of}", value=number / of if of else None)
+def _share(number: int, of: int) -> Entry:
+    return Entry(f"{_YES if number == of else _NO} {number}/{of}", value=number / of if of else None)
 
 
-def _mark(points: float, bound: float) -> Cell:
+def _mark(points: float, bound: float) -> Entry:
     """Write a difference, and whether it is above a bound."""
-    return Cell(f"{_YES if points >= bound else _NO} {points:+.2f}", value=points)
+    return Entry(f"{_YES if points >= bound else _NO} {points:+.2f}", value=points)
 
 
 def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
@@ -192,7 +192,7 @@ def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     if any(standing.lost for standing in found):
         more = (*more, "runs without a result")
         names = setting_names(by_group(rows))
-        lines = [(*line, Cell(_lost_text(standing, names))) for line, standing in zip(lines, found, strict=True)]
+        lines = [(*line, Entry(_lost_text(standing, names))) for line, standing in zip(lines, found, strict=True)]
     return Table((*columns, *more), tuple(lines))
 
 
@@ -200,7 +200,7 @@ def _lost_text(standing: Standing, names: Mapping[Group, str]) -> str:
     return "; ".join(f"{names[group]}: {words}" for group, words in standing.lost.items()) or NOTHING
 
 
-def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool, settings: int) -> tuple[Cell, ...]:
+def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool, settings: int) -> tuple[Entry, ...]:
     probe, full = (
         difference(standing.rows, reference_rows(found, method, standing)) for method in ("linear_probe", "full_ft")
     )
@@ -209,16 +209,16 @@ def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool,
     tuned = None if math.isnan(standing.tuned_percent) else standing.tuned_percent
     mean, largest = statistics.fmean(standing.behind.values()), max(standing.behind.values())
     return (
-        Cell(standing.label, chosen),
-        Cell(cost_text("tuned %", tuned), value=tuned),
-        Cell(f"{standing.accuracy:.2f}" if everywhere else NOTHING, value=standing.accuracy if everywhere else None),
-        Cell(f"{standing.rank:.1f}", value=standing.rank),
+        Entry(standing.label, chosen),
+        Entry(cost_text("tuned %", tuned), value=tuned),
+        Entry(f"{standing.accuracy:.2f}" if everywhere else NOTHING, value=standing.accuracy if everywhere else None),
+        Entry(f"{standing.rank:.1f}", value=standing.rank),
         _share(standing.near, len(standing.behind)),
-        Cell(f"{mean:.2f}", value=mean),
-        Cell(f"{largest:.2f}", value=largest),
-        Cell(NOTHING) if probe is None else _share(sum(v >= 0 for v in probe.points.values()), len(probe.points)),
+        Entry(f"{mean:.2f}", value=mean),
+        Entry(f"{largest:.2f}", value=largest),
+        Entry(NOTHING) if probe is None else _share(sum(v >= 0 for v in probe.points.values()), len(probe.points)),
         _or_nothing(speed, _times),
-        Cell(str(len(standing.rows)), value=len(standing.rows)),
+        Entry(str(len(standing.rows)), value=len(standing.rows)),
     )
 
 
@@ -234,27 +234,28 @@ def comparison_table(choice: Standing, found: Sequence[Standing]) -> Table:
     """
     tuned = {standing.label: standing.tuned_percent for standing in found}
     lines = tuple(
-        (Cell(label), *_comparison_cells(against, tuned[label]))
+        (Entry(label), *_comparison_cells(against, tuned[label]))
         for label, against in alternatives(choice, found).items()
     )
     measured = ("points ahead", "95 % interval", "verdict", "pairs", "won / level / lost", "unpaired runs")
     return Table(("against", *measured, "epochs", "tuned %"), lines) if lines else Table((), ())
 
 
-def _comparison_cells(against: Difference, tuned: float) -> tuple[Cell, ...]:
+def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
     values = against.values
     won, lost = sum(value > 0 for value in values), sum(value < 0 for value in values)
     known = against.low is not None and against.high is not None
     interval = f"{against.low:+.2f} to {against.high:+.2f}" if known else f"none: {against.no_interval}"
+    share = None if math.isnan(tuned) else tuned
     return (
-        Cell(f"{against.mean:+.2f}", value=against.mean),
-        Cell(interval, value=against.low),
-        Cell(against.verdict),
-        Cell(str(len(values)), value=len(values)),
-        Cell(f"{won} / {len(values) - won - lost} / {lost}", value=won / len(values)),
-        Cell(str(against.unpaired), value=against.unpaired),
+        Entry(f"{against.mean:+.2f}", value=against.mean),
+        Entry(interval, value=against.low),
+        Entry(against.verdict),
+        Entry(str(len(values)), value=len(values)),
+        Entry(f"{won} / {len(values) - won - lost} / {lost}", value=won / len(values)),
+        Entry(str(against.unpaired), value=against.unpaired),
         _or_nothing(against.mean_speed, _times),
-        _or_nothing(None if math.isnan(tuned) else tuned, lambda value: Cell(cost_text("tuned %", value), value=value)),
+        Entry(cost_text("tuned %", share), value=share),
     )
 
 
@@ -281,18 +282,18 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping
     for group, row in choice.rows.items():
         points = [_or_nothing(against[method].points.get(group), lambda value: _mark(value, 0.0)) for method in against]
         speeds = [_or_nothing(against[method].speed.get(group), _times) for method in timed]
-        first = (Cell(names[group]), Cell(accuracy_text(row), value=row.accuracy))
+        first = (Entry(names[group]), Entry(accuracy_text(row), value=row.accuracy))
         to_best = _mark(0.0 - choice.behind[group], -NEAR)
-        lines.append((*first, to_best, *points, *speeds, Cell(labels[best[group].variant])))
+        lines.append((*first, to_best, *points, *speeds, Entry(labels[best[group].variant])))
     heads = ("setting", measure_column(rows), "to the best")
     to = [f"to {method_label(method)}" for method in against]
     speeds_to = [f"epochs vs {method_label(method)}" for method in timed]
     return Table((*heads, *to, *speeds_to, "best of all"), tuple(lines))
 
 
-def _times(value: float) -> Cell:
-    return Cell(f"{value:.1f} times", value=value)
+def _times(value: float) -> Entry:
+    return Entry(f"{value:.1f} times", value=value)
 
 
-def _or_nothing(value: float | None, write: Callable[[float], Cell]) -> Cell:
-    return Cell(NOTHING) if value is None else write(value)
+def _or_nothing(value: float | None, write: Callable[[float], Entry]) -> Entry:
+    return Entry(NOTHING) if value is None else write(value)

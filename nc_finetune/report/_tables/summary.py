@@ -248,7 +248,7 @@ def finished_runs(results: Iterable[Result]) -> list[Result]:
     return sorted(finished, key=lambda run: (_group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
 
 
-_Cell = tuple[Group, Variant]
+_RowKey = tuple[Group, Variant]
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
@@ -264,11 +264,11 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     return found
 
 
-def _cell_of(run: Result) -> _Cell:
+def _cell_of(run: Result) -> _RowKey:
     return group_of(run), variant_of(run)
 
 
-def _cell_of_lost(run: Result, cells: Mapping[_Cell, Sequence[Result]]) -> _Cell | None:
+def _cell_of_lost(run: Result, cells: Mapping[_RowKey, Sequence[Result]]) -> _RowKey | None:
     """Say which cell a run without a result belongs to: one of those that have any, or its own beside them.
 
     Such a run may not know its measure, and one that failed before it was built neither its head nor its key layer.
@@ -293,15 +293,15 @@ def _cell_of_lost(run: Result, cells: Mapping[_Cell, Sequence[Result]]) -> _Cell
     return own if own in lacking or own not in cells else None
 
 
-def _order(cell: _Cell) -> tuple[object, ...]:
+def _order(cell: _RowKey) -> tuple[object, ...]:
     return _group_order(cell[0]), variant_order(cell[1])
 
 
-def _cells(results: Sequence[Result]) -> dict[_Cell, tuple[list[Result], list[Result]]]:
+def _cells(results: Sequence[Result]) -> dict[_RowKey, tuple[list[Result], list[Result]]]:
     """Gather runs by cell, in the order of the tables: those that finished, and those that did not."""
     results = told_apart(results)
     finished = grouped(finished_runs(results), _cell_of)
-    lost: dict[_Cell, list[Result]] = {}
+    lost: dict[_RowKey, list[Result]] = {}
     for run in results:
         if run.status != "ok" and (cell := _cell_of_lost(run, finished)) is not None:
             lost.setdefault(cell, []).append(run)

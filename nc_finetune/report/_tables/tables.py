@@ -15,8 +15,8 @@ _PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell of a table, as plain text; whoever shows it escapes it.
+class Entry:
+    """One entry of a table, as plain text; whoever shows it escapes it.
 
     Attributes:
         text: What it says.
@@ -39,7 +39,7 @@ class Table:
     """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -164,23 +164,23 @@ def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def _cells(row: Row, label: str, best: bool, balanced: bool) -> tuple[Cell, ...]:
+def _cells(row: Row, label: str, best: bool, balanced: bool) -> tuple[Entry, ...]:
     """Write one row of the table of a group."""
-    costs = {name: Cell(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
+    costs = {name: Entry(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
     rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
-    recall = Cell(_percent(row.balanced_accuracy), value=row.balanced_accuracy)
+    recall = Entry(_percent(row.balanced_accuracy), value=row.balanced_accuracy)
     return (
-        Cell(label),
+        Entry(label),
         costs["tuned %"],
-        Cell(accuracy_text(row), best, row.accuracy),
+        Entry(accuracy_text(row), best, row.accuracy),
         *([recall] if balanced else []),
-        Cell(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
-        Cell(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
-        Cell(rates, value=max(row.learning_rates, default=None)),
+        Entry(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
+        Entry(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
+        Entry(rates, value=max(row.learning_rates, default=None)),
         costs["s/epoch"],
         costs["peak memory"],
         costs["delta size"],
-        Cell(f"{row.seeds}{f' ({row.lost_words})' if row.lost else ''}", value=row.seeds),
+        Entry(f"{row.seeds}{f' ({row.lost_words})' if row.lost else ''}", value=row.seeds),
     )
 
 
@@ -206,8 +206,8 @@ def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
 _PLACES = {"data set": "dataset", "backbone": "network", "training size": "size"}
 
 
-def _place_cell(part: str, row: Row) -> Cell:
-    return Cell(getattr(row.group, part), value=row.train_size if part == "size" else None)
+def _place_cell(part: str, row: Row) -> Entry:
+    return Entry(getattr(row.group, part), value=row.train_size if part == "size" else None)
 
 
 def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
@@ -243,10 +243,10 @@ def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
         The table.
     """
     groups = by_group(rows)
-    lines = {label: [Cell(label), *[Cell(NOTHING)] * len(groups)] for label in labels.values()}
+    lines = {label: [Entry(label), *[Entry(NOTHING)] * len(groups)] for label in labels.values()}
     for column, members in enumerate(groups.values(), start=1):
         best = best_rows(members)
         for row in members:
             text = f"{accuracy_text(row)} / {significant(row.nc1)}"
-            lines[labels[row.variant]][column] = Cell(text, row in best, row.accuracy)
+            lines[labels[row.variant]][column] = Entry(text, row in best, row.accuracy)
     return Table(("method", *setting_names(groups).values()), tuple(map(tuple, lines.values())))
