@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from nc_finetune._common.csv_text import csv_text
 from nc_finetune._common.terminal import as_text, name_table
 from nc_finetune.errors import missing_extra
 from nc_finetune.functional import SeparationLaw
@@ -111,15 +111,8 @@ def profile_table(profile: Profile) -> Table:
 
 def profile_csv(profile: Profile) -> str:
     """Write a profile as CSV, a line a layer."""
-    return _csv(profile.rows())
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    rows = profile.rows()
+    return csv_text([rows[0], *(row.values() for row in rows)])
 
 
 def profile_png(profile: Profile) -> bytes:
@@ -201,4 +194,4 @@ def rank_table(scores: Sequence[BackboneScores]) -> Table:
 
 def rank_csv(scores: Sequence[BackboneScores]) -> str:
     """Write scores of backbones as CSV, in their order."""
-    return _csv([{name: getattr(found, name) for name in FIELDS} for found in scores])
+    return csv_text([FIELDS, *([getattr(found, name) for name in FIELDS] for found in scores)])

@@ -7,6 +7,8 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 
+from nc_finetune._common.csv_text import csv_text
+
 Row = dict[str, float]
 _MOMENT = ("epoch", "step")
 _LOADER = re.compile(r"/dataloader_idx_\d+$")
@@ -43,11 +45,8 @@ def history_csv(history: Sequence[Row]) -> str:
         0,5,2.0
     """
     columns = list(dict.fromkeys((*_MOMENT, *(key for row in history for key in row))))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: int(row[key]) if key in _MOMENT else row[key] for key in row} for row in history)
-    return text.getvalue()
+    rows = [{**row, **{key: int(row[key]) for key in _MOMENT}} for row in history]
+    return csv_text([columns, *(map(row.get, columns) for row in rows)])
 
 
 def read_history(text: str) -> list[Row]:
