@@ -1,17 +1,29 @@
 # `make quickstart` runs the main job, `make test` the tests; both make the environment if it is not there.
+# `make slow` runs the tests that `make test` leaves out; `make check FILE=nc_finetune/heads/cosine.py` those of one
+# module, with WATCH=1 whenever it or they change.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint clean
+TESTS := $(BIN)/python -m pytest -n logical --dist loadgroup
+
+.PHONY: quickstart test slow test-all check lint clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/nc-finetune benchmark recipes/quickstart.yaml --out $(OUT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n logical --dist loadgroup
+	$(TESTS)
+
+slow: $(INSTALLED)
+	$(TESTS) -m slow
+
+test-all: test slow
+
+check: $(INSTALLED)
+	$(BIN)/python tests/check.py $(FILE) $(if $(WATCH),--watch)
 
 lint: $(INSTALLED)
 	$(BIN)/pip install --quiet --editable '.[dev]'
