@@ -1,4 +1,7 @@
+import contextlib
 import copy
+import functools
+import gc
 import os
 import random
 import re
@@ -13,6 +16,8 @@ import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
 from torch.utils.data import DataLoader, TensorDataset
+
+from nc_finetune.data.sources import locations
 
 LoaderFactory = Callable[..., DataLoader[Any]]
 TrainerFactory = Callable[..., L.Trainer]
@@ -68,6 +73,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in together:
             item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector, which runs of a grid call, need not look through it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _digits_are_encoded_once() -> Iterator[None]:
+    """Rows do not change, and a fifth of a second for each test that looks at a few of them is a long time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locations, "_digits", functools.cache(locations._digits))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _the_drawing_library_is_bundled_once() -> Iterator[None]:
+    """Two seconds for every page of a report, all with the same library in it."""
+    with contextlib.suppress(ImportError), pytest.MonkeyPatch.context() as patch:
+        import vl_convert
+
+        patch.setattr(vl_convert, "javascript_bundle", functools.cache(vl_convert.javascript_bundle))
+        yield
+        return
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,11 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
     from nc_finetune.selection import ChooseKeyLayer
 
     class FinetuneCLI(LightningCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            """Prepare this command alone: what the others take is not asked for, and takes long to find out."""
+            return {command: LightningCLI.subcommands()[command]}
+
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             """Take the number of classes from the data, write predictions, and be ready to resume."""
             parser.add_lightning_class_args(PredictionWriter, "predictions")

@@ -1,6 +1,9 @@
+import contextlib
 import csv
+import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,14 +63,26 @@ def test_recipes_are_found_as_files_too(tmp_path: Path) -> None:
     assert main(["fit", "--config", str(path), *SMALL, "--trainer.fast_dev_run", "true", *QUIET]) == 0
 
 
+RECIPE = "digits/efficientnet_lite0_linear_probe"
+FIT_SMALL = [*SMALL, "--data.test_size", "30", "--data.val_size", "20", "--data.samples_per_class", "4"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fit for an epoch, once for all tests that look at what comes of it."""
+    folder = tmp_path_factory.mktemp("fit")
+    words = [*FIT_SMALL, "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1"]
+    assert main(["fit", RECIPE, *words, "--trainer.default_root_dir", str(folder)]) == 0
+    (found,) = folder.rglob("*.ckpt")
+    return found
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_checkpoint_of_fit_is_measured_again(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, small = "digits/efficientnet_lite0_linear_probe", [*SMALL, "--trainer.enable_progress_bar", "false"]
-    main(["fit", recipe, *small, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path)])
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
-    assert main([command, recipe, *small, "--ckpt_path", str(checkpoint), "--trainer.logger", "false"]) == 0
+    words = [*FIT_SMALL, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
+    assert main([command, RECIPE, *words, "--ckpt_path", str(checkpoint)]) == 0
     assert "accuracy" in capsys.readouterr().out
 
 
@@ -113,10 +128,7 @@ def test_predict_takes_a_delta_and_a_folder(tmp_path: Path) -> None:
         assert row["prediction"] == ("cat", "dog", "owl")[found.index(max(found))]
 
 
-def test_predict_takes_a_checkpoint_of_fit_as_it_was_trained(tmp_path: Path) -> None:
-    recipe, small = "digits/efficientnet_lite0_linear_probe", [*SMALL, "--trainer.enable_progress_bar", "false"]
-    main(["fit", recipe, *small, "--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path / "run")])
-    (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
+def test_predict_takes_a_checkpoint_of_fit_as_it_was_trained(checkpoint: Path, tmp_path: Path) -> None:
     make_photos(tmp_path / "photos")
     assert main(["predict", str(checkpoint), "photos"]) == 0
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
@@ -172,14 +184,23 @@ def test_number_of_classes_comes_from_the_data(capsys: pytest.CaptureFixture[str
     assert "num_classes" in capsys.readouterr().err
 
 
-def test_benchmark_runs_a_grid_and_leaves_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "grid.yaml").write_text(GRID)
-    assert main(["benchmark", "grid.yaml", "--out", "out"]) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def benchmarked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run a grid, once for all tests that look at what comes of it; return its folder and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("benchmark"), io.StringIO()
+    (folder / "grid.yaml").write_text(GRID)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        assert main(["benchmark", "grid.yaml", "--out", "out"]) == 0
+    return folder / "out", printed.getvalue()
+
+
+def test_benchmark_runs_a_grid_and_leaves_a_report(benchmarked: tuple[Path, str]) -> None:
+    folder, printed = benchmarked
     assert "SCL-FT" in printed
     assert "Report: out/report.html" in printed
-    assert len(list((tmp_path / "out" / "results").glob("*.json"))) == 2
-    assert (tmp_path / "out" / "report.md").is_file()
+    assert len(list((folder / "results").glob("*.json"))) == 2
+    assert (folder / "report.md").is_file()
 
 
 @pytest.fixture
@@ -245,10 +266,8 @@ def test_report_of_an_empty_folder_says_what_to_do(tmp_path: Path, capsys: pytes
     assert "there are no results in empty/results; run the benchmark first" in capsys.readouterr().err
 
 
-def test_report_is_written_again_from_results(tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(GRID)
-    main(["benchmark", "grid.yaml", "--out", "out"])
-    (tmp_path / "out" / "report.html").unlink()
+def test_report_is_written_again_from_results(benchmarked: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(benchmarked[0] / "results", tmp_path / "out" / "results")
     assert main(["report", "out"]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -308,6 +327,7 @@ def test_unknown_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nc-finetune fit --help" in error
 
 
+@pytest.mark.slow
 def test_one_fit_runs_on_two_processes(tmp_path: Path) -> None:
     """Lightning starts the second process from the command line of the first; both choose the same key layer."""
     command = Path(sys.executable).with_name("nc-finetune")

@@ -1,3 +1,4 @@
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.sources import locations
 from nc_finetune.data.sources.source import load_source
 
 
@@ -37,6 +39,7 @@ def test_digits_have_the_pixels_and_labels_of_scikit_learn() -> None:
 
 def test_digits_without_scikit_learn_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(locations, "_digits", inspect.unwrap(locations._digits))  # not those of an earlier test
     with pytest.raises(ImportError, match=r"'sklearn:digits' needs the package 'scikit-learn': .*\[offline\]"):
         load_source("sklearn:digits")
 
