@@ -2,12 +2,12 @@
 
 from nc_finetune._common.data_facts import TellsOfData as TellsOfData
 from nc_finetune.data._pixels.transforms import DecodeAndResize as DecodeAndResize
+from nc_finetune.data.bad_images import BadImage as BadImage
 from nc_finetune.data.batch_transforms import PerImage as PerImage
 from nc_finetune.data.batch_transforms import RandomCropFlip as RandomCropFlip
 from nc_finetune.data.check import DataReport as DataReport
 from nc_finetune.data.check import check_data as check_data
 from nc_finetune.data.image_data import ImageData as ImageData
-from nc_finetune.data.labelled_images import BadImage as BadImage
 from nc_finetune.data.labelled_images import LabelledImages as LabelledImages
 from nc_finetune.data.sources.source import Source as Source
 from nc_finetune.data.sources.source import load_source as load_source

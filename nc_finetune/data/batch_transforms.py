@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -50,9 +50,11 @@ def numbers_as_they_come() -> Iterator[None]:
         _AS_THEY_COME.reset(token)
 
 
-def come_as_they_are() -> bool:
-    """Tell whether that is so."""
-    return _AS_THEY_COME.get()
+def augmented(images: Tensor, transform: Transform, seed: int) -> Tensor:
+    """Return a batch as a transform makes it, by a seed of its own, or inside :func:`numbers_as_they_come` by none."""
+    with nullcontext() if _AS_THEY_COME.get() else numbers_drawn_from(seed, images.device):
+        found: Tensor = transform(images)
+    return found
 
 
 class PerImage:

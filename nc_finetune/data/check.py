@@ -11,10 +11,11 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from nc_finetune.data._pixels.image_files import looks_like_an_image, open_image
+from nc_finetune.data.bad_images import BadImage
 from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.image_data import ImageData
-from nc_finetune.data.labelled_images import BadImage, LabelledImages
+from nc_finetune.data.labelled_images import LabelledImages
 from nc_finetune.data.patient_loader import PatientLoader
 
 SMALL_SIDE = 32

@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import lightning as L
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nc_finetune.data._pixels.file_stamps import FileStamps
-from nc_finetune.data._pixels.pixel_store import PixelStore
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
-from nc_finetune.data.batch_transforms import come_as_they_are, numbers_drawn_from
-from nc_finetune.data.columns.split_names import SPLIT_NAMES
+from nc_finetune.data.bad_images import BadImage, OnBadImage
+from nc_finetune.data.batch_transforms import augmented
 from nc_finetune.data.content_hashes import Duplicate
-from nc_finetune.data.labelled_images import (
-    BadImage,
-    LabelledImages,
-    OnBadImage,
-    SkippingLoader,
-    Transform,
-    bad_images,
-    collate,
-    pixels_identity,
-    shared_flags,
-    write_bad_images,
-)
+from nc_finetune.data.labelled_images import LabelledImages, Transform
+from nc_finetune.data.loaders import ImageLoaders
 from nc_finetune.data.sources.left_out import LeftOut, left_out_of
 from nc_finetune.data.sources.source import Source, load_source
-from nc_finetune.data.splits.file import SplitRows
+from nc_finetune.data.split_images import SplitImages
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.stratified import splits_hash
-from nc_finetune.data.splits.summary import PlannedSplits, SplitSummary
-from nc_finetune.data.training_order import FixedOrder, OwnShare, TrainingLoader, TrainingOrder, balancing_weights
-from nc_finetune.data.unlabelled_folder import UnlabelledImages
-from nc_finetune.data.workers import choose_workers
+from nc_finetune.data.splits.summary import SplitSummary
+from nc_finetune.data.training_progress import TrainingProgress
 from nc_finetune.errors import DataWarning, unknown_name
 
 
@@ -166,8 +149,7 @@ class ImageData(L.LightningDataModule):
         self.balance_classes = balance_classes
         self.pixel_cache = pixel_cache
         self.left_out = LeftOut()
-        self._training: TrainingLoader | None = None
-        self._resumed: dict[str, int] | None = None
+        self._progress = TrainingProgress()
         self._chosen_workers: dict[str, int] = {}
 
     @cached_property
@@ -194,10 +176,10 @@ class ImageData(L.LightningDataModule):
         """Whether an image may have several labels, or none; labels are then of shape ``(N, K)``."""
         return self.data.multi_label
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of the labels and images of the source."""
-        return self.data.fingerprint()
+        return self._images.fingerprint
 
     @property
     def deterministic(self) -> bool | None:
@@ -216,13 +198,12 @@ class ImageData(L.LightningDataModule):
         """
         if type(self) is not ImageData or type(images) is not LabelledImages:
             return None
-        tables = [name for name, table in self.data.splits.items() if table is images.table]
-        return pixels_identity(images, f"{self.fingerprint} {tables[0]}") if tables else None
+        return self._images.identity(images)
 
     @property
     def splits_hash(self) -> str:
         """Hash of which rows are in which split."""
-        return splits_hash(self._split_rows)
+        return splits_hash(self._images.planned.rows)
 
     @property
     def class_counts(self) -> list[int]:
@@ -232,19 +213,17 @@ class ImageData(L.LightningDataModule):
     @property
     def duplicates(self) -> list[Duplicate]:
         """Images that are in two splits, file by file; the same picture saved twice is not found."""
-        return self._planned.duplicates
+        return self._images.planned.duplicates
 
     @property
     def summary(self) -> SplitSummary:
         """Sizes of the splits, classes that they lack, groups that they share, doubled and unlabelled images."""
-        return self._planned.summary
+        return self._images.planned.summary
 
     def setup(self, stage: str) -> None:
         """Warn of images that are in two splits, before training."""
-        if stage != "fit" or not self.duplicates or (self.trainer and not self.trainer.is_global_zero):
-            return
-        first = "\n".join(f"  {found}" for found in self.duplicates[:3])
-        warnings.warn(f"{len(self.duplicates)} images are in two splits, e.g.\n{first}", DataWarning, stacklevel=2)
+        if stage == "fit" and (self.trainer is None or self.trainer.is_global_zero):
+            self._images.planned.warn_of_duplicates()
 
     @property
     def train_set(self) -> LabelledImages:
@@ -253,18 +232,17 @@ class ImageData(L.LightningDataModule):
         Raises:
             ValueError: If a group is in two splits.
         """
-        self._planned.refuse_shared_groups()
-        return self._images("train", training=True)
+        return self._images.for_training(self.transform)
 
     @property
     def val_set(self) -> LabelledImages:
         """The validation images."""
-        return self._images("val")
+        return self.images("val")
 
     @property
     def test_set(self) -> LabelledImages:
         """The test images."""
-        return self._images("test")
+        return self.images("test")
 
     def prepare_data(self) -> None:
         """Load the source once, so that only one process downloads."""
@@ -272,16 +250,8 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled training batches, in an order that depends on torch's seed and the epoch alone."""
-        images = self.train_set
-        order = self._order_of(images)
-        loader = TrainingLoader(images, sampler=order, generator=torch.Generator(), **self._loading(images, "training"))
-        loader.limit = lambda: getattr(self.trainer, "num_training_batches", math.inf)
-        if self._training is not None and self._training.waits:  # loaded anew before what was resumed has gone on
-            self._resumed = self._training.state_dict()
-        if self._resumed is not None:
-            loader.load_state_dict(self._resumed)
-            self._resumed = None
-        self._training = loader
+        loader = self._loaders.training(self.train_set)
+        self._progress.follow(loader)
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -294,66 +264,31 @@ class ImageData(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return batches of the images that have no label, or test batches where there are none."""
-        if self._unlabelled is None:
-            return self.eval_dataloader("test")
-        (ranks, rank), loading = self._ranks, self._loading(self._unlabelled, "predict")
-        sampler = OwnShare(self._unlabelled, num_replicas=ranks, rank=rank, shuffle=False)
-        return SkippingLoader(self._unlabelled, sampler=sampler if ranks > 1 else None, **loading)
-
-    @cached_property
-    def _unlabelled(self) -> UnlabelledImages | None:
-        tables = self.data.unlabelled.values()
-        decode = DecodeAndResize(self.image_size, self.interpolation)
-        return UnlabelledImages.of_tables(tables, decode, self.on_bad_image == "skip") if tables else None
+        unlabelled = self._images.unlabelled
+        return self.eval_dataloader("test") if unlabelled is None else self._loaders.in_order(unlabelled, "predict")
 
     @property
     def files(self) -> list[str] | None:
         """The images of ``predict_dataloader`` that decode, where they have no label; ``None`` of a test split."""
-        if self._unlabelled is None:
-            return None
-        names, bad = self._unlabelled.names(), self._unlabelled.is_bad()
-        return [name for name, is_bad in zip(names, bad, strict=True) if not is_bad]
+        unlabelled = self._images.unlabelled
+        return None if unlabelled is None else list(unlabelled.kept())
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Return batches of ``"train"``, ``"val"`` or ``"test"`` in a fixed order, without augmentation."""
-        images, (ranks, rank) = self._images(split), self._ranks
-        # Each image on one process alone: repeated ones would count twice.
-        sampler: Any = OwnShare(images, num_replicas=ranks, rank=rank, shuffle=False) if ranks > 1 else None
-        if split == "train" and self._overfits:
-            sampler = self._order_of(images)  # of which the first batches are those that are trained on
-        return SkippingLoader(images, sampler=sampler, **self._loading(images, split))
-
-    def _order_of(self, images: LabelledImages) -> TrainingOrder:
-        (ranks, rank), kind = self._ranks, FixedOrder if self._overfits else TrainingOrder
-        weights = balancing_weights(images.labels) if self.balance_classes else None
-        seed = torch.initial_seed()
-        if self.trainer is not None and ranks > 1:  # all share one order, also where nobody has set a seed
-            seed = self.trainer.strategy.broadcast(seed)
-        return kind(images, seed=seed, ranks=ranks, rank=rank, weights=weights)
-
-    @property
-    def _overfits(self) -> bool:
-        return bool(getattr(self.trainer, "overfit_batches", 0))
+        return self._loaders.in_order(self.images(split), split)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch where it is: by the seed, the epoch and the batch's number alone."""
-        if self.batch_transform is None or self._training is None or not (self.trainer and self.trainer.training):
+        loader = self._progress.loader
+        if self.batch_transform is None or loader is None or not (self.trainer and self.trainer.training):
             return batch
         images, labels = batch
-        if come_as_they_are():
-            return self.batch_transform(images), labels
-        (ranks, rank), number = self._ranks, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        order: Any = self._training.sampler
-        # Downwards: upwards are the seeds of single images.
-        seed = (order.epoch_seed - 1 - rank - ranks * number) % 2**63
-        with numbers_drawn_from(seed, images.device):
-            return self.batch_transform(images), labels
+        seed = loader.order.batch_seed(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        return augmented(images, self.batch_transform, seed), labels
 
     def bad_images(self) -> list[BadImage]:
         """Return the images that were left out so far; those of other processes (DDP) are not among them."""
-        decode = DecodeAndResize(self.image_size, self.interpolation)
-        tables = self.data.splits
-        return [bad for name, flags in self._bad.items() for bad in bad_images(name, tables[name], flags, decode)]
+        return [] if self._images.bad is None else self._images.bad.found()
 
     @property
     def predicted_items(self) -> list[int]:
@@ -363,19 +298,18 @@ class ImageData(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Say which images were left out, if any, and list them beside the logs."""
-        found = self.bad_images() if self._bad_flags_used else []
-        if not found:
+        images: SplitImages | None = self.__dict__.get("_images")
+        if images is None or images.bad is None:  # nothing has been read, or left out
             return
-        first = "\n".join(f"  {bad}" for bad in found[:3])
-        warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", DataWarning, stacklevel=2)
+        path = None
         if self.trainer and self.trainer.loggers and self.trainer.log_dir:
             rank = self.trainer.global_rank
-            write_bad_images(Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv", found)
+            path = Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv"
+        images.bad.report(path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint says of the data."""
-        # Lightning saves the loader's state, too, but loads it too late where the schedule asks for its length.
-        return {"splits_hash": self.splits_hash, "training": self._training and self._training.state_dict()}
+        return self._progress.state_dict(self.splits_hash)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on training on other images.
@@ -383,89 +317,29 @@ class ImageData(L.LightningDataModule):
         Raises:
             ValueError: If the splits of the checkpoint are others.
         """
-        if self.trainer is None or self.trainer.state.fn != "fit":
-            return
-        if state_dict.get("splits_hash") != self.splits_hash:
-            raise ValueError(
-                f"the checkpoint was trained on other splits (hash {state_dict.get('splits_hash')}, here"
-                f" {self.splits_hash}); resume with the same source, seed and sizes"
-            )
-        self._resumed = state_dict["training"]
-
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        """Number of processes, and which this is."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-
-    def _loading(self, images: LabelledImages | UnlabelledImages, name: str) -> dict[str, Any]:
-        workers = self.num_workers
-        if workers is None:
-            if name not in self._chosen_workers:
-                self._chosen_workers[name] = choose_workers(images, self.trainer.num_devices if self.trainer else 1)
-            workers = self._chosen_workers[name]
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": self._on_gpu,
-            "collate_fn": collate,
-        }
-
-    @property
-    def _on_gpu(self) -> bool:
-        """Whether batches go to a GPU: memory pinned for nothing is memory that the system cannot move."""
-        if self.trainer is None:
-            return torch.cuda.is_available()
-        return self.trainer.strategy.root_device.type == "cuda"
-
-    @cached_property
-    def _bad(self) -> dict[str, Tensor]:
-        """One flag a row of the source, which every process that decodes sees."""
-        if self.on_bad_image == "raise":
-            return {}
-        sizes = {name: len(table.labels) for name, table in self.data.splits.items()}
-        return {name: shared_flags(size) for name, size in sizes.items()}
-
-    @cached_property
-    def _pixels(self) -> dict[str, PixelStore]:
-        if self.pixel_cache is None:
-            return {}
-        folder = Path(self.pixel_cache).expanduser()
-        identity = f"{self.fingerprint} {DecodeAndResize(self.image_size, self.interpolation).identity}"
-        found = {}
-        for name, table in self.data.splits.items():
-            stamp = FileStamps(table.rows, table.image_column)
-            found[name] = PixelStore(folder, f"{identity} {name}", len(table.labels), self.image_size, stamp)
-        return found
-
-    @property
-    def _bad_flags_used(self) -> bool:
-        return "_bad" in self.__dict__ and any(bool(flags.any()) for flags in self._bad.values())
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._progress.load_state_dict(state_dict, self.splits_hash)
 
     def images(self, split: str) -> LabelledImages:
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
-        return self._images(split)
-
-    def _images(self, split: str, training: bool = False) -> LabelledImages:
-        if split not in SPLIT_NAMES:
-            raise unknown_name("split", split, SPLIT_NAMES)
-        table, indices = self._split_rows[split]
-        return LabelledImages(
-            self.data.splits[table],
-            indices,
-            DecodeAndResize(self.image_size, self.interpolation),
-            self.transform if training else None,
-            bad=self._bad.get(table),
-            fill=training,
-            num_classes=self.num_classes,
-            pixels=self._pixels.get(table),
-        )
+        return self._images.of(split)
 
     @cached_property
-    def _planned(self) -> PlannedSplits:
-        return PlannedSplits(self.data, self.plan)
+    def _images(self) -> SplitImages:
+        return SplitImages(
+            self.data,
+            self.plan,
+            DecodeAndResize(self.image_size, self.interpolation),
+            skip=self.on_bad_image == "skip",
+            pixel_cache=None if self.pixel_cache is None else Path(self.pixel_cache).expanduser(),
+        )
 
     @property
-    def _split_rows(self) -> SplitRows:
-        """In which table of the source each split is, and in which of its rows."""
-        return self._planned.rows
+    def _loaders(self) -> ImageLoaders:
+        return ImageLoaders(
+            trainer=self.trainer,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            balance_classes=self.balance_classes,
+            chosen=self._chosen_workers,
+        )

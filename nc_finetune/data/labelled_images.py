@@ -1,4 +1,4 @@
-"""Rows of a table as pairs of image and label, and what becomes of images that do not decode."""
+"""Rows of a table as pairs of image and label, without those that are to be left out."""
 
 from __future__ import annotations
 
@@ -6,27 +6,22 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from nc_finetune._common.atomic_files import write_text_atomically
-from nc_finetune._common.csv_text import csv_text
-from nc_finetune.data._pixels.file_stamps import FileStamps
 from nc_finetune.data._pixels.pixel_store import PixelStore
 from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.bad_images import Decode, decoded
 from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.data.sources.source import ImageTable
 from nc_finetune.data.splits.stratified import Indices
 
 # Returns a tensor; to jsonargparse a class there would say that the callable builds objects of it.
 Transform = Callable[[Tensor], Any]
-OnBadImage = Literal["raise", "skip"]
 Sample = tuple[Tensor, "int | Tensor"]
 
 
@@ -39,26 +34,6 @@ class Drawn(NamedTuple):
 
 def _place(item: int | Drawn) -> int:
     return item if isinstance(item, int) else item.item
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image that was left out.
-
-    Attributes:
-        table: The split of the source that it is in.
-        row: Its row there.
-        path: Its file, where it has one.
-        reason: Why it does not decode.
-    """
-
-    table: str
-    row: int
-    path: str | None
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path or f'row {self.row} of {self.table}'}: {self.reason}"
 
 
 class LabelledImages(Dataset[Sample]):
@@ -80,7 +55,7 @@ class LabelledImages(Dataset[Sample]):
         self,
         table: ImageTable,
         indices: Indices | None,
-        decode: Callable[[dict[str, Any]], Tensor],
+        decode: Decode,
         transform: Transform | None = None,
         *,
         bad: Tensor | None = None,
@@ -127,15 +102,25 @@ class LabelledImages(Dataset[Sample]):
         found = Counter(label for row in self.indices for label in (sets[row] if sets else (self.table.labels[row],)))
         return [found[label] for label in range(num_classes)]
 
+    def identity(self, table: str) -> str | None:
+        """Say which pixels and labels come of the images, without decoding one.
+
+        Args:
+            table: Which table they are in: a hash of what it holds.
+
+        Returns:
+            A hash that is the same for the same pixels and labels; ``None`` with a transform, or a decoder of one's
+            own.
+        """
+        if self.transform is not None or not isinstance(self.decode, DecodeAndResize):
+            return None
+        parts = (table, list(self.indices), self.decode.identity, [self.table.stamp(row) for row in self.indices])
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
     def _decoded(self, row: int) -> Tensor:
         encoded = self.table.encoded(row)
-        try:
-            return self.decode(encoded)
-        except Exception as error:  # every codec has its own kinds
-            name = f"image {encoded['path']}" if encoded["path"] else "image"
-            raise ValueError(
-                f"the {name} in row {row} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
-            ) from error
+        name = f"image {encoded['path']}" if encoded["path"] else "image"
+        return decoded(self.decode, encoded, f"{name} in row {row}")
 
     def _augmented(self, image: Tensor, item: int | Drawn) -> Tensor:
         if self.transform is None:
@@ -163,66 +148,6 @@ class LabelledImages(Dataset[Sample]):
         target = torch.zeros(self.num_classes, dtype=torch.int64)
         target[list(self.table.label_sets[row])] = 1
         return target
-
-
-def pixels_identity(images: LabelledImages, table: str) -> str | None:
-    """Say which pixels and labels come of images, without decoding one.
-
-    Args:
-        images: The images.
-        table: Which table they are in: a hash of what it holds.
-
-    Returns:
-        A hash that is the same for the same pixels and labels; ``None`` with a transform, or a decoder of one's own.
-    """
-    if images.transform is not None or not isinstance(images.decode, DecodeAndResize):
-        return None
-    stamp = FileStamps(images.table.rows, images.table.image_column)
-    parts = (table, list(images.indices), images.decode.identity, [stamp(row) for row in images.indices])
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def shared_flags(size: int) -> Tensor:
-    """Return uint8 zeros that worker processes write to, and their parent reads."""
-    flags: Tensor = torch.zeros(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-    return flags
-
-
-def bad_images(
-    name: str, table: ImageTable, flags: Tensor, decode: Callable[[dict[str, Any]], Tensor]
-) -> list[BadImage]:
-    """Say which images were marked, and why.
-
-    Args:
-        name: The split of the source.
-        table: Its rows.
-        flags: Where they were marked.
-        decode: What they do not go through.
-
-    Returns:
-        In the order of the rows.
-    """
-    found = []
-    for row in flags.nonzero().flatten().tolist():
-        encoded = table.encoded(row)
-        try:
-            decode(encoded)
-            reason = "did not decode before, and does now"
-        except Exception as error:  # every codec has its own kinds
-            reason = str(error)
-        found.append(BadImage(name, row, encoded["path"], reason))
-    return found
-
-
-def write_bad_images(path: Path, bad: Sequence[BadImage]) -> None:
-    """Write a CSV file with a line for each image that was left out.
-
-    Args:
-        path: The file.
-        bad: The images.
-    """
-    lines = [[image.table, image.row, image.path, image.reason] for image in bad]
-    write_text_atomically(path, csv_text([["split", "row", "path", "reason"], *lines]))
 
 
 def collate(samples: list[Any]) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -47,6 +47,10 @@ class TrainingOrder(DistributedSampler[Any]):
     def epoch_seed(self) -> int:
         """A seed for this epoch; neighbouring seeds and epochs have nothing in common."""
         return seed_of(self.seed, self.epoch)
+
+    def batch_seed(self, number: int) -> int:
+        """Return the seed of a batch of this epoch and this rank; it is none of those of single images."""
+        return (self.epoch_seed - 1 - self.rank - self.num_replicas * number) % 2**63
 
     def __iter__(self) -> Iterator[Any]:
         """Return this rank's part of the order, once without the images that an interrupted epoch has had."""
@@ -102,12 +106,17 @@ class TrainingLoader(SkippingLoader):
     limit: Callable[[], float] = staticmethod(lambda: math.inf)
     _given = 0
 
+    @property
+    def order(self) -> TrainingOrder:
+        """In which order images come."""
+        order: Any = self.sampler
+        return cast(TrainingOrder, order)
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # All of this happens at the first batch: Lightning says the epoch after it has asked for the iterator.
-        order: Any = self.sampler
         if self.generator is not None:
-            self.generator.manual_seed(order.epoch_seed)
-        self._given = order.start // (self.batch_size or 1)
+            self.generator.manual_seed(self.order.epoch_seed)
+        self._given = self.order.start // (self.batch_size or 1)
         for batch in super().__iter__():
             self._given += 1
             yield batch
@@ -115,19 +124,16 @@ class TrainingLoader(SkippingLoader):
     @property
     def waits(self) -> bool:
         """Whether it is to go on in the middle of an epoch, and has not begun to."""
-        order: Any = self.sampler
-        return bool(order.start)
+        return bool(self.order.start)
 
     def state_dict(self) -> dict[str, int]:
         """Return the seed of the order, and how many batches of this epoch have been given."""
-        order: Any = self.sampler
-        return {"seed": order.seed, "batches": self._given % int(min(len(self), self.limit() or math.inf))}
+        return {"seed": self.order.seed, "batches": self._given % int(min(len(self), self.limit() or math.inf))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there."""
-        order: Any = self.sampler
-        order.seed = state["seed"]
-        order.start = state["batches"] * (self.batch_size or 1)
+        self.order.seed = state["seed"]
+        self.order.start = state["batches"] * (self.batch_size or 1)
         self._given = state["batches"]
 
 

@@ -13,13 +13,15 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nc_finetune.data._pixels.encoded_images import EncodedImages
 from nc_finetune.data._pixels.image_files import is_image_file
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
+from nc_finetune.data.bad_images import OnBadImage, decoded, shared_flags
 from nc_finetune.data.columns.relative_paths import below_one_folder
-from nc_finetune.data.labelled_images import OnBadImage, SkippingLoader, collate, shared_flags
+from nc_finetune.data.labelled_images import SkippingLoader, collate
 from nc_finetune.data.sources.file_listing import visible_files
 from nc_finetune.data.sources.left_out import LeftOut
-from nc_finetune.data.sources.source import EncodedImages, load_unlabelled
+from nc_finetune.data.sources.source import load_unlabelled
 from nc_finetune.errors import unknown_name
 
 
@@ -30,11 +32,20 @@ class UnlabelledImages(Dataset[Tensor]):
         encoded: Returns each image as ``{"bytes": ..., "path": ...}``.
         decode: From that to a tensor.
         skip: Leave images out that do not decode.
+        names: The name of each; ``None`` is its file, below the folder that all are in, or its place where there is
+            none.
     """
 
-    def __init__(self, encoded: Sequence[Callable[[], dict[str, Any]]], decode: DecodeAndResize, skip: bool) -> None:
+    def __init__(
+        self,
+        encoded: Sequence[Callable[[], dict[str, Any]]],
+        decode: DecodeAndResize,
+        skip: bool,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.encoded = encoded
         self.decode = decode
+        self._names = names
         self.bad = shared_flags(len(encoded)) if skip else None
 
     @classmethod
@@ -47,13 +58,7 @@ class UnlabelledImages(Dataset[Tensor]):
 
     def __getitem__(self, item: int) -> Tensor:
         encoded = self.encoded[item]()
-        try:
-            return self.decode(encoded)
-        except Exception as error:  # every codec has its own kinds
-            name = encoded["path"] or f"in place {item}"
-            raise ValueError(
-                f"the image {name} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
-            ) from error
+        return decoded(self.decode, encoded, f"image {encoded['path'] or f'in place {item}'}")
 
     def __getitems__(self, items: Sequence[int]) -> list[Tensor]:
         """Return the images of a batch, without those that are to be skipped."""
@@ -67,34 +72,45 @@ class UnlabelledImages(Dataset[Tensor]):
                 self.bad[item] = 1
         return found
 
-    def is_bad(self) -> list[bool]:
-        """Tell which images did not decode so far."""
-        return [False] * len(self) if self.bad is None else [bool(flag) for flag in self.bad.tolist()]
+    def kept(self) -> tuple[str, ...]:
+        """Return the names of the images in their order, without those that were skipped so far."""
+        return self._named(0)
 
-    def names(self) -> list[str]:
-        """Return the file of each image, below the folder that all are in; where there is none, its place."""
-        paths = [image()["path"] or "" for image in self.encoded]
-        return [path or f"image {place}" for place, path in enumerate(below_one_folder(paths))]
+    def skipped(self) -> tuple[str, ...]:
+        """Return the names of the images that did not decode so far."""
+        return self._named(1)
+
+    def _named(self, flag: int) -> tuple[str, ...]:
+        flags = [0] * len(self) if self.bad is None else self.bad.tolist()
+        return tuple(name for name, found in zip(self.names(), flags, strict=True) if found == flag)
+
+    def names(self) -> Sequence[str]:
+        """Return the name of each image."""
+        if self._names is None:
+            paths = below_one_folder([image()["path"] or "" for image in self.encoded])
+            self._names = [path or f"image {place}" for place, path in enumerate(paths)]
+        return self._names
 
 
 class _UnlabelledData(L.LightningDataModule):
     """What ``trainer.predict`` and its writer need: images in an order, and their names."""
 
-    class_names: tuple[str, ...]
-    batch_size: int
-    num_workers: int
-    _files: tuple[str, ...]
-    _images: UnlabelledImages
+    def __init__(self, images: UnlabelledImages, class_names: Sequence[str], batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._images = images
 
     @property
     def files(self) -> tuple[str, ...]:
         """The images in the order of the batches, without those that were skipped."""
-        return tuple(file for file, is_bad in zip(self._files, self._images.is_bad(), strict=True) if not is_bad)
+        return self._images.kept()
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """The images that did not decode so far."""
-        return tuple(file for file, is_bad in zip(self._files, self._images.is_bad(), strict=True) if is_bad)
+        return self._images.skipped()
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return the images in the order of ``files``."""
@@ -132,8 +148,7 @@ class UnlabelledFolder(_UnlabelledData):
         num_workers: int = 0,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
-        super().__init__()
-        _check(interpolation, image_size, batch_size)
+        decode = _decoder(interpolation, image_size, batch_size)
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"no folder of images at {root}")
@@ -143,12 +158,9 @@ class UnlabelledFolder(_UnlabelledData):
             raise ValueError(f"{root} holds no images of a kind that Pillow decodes, as .jpg, .png and .webp")
         if (left_out := LeftOut.of(files, found)).files:
             warnings.warn(f"{root}: {left_out}", stacklevel=2)
-        self.class_names = tuple(class_names)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self._files = tuple(file.as_posix() for file in found)
         encoded = [partial(_file, str(root / file)) for file in found]
-        self._images = UnlabelledImages(encoded, DecodeAndResize(image_size, interpolation), on_bad_image == "skip")
+        images = UnlabelledImages(encoded, decode, on_bad_image == "skip", [file.as_posix() for file in found])
+        super().__init__(images, class_names, batch_size, num_workers)
 
 
 class UnlabelledSource(_UnlabelledData):
@@ -178,22 +190,17 @@ class UnlabelledSource(_UnlabelledData):
         num_workers: int = 0,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
-        super().__init__()
-        _check(interpolation, image_size, batch_size)
-        self.class_names = tuple(class_names)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        tables = load_unlabelled(source).values()
-        decode = DecodeAndResize(image_size, interpolation)
-        self._images = UnlabelledImages.of_tables(tables, decode, on_bad_image == "skip")
-        self._files = tuple(self._images.names())
+        decode = _decoder(interpolation, image_size, batch_size)
+        images = UnlabelledImages.of_tables(load_unlabelled(source).values(), decode, on_bad_image == "skip")
+        super().__init__(images, class_names, batch_size, num_workers)
 
 
-def _check(interpolation: str, image_size: int, batch_size: int) -> None:
+def _decoder(interpolation: str, image_size: int, batch_size: int) -> DecodeAndResize:
     if interpolation not in INTERPOLATIONS:
         raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
     if min(image_size, batch_size) < 1:
         raise ValueError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}")
+    return DecodeAndResize(image_size, interpolation)
 
 
 def _file(path: str) -> dict[str, Any]:

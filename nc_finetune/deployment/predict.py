@@ -10,7 +10,7 @@ import lightning as L
 
 from nc_finetune.callbacks import PredictionWriter, ProgressLines
 from nc_finetune.data import UnlabelledFolder, UnlabelledSource
-from nc_finetune.data.labelled_images import OnBadImage
+from nc_finetune.data.bad_images import OnBadImage
 from nc_finetune.data.sources.folders import holds_tables_alone
 from nc_finetune.data.sources.locations import BUILT_IN
 from nc_finetune.data.sources.named_sets import is_named

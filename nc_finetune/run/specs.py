@@ -20,7 +20,7 @@ from nc_finetune._common.trust import check_import_path
 from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.backbones.create import LIBRARIES
 from nc_finetune.data import ImageData
-from nc_finetune.data.labelled_images import OnBadImage
+from nc_finetune.data.bad_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.heads import HEAD_NAMES
 from nc_finetune.losses import LOSS_NAMES, PickAllLabelsLoss, takes_several_labels

@@ -11,7 +11,7 @@ from nc_finetune import ImageClassifier
 from nc_finetune._common.csv_text import csv_text, plain_cell
 from nc_finetune.callbacks import PredictionWriter
 from nc_finetune.data import UnlabelledFolder
-from nc_finetune.data.labelled_images import BadImage, write_bad_images
+from nc_finetune.data.bad_images import BadImage, write_bad_images
 
 FORMULAS = ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1")
 

@@ -40,6 +40,7 @@ class DecodeAndResize:
         interpolation: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``; antialiased.
 
     Attributes:
+        image_size: As above.
         identity: A text that is the same for the same arguments, rules and versions of the libraries that decode.
 
     Example:
@@ -55,6 +56,7 @@ class DecodeAndResize:
     def __init__(self, image_size: int, interpolation: str = "bicubic") -> None:
         from torchvision.transforms import v2
 
+        self.image_size = image_size
         self.identity = f"{image_size} {interpolation}, rules {_RULES}, {decoder_versions()}"
         self._resize = v2.Compose(
             [

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nc_finetune.data._pixels.file_stamps import FileStamps
 from nc_finetune.data._pixels.image_files import is_image_file, looks_like_an_image
 from nc_finetune.data.sources.file_listing import visible_files
 from nc_finetune.data.sources.source import Source
@@ -80,8 +79,7 @@ def left_out_of(source: str, found: Source) -> LeftOut:
     folder = path if path.is_dir() else path.parent
     if not path.exists() or source.startswith("sklearn:"):
         return LeftOut()
-    tables = (*found.splits.values(), *found.unlabelled.values())
-    names = (name for table in tables for name in FileStamps(table.rows, table.image_column).files())
+    names = (name for table in (*found.splits.values(), *found.unlabelled.values()) for name in table.files())
     used = [Path(name).relative_to(folder) for name in names if Path(name).is_relative_to(folder)]
     return LeftOut.of(visible_files(folder), used)
 

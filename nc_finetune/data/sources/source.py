@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.data._pixels.encoded_images import EncodedImages
 from nc_finetune.data.columns.labels import is_no_label, number_label_sets, number_labels, rarest_labels
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, divide_by_columns, is_split_column
 from nc_finetune.data.columns.split_names import UNLABELLED, by_split, split_of
@@ -22,24 +23,6 @@ if TYPE_CHECKING:
 _MOST_HASHES = 2**18  # of files that a process remembers, of about 300 bytes each
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "cls")
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """Images as they were found.
-
-    Attributes:
-        rows: The HF dataset; images are not decoded.
-        image_column: Name of its column of images.
-    """
-
-    rows: datasets.Dataset
-    image_column: str
-
-    def encoded(self, row: int) -> dict[str, Any]:
-        """Return ``{"bytes": ..., "path": ...}`` of one image; both are ``None`` where the row has no image."""
-        value: dict[str, Any] | None = self.rows[row][self.image_column]
-        return value or {"bytes": None, "path": None}
 
 
 @dataclass(frozen=True)

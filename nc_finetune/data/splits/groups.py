@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nc_finetune.data._pixels.file_stamps import image_names
 from nc_finetune.data.columns.relative_paths import below_one_folder
 from nc_finetune.data.sources.source import ImageTable, Source
 from nc_finetune.data.splits.stratified import Indices, rank, take_per_class
@@ -38,7 +37,7 @@ def group_names(source: Source, group: str) -> dict[str, list[str]]:
         pattern = re.compile(group)
     except re.error as error:
         raise ValueError(_unknown(source, group, f"no regular expression: {error}")) from error
-    paths = [path for table in tables.values() for path in image_names(table.rows, table.image_column)]
+    paths = [path for table in tables.values() for path in table.names()]
     if not any(paths):
         raise ValueError(_unknown(source, group, "and the images have no names of files"))
     attempts = [(shown, [pattern.search(path) for path in shown]) for shown in (_names(paths), below_one_folder(paths))]

@@ -89,6 +89,12 @@ class PlannedSplits:
             shared_groups=self.shared_groups,
         )
 
+    def warn_of_duplicates(self) -> None:
+        """Name some of the images that are in two splits, if there are any."""
+        if self.duplicates:
+            first = "\n".join(f"  {found}" for found in self.duplicates[:3])
+            warnings.warn(f"{len(self.duplicates)} images are in two splits, e.g.\n{first}", DataWarning, stacklevel=3)
+
     def refuse_shared_groups(self) -> None:
         """Refuse to train where a group is on two sides.
 
