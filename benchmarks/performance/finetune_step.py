@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune import ImageClassifier, TimmBackbone
-from nc_finetune.backbones import PrefixOutput, SplitBackbone
+from nc_finetune.backbones import FrozenPrefix, PrefixOutput, resumed
 from nc_finetune.methods import (
     AdapterTuning,
     FinetuningMethod,
@@ -84,7 +84,7 @@ class Candidate:
             self.model.backbone.train()
             BackboneFinetuning.freeze(self.model.backbone)
         self.prepared = None if prepare is None else prepare(self.model)  # held: what it has changed ends with it
-        self.split: SplitBackbone | None = None
+        self.split: FrozenPrefix | None = None
         trained = [value for value in self.model.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=options.fused)
         images = torch.rand(options.batch, 3, options.pixels, options.pixels, device=options.device)
@@ -93,7 +93,7 @@ class Candidate:
         if cached:
             self.model.eval()
             with self._precision():
-                self.model.split = self.split = self.model.split_prefix(images[:4])
+                self.split = FrozenPrefix(self.model, images[:4])
                 self.batch = self.split.prefix(images)
             self.model.train()
 
@@ -103,8 +103,8 @@ class Candidate:
         return torch.autocast(self.options.device, torch.bfloat16)
 
     def backpropagate(self) -> Tensor:
-        with self._precision():
-            loss = self.model.loss(self.model(self.batch), self.labels)
+        with self._precision(), resumed(self.batch, self.split) as images:
+            loss = self.model.loss(self.model(images), self.labels)
         loss.backward()
         return loss.detach()
 
@@ -116,8 +116,8 @@ class Candidate:
 
     def forward(self) -> None:
         """Run once without a graph: what filling the cache costs, or a pass over the data."""
-        with torch.no_grad(), self._precision():
-            self.model(self.batch)
+        with torch.no_grad(), self._precision(), resumed(self.batch, self.split) as images:
+            self.model(images)
 
     def flops(self) -> int:
         formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}

@@ -12,6 +12,8 @@ from nc_finetune.backbones._layers.network_layers import NetworkLayers as Networ
 from nc_finetune.backbones._layers.network_layers import find_network_layers as find_network_layers
 from nc_finetune.backbones._open_clip.text_encoder import TextEncoder as TextEncoder
 from nc_finetune.backbones._open_clip.text_encoder import imagenet_templates as imagenet_templates
+from nc_finetune.backbones._split.frozen_prefix import FrozenPrefix as FrozenPrefix
+from nc_finetune.backbones._split.frozen_prefix import resumed as resumed
 from nc_finetune.backbones._split.layer_inputs import SplitError as SplitError
 from nc_finetune.backbones._split.split import PrefixOutput as PrefixOutput
 from nc_finetune.backbones._split.split import SplitBackbone as SplitBackbone

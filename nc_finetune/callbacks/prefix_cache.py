@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 
 from nc_finetune._common.data_facts import current_datamodule, told_by
-from nc_finetune.backbones import SplitBackbone, SplitError
+from nc_finetune.backbones import FrozenPrefix, SplitError
 from nc_finetune.cache import CachedRows, row_number
 from nc_finetune.callbacks._collapse.callback import CollapseCallback, Split
 from nc_finetune.callbacks._prefix.fill import CannotKeepError, PrefixFill, read_share
@@ -105,7 +105,7 @@ class PrefixCache(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse modules that do not say where they can be cut, and networks in shares."""
         refuse_sharded(trainer, type(self).__name__)
-        if not hasattr(pl_module, "split_prefix"):
+        if not all(hasattr(pl_module, name) for name in ("backbone", "method", "split")):
             raise TypeError(f"PrefixCache needs an ImageClassifier, got {type(pl_module).__name__}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -134,8 +134,7 @@ class PrefixCache(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the validation split when it is first needed."""
         loop = trainer.fit_loop.epoch_loop.val_loop
-        split: SplitBackbone | None = pl_module.split
-        if trainer.state.fn != "fit" or trainer.sanity_checking or split is None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or pl_module.split is None:
             return
         if "val" in self.fill_seconds:
             if self._look_again(trainer, pl_module, "val"):
@@ -176,7 +175,7 @@ class PrefixCache(L.Callback):
     def _cut(self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], training: bool = False) -> None:
         images = _first_images(trainer, pl_module, loader, training)
         with evaluating(trainer, pl_module):
-            pl_module.split = pl_module.split_prefix(images)
+            pl_module.split = FrozenPrefix(pl_module, images)
 
     def _can_keep(self, trainer: L.Trainer, loop: Any, split: str) -> bool:
         """Tell whether an evaluation may read outputs of the prefix: nobody else looks at its images or layers."""

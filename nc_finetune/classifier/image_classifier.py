@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -20,12 +19,11 @@ from typing_extensions import Self
 from nc_finetune._common.data_facts import told_by
 from nc_finetune.backbones import (
     Backbone,
+    FrozenPrefix,
     OpenClipBackbone,
     PrefixOutput,
-    SplitBackbone,
-    SplitError,
     create_backbone,
-    module_key,
+    resumed,
 )
 from nc_finetune.callbacks import HeadAlignment
 from nc_finetune.classifier._arguments import (
@@ -129,7 +127,7 @@ class ImageClassifier(L.LightningModule):
 
     Attributes:
         split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
-            batches may then hold that in place of images.
+            batches may then hold that in place of images. See :class:`~nc_finetune.backbones.FrozenPrefix`.
         nothing_to_train: Let epochs end before their first step, once :class:`~nc_finetune.callbacks.ProbePath` has
             solved the head.
 
@@ -197,7 +195,7 @@ class ImageClassifier(L.LightningModule):
         self._said_one_image = False
         self._alone: list[_BatchNorm] = []
         self.automatic_optimization = self.method.trains
-        self.split: SplitBackbone | None = None
+        self.split: FrozenPrefix | None = None
         self._expected_warnings: list[Any] = []
         self.nothing_to_train = False
         self._frozen: FrozenPart | None = None
@@ -258,56 +256,14 @@ class ImageClassifier(L.LightningModule):
         """Number of parameters of the backbone without its original classifier, and of the head."""
         return sum(parameter.numel() for part in (self.backbone, self.head) for parameter in part.parameters())
 
-    def forward(self, images: Tensor | PrefixOutput) -> Tensor:
-        """Return logits of shape ``(N, num_classes)``, from images or from what ``split`` has kept of them."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape ``(N, num_classes)``."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def features(self, images: Tensor | PrefixOutput) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Return what the head sees, shape ``(N, num_features)``."""
-        if not isinstance(images, dict):
-            return self.method.features(self.backbone, images)
-        if self.split is None:
-            raise ValueError("outputs of the frozen prefix came, but the network is not split; set split first")
-        with self.split.resume(images) as blanks:
-            return self.method.features(self.backbone, blanks)
-
-    def split_prefix(self, images: Tensor) -> SplitBackbone:
-        """Cut the backbone before what is tuned, and try it out; in eval mode.
-
-        Args:
-            images: Some of those that it will be used with.
-
-        Raises:
-            SplitError: If there is no frozen prefix, or the network cannot be cut there.
-        """
-        bound = self.method.bind(self.backbone)
-        cut = bound.first_tuned_layer
-        if cut is None:
-            raise SplitError(f"{self.method.label} leaves no frozen prefix of {self.backbone.name!r}")
-        split = SplitBackbone(
-            self.backbone,
-            cut,
-            bound.skip_sources,
-            input_layers=bound.input_sources,
-            image_shape=images.shape[1:],
-            pooling=self.method.pooling,
-        )
-        split.check(images, partial(self.method.features, self.backbone))
-        return split
-
-    def prefix_key(self) -> str:
-        """Return a hash of all that the outputs of what is frozen of the backbone follow from."""
-        if self.training:
-            self.train()  # another model on the same backbone may have switched modes
-        tuned = [part for module in self.method.tuned_modules(self.backbone) for part in module.modules()]
-        buffers = [value for part in tuned for value in part.buffers(recurse=False)]
-        trained = self.method.tuned_parameters(self.backbone)
-        # Where weights are from, and what they were before, says nothing that they do not say themselves.
-        unnamed = ("weights", "base_hash", "_source")
-        key = module_key(self.backbone, tuned, [*buffers, *trained], unnamed)
-        device = f"{self.device.type} {torch.get_float32_matmul_precision()}"
-        return f"{self.backbone.name} {key} {device}"
+        return self.method.features(self.backbone, images)
 
     def freeze_untuned(self) -> None:
         """Leave gradients and train mode to what the method tunes; every fit begins with it.
@@ -428,8 +384,8 @@ class ImageClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        images, labels = batch
-        loss = loss_value(self.loss, self(images), labels)
+        inputs, labels = batch
+        loss = loss_value(self.loss, self._logits(inputs), labels)
         self._diverged = self._diverged.to(loss.device) | ~loss.detach().isfinite()
         self.log("train/loss", loss, batch_size=len(labels))
         return loss
@@ -560,8 +516,13 @@ class ImageClassifier(L.LightningModule):
 
     def _is_kept(self, batch: Any) -> bool:
         """Tell outputs of the frozen prefix, which were checked as images, from images."""
-        first = batch[0] if isinstance(batch, (tuple, list)) and batch else None
-        return self.split is not None and isinstance(first, dict) and self.split.cut in first
+        return self.split is not None and self.split.holds(batch)
+
+    def _logits(self, inputs: Tensor | PrefixOutput) -> Tensor:
+        """Return logits of images, or of what ``split`` has kept of them."""
+        with resumed(inputs, self.split) as images:
+            logits: Tensor = self(images)
+        return logits
 
     def _expect_warnings(self, stage: str) -> None:
         """Leave out, until training starts, what Lightning warns of and is meant: frozen parts, and no optimizer."""
@@ -636,8 +597,8 @@ class ImageClassifier(L.LightningModule):
         return {"loss": getattr(self, f"{stage}_loss"), **getattr(self, f"{stage}_metrics")}
 
     def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
-        images, labels = batch
-        logits = self(images)
+        inputs, labels = batch
+        logits = self._logits(inputs)
         probabilities = self._probabilities(logits)
         suffix, place = (f"/dataloader_idx_{loader}", f"further_scores.{stage}.{loader - 1}.") if loader else ("", None)
         for name, metric in self._scores(stage, loader).items():

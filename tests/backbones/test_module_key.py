@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier
-from nc_finetune.backbones import TimmBackbone, module_key
+from nc_finetune.backbones import FrozenPrefix, TimmBackbone, module_key
 from nc_finetune.methods import LayerFinetuning, SkipConnectionFinetuning
 
 
@@ -22,6 +22,10 @@ def classifier(net: str = "test_vit", options: dict[str, Any] | None = None, met
     size = {"img_size": 32} if net == "test_vit" else {}
     backbone = TimmBackbone(net, None, {**size, **(options or {})})
     return ImageClassifier(backbone, 3, method=method or LayerFinetuning(backbone.block_names[2]))
+
+
+def frozen_prefix(model: ImageClassifier, size: int = 32) -> FrozenPrefix:
+    return FrozenPrefix(model, torch.rand(2, 3, size, size))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,8 @@ def classifier(net: str = "test_vit", options: dict[str, Any] | None = None, met
     ids=str,
 )
 def test_options_of_the_network_are_in_the_key(net: str, options: dict[str, Any]) -> None:
-    assert classifier(net, options).prefix_key() != classifier(net).prefix_key()
+    changed = frozen_prefix(classifier(net, options), options.get("img_size", 32))
+    assert changed.key() != frozen_prefix(classifier(net)).key()
 
 
 def _scale(model: ImageClassifier) -> None:
@@ -90,25 +95,27 @@ CHANGES: dict[str, Callable[[ImageClassifier], None]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_changes_outputs_changes_the_key(change: str) -> None:
     model = classifier()
-    before = model.prefix_key()
+    prefix = frozen_prefix(model)
+    before = prefix.key()
     CHANGES[change](model)
-    assert model.prefix_key() != before
+    assert prefix.key() != before
 
 
 @pytest.mark.parametrize("net", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"])
 def test_networks_that_are_built_alike_have_one_key(net: str) -> None:
-    assert classifier(net).prefix_key() == classifier(net).prefix_key()
+    assert frozen_prefix(classifier(net)).key() == frozen_prefix(classifier(net)).key()
 
 
 def test_what_is_tuned_does_not_count() -> None:
     model, other = classifier(), classifier(method=SkipConnectionFinetuning("blocks.2"))
-    before = model.prefix_key()
-    assert other.prefix_key() == before
+    prefix = frozen_prefix(model)
+    before = prefix.key()
+    assert frozen_prefix(other).key() == before
     with torch.no_grad():
         for value in model.backbone.get_layer("blocks.2").parameters():
             value.add_(1)
     model.backbone.base_hash, model.backbone.weights = "known", "a path"
-    assert model.prefix_key() == before
+    assert prefix.key() == before
 
 
 class Scaled(nn.Module):
@@ -172,10 +179,11 @@ def test_other_processes_come_to_the_same_key() -> None:
 
 def test_a_mode_counts_unless_training_puts_it_back() -> None:
     model = classifier()
-    of_training = model.prefix_key()
+    prefix = frozen_prefix(model)
+    of_training = prefix.key()
     model.backbone.get_layer("blocks.0").train()  # as another model on the same backbone does
-    assert model.prefix_key() == of_training
+    assert prefix.key() == of_training
     model.eval()
-    before = model.prefix_key()
+    before = prefix.key()
     model.backbone.get_layer("blocks.0").train()
-    assert model.prefix_key() != before
+    assert prefix.key() != before

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nc_finetune import ImageClassifier, ImageData
-from nc_finetune.backbones import Backbone, TimmBackbone
+from nc_finetune.backbones import Backbone, FrozenPrefix, TimmBackbone
 from nc_finetune.callbacks import PrefixCache
 from nc_finetune.deployment.export import export_program, export_state_dict
 from nc_finetune.methods import (
@@ -201,8 +201,9 @@ def test_blocks_that_are_called_with_more_than_their_input_are_cached_too() -> N
     images = torch.rand(3, 3, 28, 28)
     with torch.no_grad():
         whole = model(images)
-        model.split = model.split_prefix(images)
-        assert torch.equal(model(model.split.prefix(images)), whole)
+        split = FrozenPrefix(model, images)
+        with split.resume(split.prefix(images)) as blanks:
+            assert torch.equal(model(blanks), whole)
 
 
 def test_a_probe_may_come_first(make_trainer: Any, make_loader: Any) -> None:

@@ -99,6 +99,11 @@ class SplitBackbone:
             layer: LayerInput.of(layer, few.inputs.get(layer), more.inputs.get(layer)) for layer in input_layers
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.backbone.get_buffer("_mean").device
+
     @torch.no_grad()
     def prefix(self, images: Tensor) -> PrefixOutput:
         """Run the network up to the cut, without a graph.
@@ -169,7 +174,7 @@ class SplitBackbone:
 
     def _look(self, number: int, skip_layers: Sequence[str], input_layers: Sequence[str]) -> _Look:
         network = self.backbone.model
-        images = torch.zeros(number, *self.image_shape, device=self.backbone.get_buffer("_mean").device)
+        images = torch.zeros(number, *self.image_shape, device=self.device)
         seen_through = (*skip_layers, *input_layers)
         with (
             torch.no_grad(),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from nc_finetune.backbones import SplitBackbone
+from nc_finetune.backbones import FrozenPrefix
 from nc_finetune.cache import (
     CachedRows,
     FeatureStore,
@@ -46,7 +46,7 @@ class PrefixFill:
 
     Args:
         trainer: How batches get to the device and in which precision is its business.
-        module: Its module, with ``split`` and ``prefix_key``.
+        module: Its module, with the cut network as ``split``.
         loader: Whose dataset is kept.
         folder: Where caches are; ``None`` is memory.
         dtype: In which outputs are kept; ``None`` leaves them as they are.
@@ -73,7 +73,7 @@ class PrefixFill:
     ) -> None:
         self.trainer = trainer
         self.module = module
-        self.split: SplitBackbone = module.split
+        self.split: FrozenPrefix = module.split
         self.loader = loader
         self.folder = folder
         self.dtype = dtype
@@ -213,7 +213,7 @@ class PrefixFill:
         """Hash everything that decides what is kept, the pixels of the first view among it."""
         pixels = [self.identity] if self.identity is not None else self._pixels()
         parts = (
-            self.module.prefix_key(),
+            self.split.key(),
             pixels,
             self._size,
             self.views,

@@ -93,27 +93,26 @@ class BlockTrial:
         split = try_split(self.model, self.samples.train)
         if split is None:
             return images
-        earlier, parts = None, images
-        if before is not None and can_go_on(before.model.split, split):
-            earlier, parts = before.model.split, [before.train, before.val]
-        kept = [through_prefix(self.model, part, split, self.samples.batch_size, earlier) for part in parts]
+        goes_on = before is not None and can_go_on(before.train.split, split)
+        parts = [before.train, before.val] if before is not None and goes_on else images
+        kept = [through_prefix(part, split, self.samples.batch_size) for part in parts]
         found = [part for part in kept if part is not None]
-        if len(found) < len(parts):
-            return images
-        self.model.split = split
-        return found
+        return images if len(found) < len(parts) else found
 
     @torch.no_grad()
     def _features(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Return what the head sees, in eval mode."""
         self.model.eval()
-        batches = (batch.to(self.device) for batch in samples.batches(self.samples.batch_size))
-        features = [self.model.features(batch.inputs).float() for batch in batches]
+        features = []
+        for batch in samples.batches(self.samples.batch_size):
+            with batch.to(self.device).images() as images:
+                features.append(self.model.features(images).float())
         return torch.cat(features), samples.labels.to(self.device)
 
     def _step(self, batch: Samples) -> None:
         batch = batch.to(self.device)
-        loss = self.model.loss(self.model(batch.inputs), batch.labels)
+        with batch.images() as images:
+            loss = self.model.loss(self.model(images), batch.labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

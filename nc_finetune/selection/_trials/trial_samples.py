@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nc_finetune.backbones import PrefixOutput, SplitBackbone, SplitError
+from nc_finetune.backbones import FrozenPrefix, PrefixOutput, SplitError, resumed
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.selection.features import subset_batches
@@ -26,19 +26,19 @@ class Samples:
     Attributes:
         inputs: Images ``(N, 3, H, W)``, or outputs of a prefix with N samples each.
         labels: Shape ``(N,)``.
+        split: The network whose prefix that was.
     """
 
     inputs: Tensor | PrefixOutput
     labels: Tensor
+    split: FrozenPrefix | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def rows(self, rows: Tensor | slice) -> Samples:
         """Return some of them."""
-        if isinstance(self.inputs, dict):
-            return Samples({name: value[rows] for name, value in self.inputs.items()}, self.labels[rows])
-        return Samples(self.inputs[rows], self.labels[rows])
+        return self._each(lambda value: value[rows])
 
     def batches(self, size: int) -> Iterator[Samples]:
         """Return all of them in order, in batches."""
@@ -46,9 +46,17 @@ class Samples:
 
     def to(self, device: torch.device) -> Samples:
         """Move them to a device."""
+        return self._each(lambda value: value.to(device))
+
+    def images(self) -> AbstractContextManager[Tensor]:
+        """Return a context that gives images for the model, or blanks with which it goes on from the cut."""
+        return resumed(self.inputs, self.split)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Samples:
         if isinstance(self.inputs, dict):
-            return Samples({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
-        return Samples(self.inputs.to(device), self.labels.to(device))
+            outputs = {name: change(value) for name, value in self.inputs.items()}
+            return replace(self, inputs=outputs, labels=change(self.labels))
+        return replace(self, inputs=change(self.inputs), labels=change(self.labels))
 
 
 @dataclass(frozen=True)
@@ -86,60 +94,41 @@ def _load(data: ImageData, split: str, number: int, seed: int) -> Samples:
 
 
 @torch.no_grad()
-def through_prefix(
-    model: ImageClassifier,
-    samples: Samples,
-    split: SplitBackbone,
-    batch_size: int,
-    earlier: SplitBackbone | None = None,
-) -> Samples | None:
-    """Run samples through the frozen prefix of a model.
+def through_prefix(samples: Samples, split: FrozenPrefix, batch_size: int) -> Samples | None:
+    """Run samples through a frozen prefix.
 
     Args:
-        model: Tells the device.
         samples: Images, or what an earlier prefix of the same backbone gave.
         split: The backbone, cut before what is tuned.
         batch_size: Images at a time.
-        earlier: The earlier cut, from which to go on.
 
     Returns:
         What the prefix gave, on the CPU; ``None`` where it would take more than 1 GiB.
     """
-    device = next(model.parameters()).device
     parts: list[PrefixOutput] = []
     for batch in samples.batches(batch_size):
-        with _images_of(batch.to(device), earlier) as images:
+        with batch.to(split.device).images() as images:
             found = {name: value.cpu() for name, value in split.prefix(images).items()}
         parts.append(found)
-        size = sum(value.numel() * value.element_size() for value in found.values())
+        size = sum(value.nbytes for value in found.values())
         if size / len(batch) * len(samples) > _MOST_BYTES:
             return None
-    return Samples({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, samples.labels)
+    return Samples({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, samples.labels, split)
 
 
-def try_split(model: ImageClassifier, samples: Samples) -> SplitBackbone | None:
+def try_split(model: ImageClassifier, samples: Samples) -> FrozenPrefix | None:
     """Cut the backbone of a model before what is tuned; ``None`` where that cannot be done."""
-    device = next(model.parameters()).device
     model.eval()
     try:
-        with _images_of(samples.rows(slice(0, 2)).to(device), None) as images:
-            return model.split_prefix(images)
+        with samples.rows(slice(0, 2)).to(model.device).images() as images:
+            return FrozenPrefix(model, images)
     except SplitError:
         return None
 
 
-def can_go_on(earlier: SplitBackbone | None, split: SplitBackbone) -> bool:
+def can_go_on(earlier: FrozenPrefix | None, split: FrozenPrefix) -> bool:
     """Tell whether what was kept at one cut can be brought on to another."""
     if earlier is None or split.skip_layers or split.input_layers:  # what is wanted may lie before the earlier cut
         return False
     names = split.backbone.layer_names
     return names.index(earlier.cut) < names.index(split.cut)
-
-
-def _images_of(samples: Samples, earlier: SplitBackbone | None) -> AbstractContextManager[Tensor]:
-    """Return images for the backbone, or blanks with which it goes on from an earlier cut."""
-    if isinstance(samples.inputs, Tensor):
-        return nullcontext(samples.inputs)
-    if earlier is None:
-        raise TypeError("these samples are outputs of a prefix; images are wanted")
-    return earlier.resume(samples.inputs)
