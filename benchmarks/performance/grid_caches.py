@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nc_finetune.results.result import Result
-from nc_finetune.run.grid import Cell, Grid, Settings
-from nc_finetune.run.runner import run_cell
+from nc_finetune.run import run_cell
+from nc_finetune.run.cell import Cell, Settings
+from nc_finetune.run.grid import Grid
 from nc_finetune.run.specs import BackboneSpec, DatasetSpec, MethodSpec
 
 BLOCK = "blocks.4.2"

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 MODEL_PARTS = ("nc_finetune.backbones", "nc_finetune.heads", "nc_finetune.losses", "nc_finetune.methods", "torch.nn")
 ALLOWED = (
     "nc_finetune",
+    "nc_finetune.run.cell",
     "nc_finetune.run.grid",
     "nc_finetune.run.specs",
     "torch.nn",

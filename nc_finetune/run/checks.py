@@ -4,49 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.backbones.weights import local_path, packaged_weights
 from nc_finetune.data.sources.locations import BUILT_IN
 from nc_finetune.errors import unknown_name
-
-if TYPE_CHECKING:
-    from nc_finetune.run.grid import Grid
-    from nc_finetune.run.specs import BackboneSpec, DatasetSpec, MethodSpec
-
-_LISTS = ("backbones", "datasets", "methods", "heads", "losses", "samples_per_class", "seeds")
+from nc_finetune.run.specs import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec, TrainingSize
 
 
-def grid_problems(grid: Grid) -> list[str]:
-    """Find everything in a grid that is unknown, out of range or there twice.
+def part_problems(
+    backbones: Sequence[BackboneSpec],
+    datasets: Sequence[DatasetSpec],
+    methods: Sequence[MethodSpec],
+    heads: Sequence[HeadSpec],
+    losses: Sequence[LossSpec],
+    sizes: Sequence[TrainingSize],
+) -> list[str]:
+    """Find everything in the parts of a grid that is unknown, out of range or the same by another name.
 
     Names on the hub are not looked up: a grid can be planned without a network. Networks are built on the meta device.
 
-    Args:
-        grid: The grid.
-
     Returns:
-        One sentence for each problem; none if the grid can run.
+        One sentence for each problem; none if the parts can run.
     """
-    problems = [f"{name} of a grid must not be empty" for name in _LISTS if not getattr(grid, name)]
-    problems += _sizes(grid.samples_per_class)
-    for method in grid.methods:
+    problems = [*_sizes(sizes)]
+    for method in methods:
         problems += _method(method)
-    for head in (*grid.heads, *(head for method in grid.methods for head in method.heads or ())):
+    for head in (*heads, *(head for method in methods for head in method.heads or ())):
         problems += _attempt(head.build)
-    for loss in grid.losses:
+    for loss in losses:
         problems += _attempt(lambda loss=loss: loss.build(multi_label=False))  # type: ignore[misc]
-    problems += _losses_that_are_the_same(grid)
-    for dataset in grid.datasets:
+    problems += _losses_that_are_the_same(losses)
+    for dataset in datasets:
         problems += _source(dataset)
-    for backbone in grid.backbones:
-        problems += _backbone(backbone, grid)
-    return list(dict.fromkeys(problems)) or _repeated(grid)
+    for backbone in backbones:
+        problems += _backbone(backbone, backbones, methods)
+    return list(dict.fromkeys(problems))
 
 
 def _attempt(action: Callable[[], Any]) -> list[str]:
@@ -87,21 +84,20 @@ def _source(spec: DatasetSpec) -> list[str]:
     return []
 
 
-def _backbone(spec: BackboneSpec, grid: Grid) -> list[str]:
+def _backbone(spec: BackboneSpec, all_of_them: Sequence[BackboneSpec], listed: Sequence[MethodSpec]) -> list[str]:
     problems = _weights(spec)
     built: list[Backbone] = []
     problems += _attempt(lambda: built.append(spec.build_without_memory()))
     if not built:
         return problems
-    methods = [method for method in grid.methods if not _attempt(lambda method=method: method.build(None))]  # type: ignore[misc]
-    listed = [spec.key_layer] if isinstance(spec.key_layer, str) else spec.key_layer or []
-    for layer in dict.fromkeys(listed):
+    methods = [method for method in listed if not _attempt(lambda method=method: method.build(None))]  # type: ignore[misc]
+    for layer in dict.fromkeys(_listed(spec)):
         problems += _key_layer(layer, built[0])
         tuning = [method for method in methods if method.takes_key_layer and "+" in layer]
         problems += [found for method in tuning for found in _attempt(partial(method.build, layer))]
     for method in methods:
         problems += _layers_of_method(method, built[0])
-    return [*problems, *_key_layers_that_are_the_same(spec, built[0].middle_block, grid)]
+    return [*problems, *_key_layers_that_are_the_same(spec, built[0].middle_block, all_of_them)]
 
 
 def _layers_of_method(spec: MethodSpec, backbone: Backbone) -> list[str]:
@@ -131,24 +127,23 @@ def _weights(spec: BackboneSpec) -> list[str]:
     return [] if path is None or path.exists() else [f"no weights of {spec.name} at {path}"]
 
 
-def _losses_that_are_the_same(grid: Grid) -> Iterator[str]:
+def _losses_that_are_the_same(losses: Sequence[LossSpec]) -> Iterator[str]:
     """Find the default beside the loss that it stands for, which runs alone cannot tell apart."""
-    defaults = [loss.options for loss in grid.losses if loss.loss is None]
-    for loss in grid.losses:
+    defaults = [loss.options for loss in losses if loss.loss is None]
+    for loss in losses:
         if loss.loss in ("CrossEntropyLoss", "PickAllLabelsLoss") and loss.options in defaults:
             yield f"the default loss and {loss.loss} are the same where the data suit it; leave one of them out"
 
 
-def _key_layers_that_are_the_same(spec: BackboneSpec, middle: str, grid: Grid) -> Iterator[str]:
+def _listed(spec: BackboneSpec) -> list[str]:
+    return [spec.key_layer] if isinstance(spec.key_layer, str) else spec.key_layer or []
+
+
+def _key_layers_that_are_the_same(spec: BackboneSpec, middle: str, others: Sequence[BackboneSpec]) -> Iterator[str]:
     """Find the middle block by its name beside the default."""
     if spec.key_layer is not None:
         return
-    for other in grid.backbones:
-        listed = [other.key_layer] if isinstance(other.key_layer, str) else other.key_layer or []
+    for other in others:
+        listed = _listed(other)
         if dataclasses.replace(other, key_layer=None) == spec and (middle in listed or "all" in listed):
             yield f"{spec.name}: no key layer and {middle!r}, the middle block, are the same; leave one of them out"
-
-
-def _repeated(grid: Grid) -> list[str]:
-    counts = Counter(cell.run_id for cell in grid.cells())
-    return [f"the grid has {count} cells that are the same: {name}" for name, count in counts.items() if count > 1]

@@ -8,7 +8,7 @@ from nc_finetune.backbones import weights_hash
 from nc_finetune.data import load_source
 from nc_finetune.results.identity import differences, flatten
 from nc_finetune.results.result import SCHEMA_VERSION, Result
-from nc_finetune.run.grid import Cell
+from nc_finetune.run.cell import Cell
 
 _UNREADABLE = (ValueError, RuntimeError, OSError, ImportError)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from nc_finetune.results.result import SCHEMA_VERSION, Result, read_result
+from nc_finetune.run.cell import Cell
 from nc_finetune.run.fingerprints import Comparison
-from nc_finetune.run.grid import Cell
 
 # Processes that decode images outlive a killed benchmark, and hold its lock, for up to five seconds.
 _PATIENCE = 10.0

@@ -4,111 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from nc_finetune.backbones import Backbone
-from nc_finetune.classifier import ImageClassifier
-from nc_finetune.data import ImageData
-from nc_finetune.functional.variability import Normalize
-from nc_finetune.methods import FinetuningMethod
-from nc_finetune.run.checks import grid_problems
-from nc_finetune.run.resolving import cell_config, name_of
-from nc_finetune.run.specs import (
-    ALL,
-    BackboneSpec,
-    DatasetSpec,
-    HeadSpec,
-    LossSpec,
-    MethodSpec,
-    TrainingSize,
-)
+from nc_finetune.run.cell import Cell, Settings
+from nc_finetune.run.checks import part_problems
+from nc_finetune.run.specs import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec, TrainingSize
 
-_USUAL_LOSS = LossSpec()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all runs of a grid share.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images a batch.
-        head_learning_rate: Rate of the head beside a tuned backbone.
-        normalize: Convention of NC1.
-        num_workers: Processes that decode images.
-    """
-
-    epochs: int = 15
-    batch_size: int = 32
-    head_learning_rate: float = 1e-3
-    normalize: Normalize = "none"
-    num_workers: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run: a backbone, a data set, a method, a head, a loss, a training size and a seed."""
-
-    backbone: BackboneSpec
-    dataset: DatasetSpec
-    method: MethodSpec
-    head: HeadSpec
-    samples_per_class: TrainingSize
-    seed: int
-    settings: Settings
-    loss: LossSpec = _USUAL_LOSS
-    cache: bool = True
-
-    @property
-    def dataset_name(self) -> str:
-        """Name of the data set in results."""
-        return self.dataset.name or self.dataset.source
-
-    @cached_property
-    def run_id(self) -> str:
-        """A readable name that ends in a hash of everything that the run depends on."""
-        return name_of(self)
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """Everything that the run depends on, as its result says it."""
-        return cell_config(self)
-
-    @property
-    def key_layer(self) -> str | None:
-        """The one key layer of the cell."""
-        layer = self.backbone.key_layer
-        if isinstance(layer, list) or layer == ALL:
-            raise ValueError(f"a cell has one key layer, got {layer!r}; Grid.cells() makes a cell of each")
-        return layer
-
-    def with_key_layer(self, layer: str) -> Cell:
-        """Return the cell with another key layer, e.g. the one that was chosen for ``"auto"``."""
-        return dataclasses.replace(self, backbone=dataclasses.replace(self.backbone, key_layer=layer))
-
-    def build_method(self) -> FinetuningMethod:
-        """Build the method; one that tunes a block takes the key layer of the backbone unless told otherwise."""
-        return self.method.build(self.key_layer)
-
-    def build_backbone(self) -> Backbone:
-        """Load the pre-trained weights anew."""
-        return self.backbone.build(self.backbone.weights)
-
-    def build_model(self, backbone: Backbone, data: ImageData, learning_rate: float | None) -> ImageClassifier:
-        """Build a fresh model around a backbone, for the classes of some data."""
-        method = self.build_method()
-        return ImageClassifier(
-            backbone,
-            data.num_classes,
-            method=method,
-            head=self.head.build() if method.own_head is None else None,
-            loss=self.loss.build_for(data),
-            learning_rate=learning_rate,
-            head_learning_rate=self.settings.head_learning_rate,
-        )
+_LISTS = ("backbones", "datasets", "methods", "heads", "losses", "samples_per_class", "seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +46,22 @@ class Grid:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        problems = grid_problems(self)
+        problems = self._problems()
         if len(problems) == 1:
             raise ValueError(problems[0])
         if problems:
             lines = "\n".join(f"  - {problem}" for problem in problems)
             raise ValueError(f"the grid cannot run, for {len(problems)} reasons:\n{lines}")
+
+    def _problems(self) -> list[str]:
+        empty = [f"{name} of a grid must not be empty" for name in _LISTS if not getattr(self, name)]
+        found = part_problems(
+            self.backbones, self.datasets, self.methods, self.heads, self.losses, self.samples_per_class
+        )
+        if empty or found:
+            return [*empty, *found]
+        counts = Counter(cell.run_id for cell in self.cells())
+        return [f"the grid has {count} cells that are the same: {name}" for name, count in counts.items() if count > 1]
 
     def cells(self) -> list[Cell]:
         """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""

@@ -16,8 +16,9 @@ from rich.table import Table
 from nc_finetune._common.terminal import as_text, duration, name_table
 from nc_finetune.data import ImageData
 from nc_finetune.results.result import Result
+from nc_finetune.run.cell import Cell
 from nc_finetune.run.folder import FolderState, look_into
-from nc_finetune.run.grid import Cell, Grid
+from nc_finetune.run.grid import Grid
 
 _TIMED_STEPS = 3
 

@@ -9,8 +9,9 @@ from typing import Any
 from nc_finetune._common.stopping import ToldToEnd, handlers_kept, noted_signals
 from nc_finetune.errors import missing_extra
 from nc_finetune.results.result import Result
-from nc_finetune.run.grid import Cell
-from nc_finetune.run.runner import failed_result, run_cell
+from nc_finetune.run._cell.outcome import failed_result
+from nc_finetune.run._cell.run import run_cell
+from nc_finetune.run.cell import Cell
 
 _LOOK_EVERY = 0.5  # seconds between two looks at signals
 
@@ -35,7 +36,7 @@ class RayExecutor:
         cpus: CPUs of a cell, from which Ray sets the number of threads that it computes with.
         gpus: GPUs of a cell; a share lets several cells have one.
         max_lost_workers: How often the worker of a cell may be lost.
-        run: What a task calls; :func:`~nc_finetune.run.runner.run_cell`.
+        run: What a task calls; :func:`~nc_finetune.run.run_cell`.
 
     Raises:
         ValueError: If a number is out of range.

@@ -19,8 +19,9 @@ from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.cli import main
 from nc_finetune.heads import ZeroShotHead, prompt_templates
 from nc_finetune.methods import LinearProbe, ZeroShot
-from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, MethodSpec, Settings
-from nc_finetune.run.runner import run_cell
+from nc_finetune.run._cell.run import run_cell
+from nc_finetune.run.cell import Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, MethodSpec
 
 MODEL = register_tiny_clip()
 NAMES = ["cat", "dog", "Boeing 707"]

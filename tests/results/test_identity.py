@@ -17,9 +17,9 @@ from nc_finetune.report._tables.summary import best_by_network, finished_runs, s
 from nc_finetune.results.identity import identity_of
 from nc_finetune.results.merging import merge_results
 from nc_finetune.results.result import Result, read_result, write_result
-from nc_finetune.run import runner
-from nc_finetune.run.grid import BackboneSpec, Cell, DatasetSpec, HeadSpec, LossSpec, MethodSpec, Settings
-from nc_finetune.run.resolving import WITHOUT_EFFECT
+from nc_finetune.run._cell.outcome import planned_result
+from nc_finetune.run.cell import WITHOUT_EFFECT, Cell, Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec
 
 CHANNELS_LAST = inspect.signature(TimmBackbone).parameters["channels_last"].default
 CELL = Cell(
@@ -85,7 +85,7 @@ def changed(path: str, value: Any, cell: Cell = CELL) -> Cell:
 def finished(cell: Cell, **fields: Any) -> Result:
     """Return what a run of a cell would have come to."""
     known = {"provenance": {"data_fingerprint": "d" * 32, "weights_hash": "w" * 64}, "accuracy": 50.0, "nc1": 1.0}
-    return replace(runner._planned(cell), **{**known, **fields})
+    return replace(planned_result(cell), **{**known, **fields})
 
 
 @pytest.mark.parametrize("path", list(fields_of(CELL)))
@@ -172,7 +172,7 @@ def test_a_config_survives_the_file(tmp_path: Path) -> None:
 def test_options_of_two_parts_with_one_name_are_both_kept() -> None:
     cell = changed("backbone.model_options", {"scale": 3.0}, changed("method.options", {"scale": 2.0}))
     cell = changed("backbone.options", {"scale": 4.0}, cell)
-    assert runner._planned(cell).options == {"scale": 2, "model.scale": 3, "backbone.scale": 4}
+    assert planned_result(cell).options == {"scale": 2, "model.scale": 3, "backbone.scale": 4}
 
 
 # Merging

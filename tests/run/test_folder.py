@@ -12,8 +12,10 @@ import pytest
 
 from nc_finetune.results.result import Result, read_result
 from nc_finetune.run import runner
+from nc_finetune.run._cell.outcome import planned_result
+from nc_finetune.run.cell import Cell
 from nc_finetune.run.folder import lock_folder
-from nc_finetune.run.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 from nc_finetune.run.runner import run_grid
 
 FORK = multiprocessing.get_context("fork")
@@ -33,7 +35,7 @@ def slow_cell(log: Path, cell: Cell, advance: Any) -> Result:
     with log.open("a") as file:
         file.write(f"{cell.run_id}\n")
     time.sleep(0.01)
-    return replace(runner._planned(cell), accuracy=50.0, class_names=[str(index) for index in range(20_000)])
+    return replace(planned_result(cell), accuracy=50.0, class_names=[str(index) for index in range(20_000)])
 
 
 def work(out: Path, grid: Grid) -> None:
@@ -41,13 +43,20 @@ def work(out: Path, grid: Grid) -> None:
     run_grid(grid, out)
 
 
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def test_a_grid_that_is_killed_twenty_times_ends_with_exactly_its_cells(tmp_path: Path) -> None:
     grid, chance = make_grid(seeds=60), random.Random(0)  # noqa: S311
-    kills = 0
+    kills, started = 0, tmp_path / "started"
     while kills < 20:
         process = FORK.Process(target=work, args=(tmp_path, grid))
         process.start()
-        process.join(chance.uniform(0.0, 0.12))
+        begun = lines_of(started)
+        while process.is_alive() and lines_of(started) == begun:
+            time.sleep(0.001)
+        process.join(chance.uniform(0.0, 0.1))
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)
             kills += 1
@@ -55,12 +64,12 @@ def test_a_grid_that_is_killed_twenty_times_ends_with_exactly_its_cells(tmp_path
         if (tmp_path / "results").exists() and len(list((tmp_path / "results").glob("*.json"))) == 60:
             break
     finished = {path.stem for path in (tmp_path / "results").glob("*.json")}
-    before = (tmp_path / "started").read_text().splitlines()
+    before = lines_of(started)
     work_again = FORK.Process(target=work, args=(tmp_path, grid))
     work_again.start()
     work_again.join()
     assert kills >= 5
-    after = (tmp_path / "started").read_text().splitlines()[len(before) :]
+    after = lines_of(started)[len(before) :]
     assert not finished & set(after), "a finished cell was run again"
     assert len(before) + len(after) <= 60 + kills, "more ran twice than were cut short"
     assert {path.name for path in (tmp_path / "results").iterdir()} == {f"{c.run_id}.json" for c in grid.cells()}

@@ -20,8 +20,9 @@ from nc_finetune.functional import multilabel_collapse, nc1
 from nc_finetune.report.content import build_report
 from nc_finetune.report.report import write_report
 from nc_finetune.results.result import Result, read_results
-from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, LossSpec, MethodSpec, Settings
-from nc_finetune.run.runner import run_cell
+from nc_finetune.run._cell.run import run_cell
+from nc_finetune.run.cell import Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, LossSpec, MethodSpec
 
 TAGS = ("blue", "green", "red")
 

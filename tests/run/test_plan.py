@@ -2,8 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from nc_finetune.results.result import write_result
-from nc_finetune.run import runner
-from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.run._cell.outcome import planned_result
+from nc_finetune.run.cell import Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 from nc_finetune.run.plan import plan_grid
 
 
@@ -25,7 +26,7 @@ def test_time_grows_with_the_epochs(tmp_path: Path) -> None:
 
 def test_a_finished_run_of_the_same_kind_gives_the_estimate(tmp_path: Path) -> None:
     done, missing = make_grid().cells()
-    write_result(replace(runner._planned(done), run_seconds=123.0), tmp_path / "results")
+    write_result(replace(planned_result(done), run_seconds=123.0), tmp_path / "results")
     plan = plan_grid(make_grid(), tmp_path)
     assert [(item.cell, item.seconds) for item in plan.planned] == [(missing, 123.0)]
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from nc_finetune.results.result import Result
-from nc_finetune.run.grid import BackboneSpec, Cell, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.run._cell.outcome import failed_result
+from nc_finetune.run.cell import Cell, Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 from nc_finetune.run.ray_executor import RayExecutor
-from nc_finetune.run.runner import failed_result, run_grid
+from nc_finetune.run.runner import run_grid
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,8 @@ from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report.report import write_report
 from nc_finetune.results.merging import merge_results
 from nc_finetune.results.result import Result, read_result
-from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec, Settings
+from nc_finetune.run.cell import Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 from nc_finetune.run.plan import plan_grid
 from nc_finetune.run.runner import run_grid
 

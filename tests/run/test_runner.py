@@ -16,9 +16,12 @@ from nc_finetune.callbacks import PrefixCache
 from nc_finetune.results.result import Result, read_results, write_result
 from nc_finetune.run import runner
 from nc_finetune.run._cell import choice
+from nc_finetune.run._cell.outcome import planned_result
 from nc_finetune.run._cell.recording import delta_size
-from nc_finetune.run.grid import BackboneSpec, Cell, DatasetSpec, Grid, HeadSpec, LossSpec, MethodSpec, Settings
-from nc_finetune.run.runner import run_cell, run_grid
+from nc_finetune.run._cell.run import run_cell
+from nc_finetune.run.cell import Cell, Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, HeadSpec, LossSpec, MethodSpec
+from nc_finetune.run.runner import run_grid
 
 
 class _Curved(nn.Sequential):
@@ -200,7 +203,7 @@ def count_runs(monkeypatch: pytest.MonkeyPatch, status: Any = "ok") -> list[str]
 
     def fake(cell: Cell, advance: Any) -> Result:
         ran.append(cell.run_id)
-        return replace(runner._planned(cell), accuracy=50.0, status=status)
+        return replace(planned_result(cell), accuracy=50.0, status=status)
 
     monkeypatch.setattr(runner, "run_cell", fake)
     return ran
@@ -221,8 +224,8 @@ def test_what_did_not_succeed_is_run_again_when_asked_for(
 ) -> None:
     ran = count_runs(monkeypatch)
     good, bad = make_grid(seeds=[0, 1]).cells()
-    write_result(replace(runner._planned(good), accuracy=1.0), tmp_path / "results")
-    write_result(replace(runner._planned(bad), status=status), tmp_path / "results")
+    write_result(replace(planned_result(good), accuracy=1.0), tmp_path / "results")
+    write_result(replace(planned_result(bad), status=status), tmp_path / "results")
     results = run_grid(make_grid(seeds=[0, 1]), tmp_path, retry_failed=True)
     assert ran == [bad.run_id]
     assert [result.accuracy for result in results] == [1.0, 50.0]

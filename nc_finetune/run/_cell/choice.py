@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from nc_finetune.data import ImageData
-from nc_finetune.run.grid import Cell
+from nc_finetune.run.cell import Cell
 from nc_finetune.run.specs import HeadSpec, LossSpec
 from nc_finetune.selection import KeyLayerChoice, best_device, choose_key_layer, simple_rules
 

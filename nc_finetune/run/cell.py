@@ -1,4 +1,4 @@
-"""A cell as it will be run: every argument with its value, whether it was spelled out or left at its default."""
+"""One run of a grid: what it is built from, everything that it depends on, and its name."""
 
 from __future__ import annotations
 
@@ -9,20 +9,115 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
+from nc_finetune.backbones import Backbone
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.data import ImageData
+from nc_finetune.functional.variability import Normalize
+from nc_finetune.methods import FinetuningMethod
 from nc_finetune.results.identity import plain
-from nc_finetune.run.specs import HeadSpec, LossSpec, MethodSpec, network_class
-
-if TYPE_CHECKING:
-    from nc_finetune.run.grid import Cell
+from nc_finetune.run.specs import (
+    ALL,
+    BackboneSpec,
+    DatasetSpec,
+    HeadSpec,
+    LossSpec,
+    MethodSpec,
+    TrainingSize,
+    network_class,
+)
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 # Fields of a cell that change nothing in a result but time and memory, and the heads that a cell has one of.
 WITHOUT_EFFECT = ("cache", "settings.num_workers", "method.heads")
 # Files may have 255 bytes, of which endings and temporary files need some.
 _LONGEST_NAME = 200
+_USUAL_LOSS = LossSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all runs of a grid share.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a batch.
+        head_learning_rate: Rate of the head beside a tuned backbone.
+        normalize: Convention of NC1.
+        num_workers: Processes that decode images.
+    """
+
+    epochs: int = 15
+    batch_size: int = 32
+    head_learning_rate: float = 1e-3
+    normalize: Normalize = "none"
+    num_workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run: a backbone, a data set, a method, a head, a loss, a training size and a seed."""
+
+    backbone: BackboneSpec
+    dataset: DatasetSpec
+    method: MethodSpec
+    head: HeadSpec
+    samples_per_class: TrainingSize
+    seed: int
+    settings: Settings
+    loss: LossSpec = _USUAL_LOSS
+    cache: bool = True
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the data set in results."""
+        return self.dataset.name or self.dataset.source
+
+    @cached_property
+    def run_id(self) -> str:
+        """A readable name that ends in a hash of everything that the run depends on."""
+        return _name_of(self)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything that the run depends on, as its result says it."""
+        return _config_of(self)
+
+    @property
+    def key_layer(self) -> str | None:
+        """The one key layer of the cell."""
+        layer = self.backbone.key_layer
+        if isinstance(layer, list) or layer == ALL:
+            raise ValueError(f"a cell has one key layer, got {layer!r}; Grid.cells() makes a cell of each")
+        return layer
+
+    def with_key_layer(self, layer: str) -> Cell:
+        """Return the cell with another key layer, e.g. the one that was chosen for ``"auto"``."""
+        return dataclasses.replace(self, backbone=dataclasses.replace(self.backbone, key_layer=layer))
+
+    def build_method(self) -> FinetuningMethod:
+        """Build the method; one that tunes a block takes the key layer of the backbone unless told otherwise."""
+        return self.method.build(self.key_layer)
+
+    def build_backbone(self) -> Backbone:
+        """Load the pre-trained weights anew."""
+        return self.backbone.build(self.backbone.weights)
+
+    def build_model(self, backbone: Backbone, data: ImageData, learning_rate: float | None) -> ImageClassifier:
+        """Build a fresh model around a backbone, for the classes of some data."""
+        method = self.build_method()
+        return ImageClassifier(
+            backbone,
+            data.num_classes,
+            method=method,
+            head=self.head.build() if method.own_head is None else None,
+            loss=self.loss.build_for(data),
+            learning_rate=learning_rate,
+            head_learning_rate=self.settings.head_learning_rate,
+        )
 
 
 @lru_cache(maxsize=256)
@@ -84,15 +179,10 @@ def _canonical(cell: Cell) -> tuple[Cell, dict[str, dict[str, Any]]]:
     return same, {"backbone": network[1], **{kind: rest for kind, (_, rest) in parts.items()}}
 
 
-def cell_config(cell: Cell) -> dict[str, Any]:
-    """Return everything that a run depends on: every field of the cell, and the arguments of its classes.
+def _config_of(cell: Cell) -> dict[str, Any]:
+    """Return every field of a cell, and the arguments of its classes.
 
-    Args:
-        cell: What is run.
-
-    Returns:
-        What JSON can hold, by part of the cell; ``options`` are what was chosen beside the defaults, ``defaults`` the
-        other arguments.
+    ``options`` of a part are what was chosen beside the defaults, ``defaults`` the other arguments.
     """
     same, defaults = _canonical(cell)
     config: dict[str, Any] = plain(same)
@@ -135,15 +225,8 @@ def _beside_defaults(spec: Any) -> Any:
     return {name: _beside_defaults(value) for name, (part, value) in given.items() if value != part.default}
 
 
-def name_of(cell: Cell) -> str:
-    """Name a run: readable, with a hash of everything that it depends on; cells that are equal have one name.
-
-    Args:
-        cell: What is run.
-
-    Returns:
-        A name that a file can have.
-    """
+def _name_of(cell: Cell) -> str:
+    """Name a run as a file can be named; cells that are equal have one name."""
     same, _ = _canonical(cell)
     digest = hashlib.sha256(json.dumps(plain(_beside_defaults(same)), sort_keys=True).encode()).hexdigest()[:8]
     size = {int: f"n{cell.samples_per_class}", float: f"share{cell.samples_per_class}"}

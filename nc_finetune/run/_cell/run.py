@@ -1,0 +1,104 @@
+"""Run one cell of a grid, to a result whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from nc_finetune.data import ImageData
+from nc_finetune.errors import DataWarning
+from nc_finetune.methods import AUTO
+from nc_finetune.results.result import Result
+from nc_finetune.run._cell.choice import choose_once
+from nc_finetune.run._cell.memory import peak_memory, reset_peak_memory
+from nc_finetune.run._cell.outcome import SPLITS, failed_result, planned_result, with_data, with_network, with_outcome
+from nc_finetune.run._cell.shared_caches import pixel_folder
+from nc_finetune.run._cell.training import fit_all
+from nc_finetune.run.cell import Cell
+from nc_finetune.run.specs import DatasetSpec
+
+
+def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None) -> Result:
+    """Run one cell: train with every candidate rate, choose on validation, test once.
+
+    Args:
+        cell: What to run.
+        advance: Called after each fit.
+
+    Returns:
+        The result; one that failed carries the error, so that a grid goes on.
+    """
+    start = time.perf_counter()
+    try:
+        with _quiet() as notes:
+            result = _run(cell, advance)
+        result = replace(result, notes=list(dict.fromkeys([*notes, *result.notes])))
+    except Exception as error:  # a failed cell is a result, too
+        result = failed_result(cell, error)
+    return replace(result, run_seconds=time.perf_counter() - start)
+
+
+def _run(cell: Cell, advance: Callable[[], None]) -> Result:
+    reset_peak_memory()
+    data, notes = _data_of(cell)
+    if cell.cache:
+        data.pixel_cache = pixel_folder()
+    result = with_data(replace(planned_result(cell), notes=list(notes)), cell, data)
+    if cell.key_layer == AUTO and cell.method.takes_key_layer:
+        choice = choose_once(cell, data)
+        cell = cell.with_key_layer(choice.block)
+        result = replace(result, selection=choice.to_json())
+    result = with_network(result, cell)
+    fit, scores = fit_all(cell, data, advance)
+    result = replace(result, learning_rates=scores, peak_memory_bytes=peak_memory())
+    if fit is None:
+        return replace(result, status="diverged", error="the training loss was not finite at any learning rate")
+    return with_outcome(result, fit, data)
+
+
+@lru_cache(maxsize=1)
+def load_data(dataset: DatasetSpec, _location: str, *sample: Any) -> tuple[ImageData, tuple[str, ...]]:
+    """Load a training sample, and what is said of it; once for neighbouring cells of a grid that train on the same."""
+    with _quiet() as notes:
+        data = dataset.build(*sample)
+        for split in SPLITS:
+            data.images(split)
+    return data, tuple(notes)
+
+
+def _data_of(cell: Cell) -> tuple[ImageData, tuple[str, ...]]:
+    settings, dataset = cell.settings, cell.dataset
+    sample = (cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
+    return load_data(dataset, dataset.location, *sample)
+
+
+@contextmanager
+def _quiet() -> Iterator[dict[str, None]]:
+    """Keep Lightning's advice for single runs out of a grid's progress bar; collect what is said about the data."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.simplefilter("always", DataWarning)  # whoever calls ImageData, it is not advice
+            show, notes = warnings.showwarning, dict[str, None]()
+
+            def note(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+                if issubclass(category, DataWarning):
+                    notes[str(message)] = None
+                else:
+                    show(message, category, *where, **more)
+
+            warnings.showwarning = note
+            yield notes
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
