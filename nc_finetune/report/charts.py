@@ -14,9 +14,8 @@ from nc_finetune.report.figures import (
     Style,
     accuracy_scale,
     altair,
-    few_ticks,
     finish,
-    log_ticks,
+    log_axis,
     measure_in,
     method_channels,
 )
@@ -237,12 +236,9 @@ def learning_curves(
         alt.Tooltip("loss", type="quantitative", format=".3~g", title="training loss"),
         alt.Tooltip("accuracy", type="quantitative", format=".1f", title="training accuracy %"),
     ]
-    ticks = log_ticks([value["loss"] for value in values])
-    axis = alt.Axis(values=few_ticks(ticks), format="~g", labelOverlap=True)
-    scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
     base = alt.Chart(alt.Data(values=[])).encode(
         x=alt.X("epoch", type="quantitative", title="epoch", axis=alt.Axis(grid=False, tickMinStep=1)),
-        y=alt.Y("loss", type="quantitative", title="training loss", scale=scale, axis=axis),
+        y=alt.Y("loss", title="training loss", **log_axis(alt, "loss", "y")),
         color=colour,
     )
     dots = base.mark_point(filled=True, size=35, opacity=1).encode(shape=shape, tooltip=tooltip)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -25,9 +24,9 @@ _FIRST_METHODS = ("linear_probe", "layer_ft", "scl_ft", "full_ft", "side_ft")
 _STYLED_METHODS = (*_FIRST_METHODS, *(name for name in METHOD_LABELS if name not in _FIRST_METHODS))
 _MIN_WIDTH, _WIDTH_PER_LAYER, _HEIGHT = 520, 24, 320
 _PNG_SCALE = 2.0
-_SMALLEST = 1e-300  # on an axis; a tick beyond its inverse could not be written
-_MARGIN = 1.1  # keeps points off the frame
-_MAX_TICKS = 9
+# Vega's expressions for the ends of what is shown.
+_LEAST, _MOST = (f"extent(pluck(data('shown'), '{{field}}'))[{end}]" for end in (0, 1))
+_MOST_OF_ALL_TICKS = 900  # times the least: nine of them; beyond, powers of ten alone
 _LEGEND_SYMBOL, _LEGEND_LETTER = 32, 7  # pixels, generous for letters of 12 pixels
 
 
@@ -107,33 +106,41 @@ def method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style
     )
 
 
-def log_ticks(values: Sequence[float]) -> list[float]:
-    """Choose 1, 2, 5, 10, … around values: by itself Vega draws a grid line for each of the digits.
+def _round_down(value: str) -> str:
+    """Write an expression for the largest of 1, 2, 5, 10, … that is not above a value."""
+    decade = f"pow(10, floor(log({value}) / LN10))"
+    return f"{decade} * ({value} < 2 * {decade} ? 1 : {value} < 5 * {decade} ? 2 : 5)"
 
-    Example:
-        >>> log_ticks([0.3, 4.0])
-        [0.2, 0.5, 1.0, 2.0, 5.0]
+
+def log_axis(alt: Any, field: str, channel: str) -> dict[str, Any]:
+    """Draw a log scale from one of 1, 2, 5, 10, … to another: by itself Vega draws a grid line for each of the digits.
+
+    Its ends are expressions, like those of :func:`accuracy_scale`: the page draws other points by the same picture.
     """
-    drawn = [min(max(value, _SMALLEST), 1 / _SMALLEST) for value in values]
-    low, high = min(drawn) / _MARGIN, max(drawn) * _MARGIN
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
-    first = max(index for index, tick in enumerate(ticks) if tick <= low)
-    last = min(index for index, tick in enumerate(ticks) if tick >= high)
-    return ticks[first : last + 1]
+    low, high = (f"clamp({value}, 1e-300, 1e300)" for value in (f"{_LEAST} / 1.1", f"1 / ({_MOST} * 1.1)"))
+    ends = _round_down(low), f"1 / ({_round_down(high)})"  # 1 / 2 is 5e-1, 1 / 5 is 2e-1
+    many = f"domain('{channel}')[1] / domain('{channel}')[0] > {_MOST_OF_ALL_TICKS}"
+    drawn = f"test({many} ? /^1e/ : /^[125]e/, format(datum.value, '~e'))"
+    shown = alt.condition(drawn, alt.value(1), alt.value(0))
+    return {
+        "type": "quantitative",
+        "scale": alt.Scale(type="log", domain=[alt.ExprRef(end.format(field=field)) for end in ends], nice=False),
+        "axis": alt.Axis(
+            format="~g",  # of what is pointed at; Vega would leave out labels by it
+            labelExpr=f"{drawn} ? format(datum.value, '~g') : ''",
+            labelOverlap=True,
+            gridOpacity=shown,
+            tickOpacity=shown,
+        ),
+    }
 
 
-def few_ticks(ticks: Sequence[float]) -> list[float]:
-    """Leave powers of ten where ticks are many."""
-    return [tick for tick in ticks if len(ticks) <= _MAX_TICKS or f"{tick:e}".startswith("1")]
-
-
-def _nc1_axis(alt: Any, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Draw NC1 on a log scale: it falls by orders of magnitude."""
-    ticks = log_ticks([point["nc1"] for point in points])
-    scale = alt.Scale(type="log", domain=[ticks[0], ticks[-1]], nice=False)
-    axis = alt.Axis(values=few_ticks(ticks), format="~g", labelOverlap=True)
-    return {"type": "quantitative", "title": "NC1", "scale": scale, "axis": axis}
+def accuracy_scale(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
+    """Frame the accuracies, or the average precisions, closely: above zero, the methods would lie on each other."""
+    margin = f"max(0.05 * ({_MOST} - {_LEAST}), 0.5)"
+    ends = f"max({_LEAST} - {margin}, 0)", f"min({_MOST} + {margin}, 100)"
+    field = measure_in(points)
+    return alt.Scale(domain=[alt.ExprRef(end.format(field=field)) for end in ends], zero=False, nice=True)
 
 
 def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: bool = True) -> dict[str, Any]:
@@ -155,9 +162,8 @@ def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: b
         .configure_legend(labelFontSize=12, columns=max(1, width // column))
     )
     # Altair would check every point against its schema, which takes longer than all the rest.
-    data = {"values": [dict(point) for point in points]}
-    # The page is as wide as its window: it needs the width of a column to break the legend itself.
-    spec: dict[str, Any] = {**finished.to_dict(validate=False), "data": data, "usermeta": {"legendColumn": column}}
+    data = {"name": "shown", "values": [dict(point) for point in points]}
+    spec: dict[str, Any] = {**finished.to_dict(validate=False), "data": data}
     return spec
 
 
@@ -214,7 +220,7 @@ def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping
     axis = alt.Axis(labelAngle=-90, labelOverlap="parity", labelLimit=120, grid=False)
     base = alt.Chart(alt.Data(values=[])).encode(
         x=alt.X("layer", type="ordinal", sort=layers, title="layer, from input to output", axis=axis),
-        y=alt.Y("nc1", **_nc1_axis(alt, points)),
+        y=alt.Y("nc1", title="NC1", **log_axis(alt, "nc1", "y")),
         color=colour,
     )
     tooltip = [
@@ -288,19 +294,6 @@ def measure_in(points: Sequence[Mapping[str, Any]]) -> Measure:
     return found
 
 
-def accuracy_scale(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
-    """Frame the accuracies, or the average precisions, of points closely."""
-    measure = measure_in(points)
-    return alt.Scale(domain=_accuracy_domain([point[measure] for point in points]), zero=False, nice=True)
-
-
-def _accuracy_domain(values: Sequence[float]) -> list[float]:
-    """Frame the accuracies closely: above zero, the methods would lie on each other."""
-    low, high = min(values), max(values)
-    margin = max(0.05 * (high - low), 0.5)
-    return [max(low - margin, 0.0), min(high + margin, 100.0)]
-
-
 def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
     """Draw one point per run."""
     alt = altair()
@@ -317,7 +310,7 @@ def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict
         measure_in(points), type="quantitative", title=f"test {measure_in(points)} %", scale=accuracy_scale(alt, points)
     )
     encoded = chart.encode(
-        x=alt.X("nc1", **_nc1_axis(alt, points)), y=accuracy, color=colour, shape=shape, tooltip=tooltip
+        x=alt.X("nc1", title="NC1", **log_axis(alt, "nc1", "x")), y=accuracy, color=colour, shape=shape, tooltip=tooltip
     )
     return finish(encoded, points, _MIN_WIDTH)
 

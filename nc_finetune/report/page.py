@@ -49,7 +49,13 @@ def _chart(
     title: str, about: str, spec: Mapping[str, Any], values: Sequence[Mapping[str, Any]], **more: Any
 ) -> dict[str, Any]:
     """Describe a picture: a specification without data, and all the data that it can show."""
-    return {"title": title, "about": about, "spec": {**spec, "data": {"values": []}}, "values": list(values), **more}
+    return {
+        "title": title,
+        "about": about,
+        "spec": {**spec, "data": {"name": "shown", "values": []}},
+        "values": list(values),
+        **more,
+    }
 
 
 def _from_figure(title: str, figure: Figure, **more: Any) -> dict[str, Any]:

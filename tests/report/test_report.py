@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import vl_convert
 from PIL import Image
 from rich.console import Console
 
 from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report.content import build_report
-from nc_finetune.report.figures import Figure, accuracy_against_nc1, layerwise_nc1, palette
+from nc_finetune.report.figures import Figure, accuracy_against_nc1, layerwise_nc1, palette, vegalite_version
 from nc_finetune.report.markdown import escape_markdown
 from nc_finetune.report.report import check_report_extra, print_summary, write_report
 from nc_finetune.results.result import Result
@@ -351,22 +352,41 @@ def test_lines_are_means_over_seeds() -> None:
     assert drawn["SCL-FT", "penultimate"] == pytest.approx(0.225)
 
 
+def axis(figure: Figure, title: str) -> tuple[str, float, float]:
+    """Read kind and ends of an axis off the picture."""
+    drawn = vl_convert.vegalite_to_svg(figure.spec, vl_version=vegalite_version())
+    (found,) = set(re.findall(rf"axis titled '{title}' for a (\w+) scale with values from (\S+) to ([^\s\"]+)", drawn))
+    return found[0], float(found[1]), float(found[2])
+
+
 def test_nc1_is_drawn_on_a_log_scale_that_holds_every_point() -> None:
     layers, accuracy = figures_of(grid())
-    for scale, figure in (
-        (layers.spec["layer"][0]["encoding"]["y"]["scale"], layers),
-        (accuracy.spec["encoding"]["x"]["scale"], accuracy),
-    ):
-        low, high = scale["domain"]
-        assert scale["type"] == "log"
-        assert all(low < point["nc1"] < high for point in values(figure))
+    assert axis(layers, "NC1") == ("log", 0.2, 10)
+    assert axis(accuracy, "NC1") == ("log", 0.1, 5)
+
+
+@pytest.mark.parametrize(
+    ("nc1", "ticks"),
+    [
+        ((0.3, 4.0), ["0.2", "0.5", "1", "2", "5"]),
+        ((0.25, 110.0), ["1", "10", "100"]),
+        ((1e-4, 1e4), ["0.0001", "0.001", "0.01", "0.1", "1", "10", "100", "1000", "10000"]),
+    ],
+)
+def test_nc1_is_marked_at_1_2_5_or_where_these_are_many_at_powers_of_ten(
+    nc1: tuple[float, ...], ticks: list[str]
+) -> None:
+    _, accuracy = figures_of([measured("scl_ft", seed, 90.0, value) for seed, value in enumerate(nc1)])
+    drawn = vl_convert.vegalite_to_svg(accuracy.spec, vl_version=vegalite_version())
+    labels = re.search(r'role-axis-label"[^>]*>(.*?)</g>', drawn[drawn.index("X-axis") :])
+    assert labels is not None
+    shown = re.findall(r"<text(?:(?!opacity=\"0\")[^>])*>([^<]+)</text>", labels[1])
+    assert shown == ticks
 
 
 def test_accuracy_axis_frames_the_points_closely() -> None:
     _, accuracy = figures_of(grid())
-    low, high = accuracy.spec["encoding"]["y"]["scale"]["domain"]
-    assert 75 < low < 80
-    assert 95 < high <= 100
+    assert axis(accuracy, "test accuracy %") == ("linear", 78, 96)
 
 
 def test_a_method_looks_the_same_in_both_figures() -> None:

@@ -121,34 +121,7 @@
     });
   };
 
-  // Vega would draw a grid line for each digit of a log scale.
-  const logTicks = (values) => {
-    const [low, high] = [Math.min(...values) / 1.1, Math.max(...values) * 1.1];
-    const ticks = [];
-    for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade += 1) {
-      for (const digit of [1, 2, 5]) ticks.push(Number(`${digit}e${decade}`));
-    }
-    const first = ticks.findLastIndex((tick) => tick <= low);
-    const last = ticks.findIndex((tick) => tick >= high);
-    const around = ticks.slice(first, last + 1);
-    return { domain: [around[0], around.at(-1)], ticks: around.length > 9 ? around.filter((tick) => /^1/.test(tick.toExponential())) : around };
-  };
-
-  const accuracyDomain = (values) => {
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const margin = Math.max(0.05 * (high - low), 0.5);
-    return [Math.max(low - margin, 0), Math.min(high + margin, 100)];
-  };
-
   const fitScale = (channel, values) => {
-    if (["nc1", "loss"].includes(channel.field)) {
-      const { domain, ticks } = logTicks(values.map((value) => value[channel.field]).filter((value) => value > 0));
-      channel.scale.domain = domain;
-      channel.axis.values = ticks;
-    }
-    if (["accuracy", "average precision"].includes(channel.field) && channel.scale?.domain) {
-      channel.scale.domain = accuracyDomain(values.map((value) => value[channel.field]));
-    }
     if (channel.field === "cost") {
       channel.title = kind.value;
       channel.axis.format = ["peak memory", "delta size"].includes(kind.value) ? "~s" : "~g";
@@ -170,11 +143,11 @@
 
   const specFor = (chart, values, width) => {
     const spec = structuredClone(chart.spec);
-    spec.data = { values };
+    spec.data.values = values;
     fitEncoding(spec.encoding, values);
     for (const layer of spec.layer ?? []) fitEncoding(layer.encoding, values);
     const longest = Math.max(0, ...values.map((value) => (value.method ?? "").length));
-    const columns = Math.max(1, Math.floor(width / (32 + 7 * longest)));
+    const columns = Math.max(1, Math.floor(width / (32 + 7 * longest))); // the page is as wide as its window
     spec.config = { ...spec.config, legend: { ...spec.config.legend, columns } };
     spec.width = "container";
     spec.autosize = { type: "fit-x", contains: "padding" };
