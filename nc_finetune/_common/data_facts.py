@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from nc_finetune._common.lightning_internals import current_datamodule, loaders_in_use, loaders_to_come
+
 LABEL_ATTRIBUTES = ("labels", "targets")
 
 
@@ -147,12 +149,6 @@ class DataFacts:
         return found
 
 
-def current_datamodule(trainer: Any) -> Any:
-    """Return the datamodule that is in use; ``trainer.datamodule`` stays where loaders were passed afterwards."""
-    selector = getattr(getattr(trainer, "_data_connector", None), "_datahook_selector", None)
-    return getattr(selector, "datamodule", None)
-
-
 def told_by(trainer: Any) -> DataFacts:
     """Return what is known of the data of a trainer."""
     datasets = (getattr(loader, "dataset", None) for loop in _loops(trainer) for loader in _loaders(loop))
@@ -169,11 +165,10 @@ def _loops(trainer: Any) -> list[Any]:
 
 def _loaders(loop: Any) -> list[Any]:
     """Return the loaders of a loop: those in use, or those that were passed to the trainer."""
-    source = loop._data_source
-    given = loop._combined_loader
-    if given is None and source.instance is not None and not source.is_module():
-        given = CombinedLoader(source.instance)
-    return [] if given is None else list(given.flattened)
+    found, given = loaders_in_use(loop), loaders_to_come(loop)
+    if found is None:
+        return [] if given is None else list(CombinedLoader(given).flattened)
+    return found
 
 
 def dataset_class_names(dataset: Any) -> list[str] | None:

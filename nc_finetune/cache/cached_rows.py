@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nc_finetune._common.lightning_internals import replace_parts
 from nc_finetune.cache.feature_store import FeatureStore
 
 LABELS = "labels"
@@ -92,16 +93,12 @@ class CachedRows(Dataset[CachedBatch]):
     def install(self) -> None:
         """Let the loader give these rows in place of images: with its own sampler, state and kind, whoever holds it."""
         in_this_process = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False, "timeout": 0}
-        self._replace(dataset=self, collate_fn=_as_it_is, _iterator=None, **in_this_process)
+        replace_parts(self._loader, dataset=self, collate_fn=_as_it_is, **in_this_process)
 
     def remove(self) -> None:
         """Let the loader give images again."""
         names = ("dataset", "collate_fn", "num_workers", "prefetch_factor", "persistent_workers", "timeout")
-        self._replace(_iterator=None, **{name: getattr(self.uncached, name) for name in names})
-
-    def _replace(self, **values: Any) -> None:
-        # Not setattr, which refuses lest a sampler go on with the old dataset: this one has as many rows.
-        self._loader.__dict__.update(values)
+        replace_parts(self._loader, **{name: getattr(self.uncached, name) for name in names})
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,6 +14,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
 from torch import Tensor
 
+from nc_finetune._common.lightning_internals import OF_MODEL_CHECKPOINT, logged_names, require
 from nc_finetune.files.delta import record_base
 from nc_finetune.files.delta_io import DELTA_SUFFIX, checkpoint_beside, read_and_write_deltas
 from nc_finetune.passes.evaluation import refuse_sharded
@@ -105,6 +106,8 @@ class DeltaCheckpoint(ModelCheckpoint):
             save_on_exception=save_on_exception,
             enable_version_counter=enable_version_counter,
         )
+        require(ModelCheckpoint, *OF_MODEL_CHECKPOINT)
+        require(self, "_last_global_step_saved", "_save_on_train_epoch_end")
         self.resumable = resumable
         self._last_global_step_saved = -1  # a fit may change a model without a step, as ProbePath does
         self._saved = False
@@ -142,11 +145,10 @@ class DeltaCheckpoint(ModelCheckpoint):
     def _should_save_on_train_epoch_end(self, trainer: L.Trainer) -> bool:
         """Save an average when it has been validated: the end of the epoch may bring the next one."""
         at_epoch_end = super()._should_save_on_train_epoch_end(trainer)
-        loop: Any = trainer.fit_loop.epoch_loop.val_loop
         averaged = any(isinstance(callback, _AVERAGING) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if self._save_on_train_epoch_end is not None or not averaged or not any(trainer.num_val_batches):
             return at_epoch_end
-        validated = {result.meta.name for result in loop._results.values()}
+        validated = logged_names(trainer.fit_loop.epoch_loop.val_loop)
         return at_epoch_end and self.monitor is not None and self.monitor not in validated
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset
 
-from nc_finetune._common.data_facts import current_datamodule, told_by
+from nc_finetune._common.data_facts import told_by
+from nc_finetune._common.lightning_internals import current_datamodule, fetch_anew, loaders_in_use
 from nc_finetune.backbones import FrozenPrefix, SplitError
 from nc_finetune.cache import CachedRows, row_number
 from nc_finetune.callbacks._collapse.callback import CollapseCallback, Split
@@ -179,7 +180,7 @@ class PrefixCache(L.Callback):
 
     def _can_keep(self, trainer: L.Trainer, loop: Any, split: str) -> bool:
         """Tell whether an evaluation may read outputs of the prefix: nobody else looks at its images or layers."""
-        return split in self.splits and loop._combined_loader is not None and not _is_measured(trainer, split)
+        return split in self.splits and loaders_in_use(loop) is not None and not _is_measured(trainer, split)
 
     def _keep(self, trainer: L.Trainer, pl_module: Any, loop: Any, split: str) -> None:
         """Fill or find the cache of each loader of a split, and let its loop read from there."""
@@ -279,7 +280,7 @@ def _usable_loaders(trainer: Any, loop: Any) -> list[DataLoader[Any]]:
     Raises:
         SplitError: If what they give cannot be kept.
     """
-    found = [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+    found = loaders_in_use(loop) or []
     training = loop is trainer.fit_loop
     if not found or (training and len(found) > 1) or not all(map(_has_numbered_samples, found)):
         kind = "the training data must come in batches of one DataLoader" if training else "data must come in batches"
@@ -320,12 +321,12 @@ def _begin_again(loop: Any) -> None:
     """Let a loop take its batches from what its loaders give now, with the random numbers that it has drawn already."""
     generators = {
         holder.generator: holder.generator.get_state()
-        for loader in loop._combined_loader.flattened
+        for loader in loaders_in_use(loop) or ()
         for holder in (loader, loader.sampler)
         if isinstance(getattr(holder, "generator", None), torch.Generator)
     }
     with random_state_kept():
-        iter(loop._data_fetcher)
+        fetch_anew(loop)
     for generator, state in generators.items():
         generator.set_state(state)
 

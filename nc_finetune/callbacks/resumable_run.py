@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from nc_finetune._common.lightning_internals import accumulates, forget_restart
 from nc_finetune.errors import TrainingStoppedError
 
 LAST = "last.ckpt"
@@ -117,12 +118,12 @@ class ResumableRun(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a checkpoint where one is due, and end where that was asked for."""
-        step, every, accumulates = trainer.global_step, self.every_n_steps, trainer.fit_loop._should_accumulate()
-        if every is not None and step % every == 0 and step != self._saved_step and not accumulates:
+        step, every, between = trainer.global_step, self.every_n_steps, accumulates(trainer.fit_loop)
+        if every is not None and step % every == 0 and step != self._saved_step and not between:
             self._is_due = True
         # A run that went on from here would leave out a validation that is due; of an epoch's last batch it belongs to
         # the epoch.
-        if trainer.is_last_batch or accumulates or _validates_next(trainer, batch_idx):
+        if trainer.is_last_batch or between or _validates_next(trainer, batch_idx):
             return
         if self._told_to_end(trainer):
             self._end(trainer)
@@ -216,8 +217,7 @@ def _begin_a_new_epoch_after_a_whole_one(loop: Any) -> None:
     current, total = loop.epoch_progress.current, loop.epoch_progress.total
     if not loop.restarting or not current.ready == current.started == current.processed > 0:
         return
-    for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
-        part._restarting = False
+    forget_restart(loop, loop.epoch_loop, loop.epoch_loop.val_loop)
     loop.reset_restart_stage()
     current.completed, total.completed = current.processed, total.processed
 

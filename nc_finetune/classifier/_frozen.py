@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nc_finetune._common.lightning_internals import averages
 from nc_finetune.backbones import state_hash
 
 
@@ -123,9 +124,7 @@ def check_thawed(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> boo
 
 def _averages_of(callbacks: Iterable[Any]) -> list[nn.Module]:
     """Return what Lightning's ``WeightAveraging`` and ``StochasticWeightAveraging``, or kin of theirs, keep."""
-    found = (getattr(callback, "_average_model", None) for callback in callbacks)
-    averages = (getattr(average, "module", average) for average in found)
-    return [average for average in averages if isinstance(average, nn.Module)]
+    return [getattr(average, "module", average) for average in averages(callbacks)]
 
 
 def _hash(value: Tensor) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from nc_finetune._common.lightning_internals import averages, pruned_parameters, replace_layer_sync
 from nc_finetune.backbones import batch_norms, restore_classes, synchronize
 
 
@@ -53,8 +54,7 @@ def average_switches(callbacks: Iterable[Any]) -> None:
     Args:
         callbacks: Of the trainer, after their ``setup``.
     """
-    for callback in callbacks:
-        average = getattr(callback, "_average_model", None)
+    for average in averages(callbacks):
         if isinstance(average, AveragedModel) and average.avg_fn is None and average.multi_avg_fn is None:
             average.avg_fn = _mean_of_numbers
 
@@ -64,7 +64,7 @@ def _mean_of_numbers(average: Tensor, value: Tensor, number: Tensor | int) -> Te
 
 
 def _pruned_frozen_weight(callback: Any, model: Any) -> str | None:
-    chosen = callback._parameters_to_prune
+    chosen = pruned_parameters(callback)
     if not chosen:
         return "all layers"
     tuned = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -83,8 +83,7 @@ def keep_frozen_norms(strategy: Any, model: Any) -> None:
         strategy: Of the trainer.
         model: An :class:`~nc_finetune.ImageClassifier`.
     """
-    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
-        strategy._layer_sync = TunedSyncBatchNorm(model)
+    replace_layer_sync(strategy, TorchSyncBatchNorm, TunedSyncBatchNorm(model))
 
 
 class TunedSyncBatchNorm(LayerSync):

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from nc_finetune._common.data_facts import told_by
+from nc_finetune._common.lightning_internals import OF_MODULE, is_attached, require
 from nc_finetune.backbones import (
     Backbone,
     FrozenPrefix,
@@ -161,6 +162,7 @@ class ImageClassifier(L.LightningModule):
         warmup: int | float = 0,
     ) -> None:
         super().__init__()
+        require(L.LightningModule, *OF_MODULE)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
         check_backbone(backbone, weights)
@@ -327,7 +329,7 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.
         """
-        if self._trainer is not None and self.trainer.state.fn == "fit":
+        if is_attached(self) and self.trainer.state.fn == "fit":
             self.freeze_untuned()
             refuse_writers(self.trainer, self)
         return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []

@@ -62,12 +62,15 @@ def _run_trainer(command: str, words: Sequence[str]) -> None:
     from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    from nc_finetune._common.lightning_internals import OF_CLI, require
     from nc_finetune._common.trust import untrusted
     from nc_finetune.callbacks import PredictionWriter, ProgressLines, ResumableRun
     from nc_finetune.classifier import ImageClassifier
     from nc_finetune.data import ImageData
     from nc_finetune.methods import METHOD_NAMES
     from nc_finetune.selection import ChooseKeyLayer
+
+    require(LightningCLI, *OF_CLI)
 
     class FinetuneCLI(LightningCLI):
         @staticmethod

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from nc_finetune._common.lightning_internals import has_workers
+
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
 WorkerInit = Callable[[int], None]
 
@@ -83,7 +85,7 @@ class PatientLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Return the batches; workers start here, unless they have."""
-        if self.num_workers == 0 or getattr(self, "_iterator", None) is not None:
+        if self.num_workers == 0 or has_workers(self):
             return super().__iter__()
         context = self.multiprocessing_context
         with _signals_wait(context and context.get_start_method()):

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from nc_finetune._common.data_facts import current_datamodule
+from nc_finetune._common.lightning_internals import before_transfer, current_datamodule
 from nc_finetune.errors import unknown_name
 
 Unpack = Callable[[Any], tuple[Any, Tensor]]
@@ -33,7 +33,7 @@ def prepare_batch(trainer: L.Trainer, module: L.LightningModule, batch: Any, dat
         What a step would see.
     """
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
+    batch = before_transfer(module, batch, dataloader_idx)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
 
 

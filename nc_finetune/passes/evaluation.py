@@ -12,6 +12,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from nc_finetune._common.lightning_internals import is_compiled
+
 
 def is_sharded(strategy: Any) -> bool:
     """Tell whether no rank holds the whole network: under FSDP, model parallelism or DeepSpeed's third stage."""
@@ -37,13 +39,7 @@ def refuse_sharded(trainer: L.Trainer, name: str) -> None:
 
 def run_eagerly(module: nn.Module) -> Any:
     """Return a context in which ``torch.compile`` is left out, so that hooks on inner modules are called."""
-    compiled = getattr(module, "_compiler_ctx", None) is not None or any(
-        hasattr(part, "_orig_mod")
-        or getattr(part, "_compiled_call_impl", None) is not None
-        or hasattr(part.__dict__.get("forward"), "_torchdynamo_orig_callable")
-        for part in module.modules()
-    )
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    return torch.compiler.set_stance("force_eager") if is_compiled(module) else nullcontext()
 
 
 @contextmanager

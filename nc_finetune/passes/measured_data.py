@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from nc_finetune._common.data_facts import dataset_labels, told_by
+from nc_finetune._common.lightning_internals import inner_sampler
 from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.passes.batches import ClassCap
 
@@ -88,7 +89,7 @@ def _sampled_indices(loader: DataLoader[Any]) -> Sequence[int]:
         if isinstance(indices, (Sequence, Tensor)):
             return [int(index) for index in indices]
         inner = getattr(sampler, "dataset", None)  # of Lightning's wrapper for samplers under DDP
-        sampler = getattr(inner, "_sampler", None)
+        sampler = inner_sampler(inner)
     return range(len(loader.dataset))  # type: ignore[arg-type]
 
 
