@@ -13,9 +13,10 @@ from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import SkippingLoader, collate
 from nc_finetune.data.splits.stratified import draw_stratified
+from nc_finetune.functional.logistic_regression import logistic_path
 from nc_finetune.methods import FinetuningMethod
 
-_PROBE_STEPS = 50
+_TOLERANCE = 1e-5
 
 
 def require_one_label(data: ImageData, what: str) -> None:
@@ -88,6 +89,9 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, weight_decay: 
     Returns:
         The classifier, on the device of the features.
 
+    Raises:
+        ValueError: If the features are not finite, or a label is out of range.
+
     Example:
         >>> features = torch.tensor([[0.0, 5.0], [1.0, 5.0], [4.0, 5.0], [5.0, 5.0]])
         >>> labels = torch.tensor([0, 0, 1, 1])
@@ -97,20 +101,12 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, weight_decay: 
     mean, scale = features.mean(0), features.std(0, unbiased=False)
     scale = torch.where(scale > 1e-6 * (1 + mean.abs()), scale, torch.ones_like(scale))
     inputs = ((features - mean) / scale).detach()
-    weight = torch.zeros(num_classes, inputs.shape[1], device=inputs.device, requires_grad=True)
-    bias = torch.zeros(num_classes, device=inputs.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, labels) + weight_decay / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    # The path has penalties in units of the mean square of all features, which is 1 unless some never change.
+    penalty = weight_decay / (float(inputs.square().mean()) or 1.0)
+    (fit,) = logistic_path(inputs, labels, num_classes, [penalty], tolerance=_TOLERANCE)
+    weight = fit.weight / scale
     probe = nn.Linear(inputs.shape[1], num_classes, device=inputs.device)
     with torch.no_grad():
-        probe.weight.copy_(weight / scale)
-        probe.bias.copy_(bias - (weight / scale) @ mean)
+        probe.weight.copy_(weight)
+        probe.bias.copy_(fit.bias - weight @ mean)
     return probe
