@@ -20,10 +20,10 @@ from nc_finetune.callbacks.head_alignment import _ClassSums
 from nc_finetune.data import PerImage, RandomCropFlip
 from nc_finetune.functional import class_statistics, multilabel_collapse, nc1, separation_law
 from nc_finetune.functional.logistic_regression import logistic_path
+from nc_finetune.functional.measures import MEASURES
 from nc_finetune.heads import HEAD_NAMES, FrameHead
 from nc_finetune.losses import LOSS_NAMES
 from nc_finetune.methods import METHOD_NAMES, FinetuningMethod
-from nc_finetune.metrics.neural_collapse import _COMPUTE
 
 K, D, N = 3, 12, 24
 # Network and size of its images.
@@ -48,7 +48,7 @@ COMPUTES = {
     "variability:_cdnv_compute",
     "variability:_rank_between",
     "variability:_unexplained",
-    "variability:_whitener",  # how many directions are kept: shapes follow from it
+    "variability:whitener",  # how many directions are kept: shapes follow from it
 }
 
 
@@ -261,7 +261,7 @@ def test_measuring_waits_when_it_is_computed_alone(batches: int) -> None:
 
 @pytest.mark.parametrize("scatter", [True, False])
 def test_metrics_wait_when_they_are_computed_alone(scatter: bool) -> None:
-    measures = [name for name in _COMPUTE if scatter or name not in ("vci", "h_score")]
+    measures = [name for name, measure in MEASURES.items() if scatter or not measure.needs_scatter]
     weight = torch.randn(K, D)
 
     def run(device: str, waits: set[str]) -> dict[str, Tensor]:

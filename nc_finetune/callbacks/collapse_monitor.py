@@ -11,12 +11,12 @@ from nc_finetune.callbacks._collapse.callback import CollapseCallback, Values
 from nc_finetune.callbacks._collapse.figures import draw_measures
 from nc_finetune.callbacks._collapse.layer_choice import LayerChoice, choose_layers
 from nc_finetune.functional import separation_law
+from nc_finetune.functional.measures import MEASURES
 
-MEASURES = (
+_MEASURES = (
     *("nc1", "nc2_equinorm", "nc2_equiangle", "nc2_etf_distance", "nc3_etf_distance", "nc4"),
     *("cdnv", "trace_ratio", "ncc_accuracy"),
 )
-_NEED_CLASSIFIER = ("nc3_etf_distance", "nc4")
 
 
 class CollapseMonitor(CollapseCallback):
@@ -76,7 +76,7 @@ class CollapseMonitor(CollapseCallback):
         layers = dict.fromkeys((*choose_layers(network, self.layers), *choose_layers(network, PENULTIMATE)))
         weight = getattr(network.classifier, "weight", None)
         is_linear = isinstance(weight, torch.Tensor) and weight.ndim == 2 and len(weight) == self._known_classes
-        full = tuple(name for name in MEASURES if is_linear or name not in _NEED_CLASSIFIER)
+        full = tuple(name for name in _MEASURES if is_linear or not MEASURES[name].needs_classifier)
         return {layer: full if layer == PENULTIMATE else ("trace_ratio",) for layer in layers}
 
     def name_values(self, values: Values) -> dict[str, float]:

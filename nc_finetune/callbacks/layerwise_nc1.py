@@ -10,6 +10,7 @@ from nc_finetune.callbacks._collapse.callback import CollapseCallback, Values
 from nc_finetune.callbacks._collapse.figures import draw_layers
 from nc_finetune.callbacks._collapse.history import layer_groups
 from nc_finetune.callbacks._collapse.layer_choice import LayerChoice, choose_layers
+from nc_finetune.functional.measures import MEASURES
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse
 
@@ -155,7 +156,9 @@ class LayerwiseNC1(CollapseCallback):
 
     def choose_measures(self, network: NetworkLayers) -> dict[str, tuple[str, ...]]:
         """Give every chosen layer the same measures; those that need the classifier to the penultimate one alone."""
-        return {layer: self._measures_of(layer) for layer in choose_layers(network, self.layers)}
+        inner = tuple(name for name in self.measures if not MEASURES[name].needs_classifier)
+        layers = choose_layers(network, self.layers)
+        return {layer: self.measures if layer == PENULTIMATE else inner for layer in layers}
 
     def name_values(self, values: Values) -> dict[str, float]:
         """Name a value ``<measure>/<layer>``."""
@@ -171,8 +174,3 @@ class LayerwiseNC1(CollapseCallback):
         """Draw each measure of each split against depth."""
         groups = layer_groups(self.history)
         return {name: draw_layers(self.history, keys, name) for name, keys in groups.items()}
-
-    def _measures_of(self, layer: str) -> tuple[str, ...]:
-        if layer == PENULTIMATE:
-            return self.measures
-        return tuple(name for name in self.measures if not name.startswith(("nc3", "nc4")))

@@ -24,21 +24,37 @@ def _nan(statistics: ClassStatistics) -> Tensor:
     return nan_like(statistics.means)
 
 
-def _whitener(statistics: ClassStatistics, between: Between) -> Tensor:
+def whitener(statistics: ClassStatistics, between: Between) -> Tensor:
     """Return P of shape (D, K) with Sigma_B^+ = P P^T.
 
     P is the pseudo-inverse of M, Sigma_B = M^T M, cut on the singular values of M: squaring M first would lose half
     the digits. Unlike a singular value decomposition it is differentiable at a perfect simplex.
+
+    Args:
+        statistics: Sums of a pass.
+        between: As for :func:`nc1`.
+
+    Example:
+        >>> statistics = class_statistics(torch.tensor([[2.0], [-2.0]]), torch.tensor([0, 1]))
+        >>> whitener(statistics, "classes").square().sum().round(decimals=4).item()  # Sigma_B = 4
+        0.25
     """
     factor, rounding = between_class_factor(statistics, between)
-    whitener: Tensor = torch.linalg.pinv(factor, atol=rounding, rtol=0.0)
-    return whitener
+    projector: Tensor = torch.linalg.pinv(factor, atol=rounding, rtol=0.0)
+    return projector
 
 
-def _projected_spread(whitener: Tensor, means: Tensor, features: Tensor, target: Tensor) -> Tensor:
-    """Sum |P^T (h_i - m_{y_i})|^2 over a batch: what NC1 needs of features that are too wide for a scatter."""
+def projected_spread(projector: Tensor, means: Tensor, features: Tensor, target: Tensor) -> Tensor:
+    """Sum |P^T (h_i - m_{y_i})|^2 over a batch: what NC1 needs of features that are too wide for a scatter.
+
+    Args:
+        projector: P, shape ``(D, K)``, of :func:`whitener`.
+        means: Class means, shape ``(K, D)``.
+        features: Shape ``(N, D)``.
+        target: Shape ``(N,)``.
+    """
     parts = [
-        ((chunk.to(means.dtype) - means.index_select(0, labels.long())) @ whitener).square().sum()
+        ((chunk.to(means.dtype) - means.index_select(0, labels.long())) @ projector).square().sum()
         for chunk, labels in row_chunks(features, target)
     ]
     return torch.stack(parts).sum() if parts else means.new_zeros(())
@@ -49,7 +65,7 @@ def _nc1_compute(
 ) -> Tensor:
     """Compute NC1 from the scatter, or from the projected spread of a second pass."""
     if projected is None:
-        projected = spread_along(statistics, _whitener(statistics, between))
+        projected = spread_along(statistics, whitener(statistics, between))
     value = projected / statistics.counts.sum()
     return value / statistics.counts.numel() if normalize == "classes" else value
 
@@ -99,7 +115,7 @@ def nc1(
         return _nan(statistics)
     projected = None
     if statistics.scatter is None:
-        projected = _projected_spread(_whitener(statistics, between), statistics.means, features, target)
+        projected = projected_spread(whitener(statistics, between), statistics.means, features, target)
     return _nc1_compute(statistics, normalize, between, projected)
 
 
@@ -191,16 +207,16 @@ def _unexplained(statistics: ClassStatistics) -> Tensor:
     Sigma_B, each in units of its own spread of the class means, as far as the other directions do not predict it.
     """
     factor, _ = between_class_factor(statistics, "samples")
-    whitener = _whitener(statistics, "samples")
+    projector = whitener(statistics, "samples")
     within = within_class_scatter(statistics) / statistics.counts.sum()
-    across = within @ whitener
-    others = across - whitener @ (factor @ across)
+    across = within @ projector
+    others = across - projector @ (factor @ across)
     # (I - V V^T) Sigma_W (I - V V^T), the directions V of Sigma_B taken out on both sides.
-    half = within - whitener @ (factor @ within)
-    rest = half - (half @ whitener) @ factor
+    half = within - projector @ (factor @ within)
+    rest = half - (half @ projector) @ factor
     rounding = torch.finfo(rest.dtype).eps * len(rest) * within.diagonal().sum().detach()
     predicted = others.T @ torch.linalg.pinv((rest + rest.T) / 2, atol=rounding, rtol=0.0, hermitian=True) @ others
-    remaining = whitener.T @ across - predicted
+    remaining = projector.T @ across - predicted
     identity = torch.eye(len(remaining), dtype=remaining.dtype, device=remaining.device)
     unexplained: Tensor = torch.linalg.solve(identity + remaining, remaining).diagonal().sum().clamp(min=0)
     return unexplained

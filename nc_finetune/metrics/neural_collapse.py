@@ -12,7 +12,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from nc_finetune import functional as F
 from nc_finetune.errors import unknown_name
 from nc_finetune.functional.between_class import Between, undefined_reason
 from nc_finetune.functional.class_statistics import (
@@ -25,25 +24,13 @@ from nc_finetune.functional.class_statistics import (
     sum_class_statistics,
     update_class_statistics_,
 )
+from nc_finetune.functional.measures import MEASURES, Seen
 from nc_finetune.functional.nearest_class_center import agreement, classifier_decisions, nearest_or_none
-from nc_finetune.functional.undefined import nan_like, warn_undefined
-from nc_finetune.functional.variability import (
-    Normalize,
-    _cdnv_compute,
-    _h_score_compute,
-    _nc1_compute,
-    _projected_spread,
-    _trace_ratio_compute,
-    _vci_compute,
-    _whitener,
-)
+from nc_finetune.functional.undefined import nan_like
+from nc_finetune.functional.variability import Normalize, projected_spread, whitener
 
 _SECOND_PASS_SUMS = ("projected", "correct", "disagreeing", "decided")
 _OF_THE_PASS = ("_centres", "_projector", "_update_count", "_computed", "_to_sync", "_enable_grad")
-_NEED_SCATTER = ("vci", "h_score")
-_NEED_CLASSIFIER = ("nc3_etf_distance", "nc3_of_distance", "nc4")
-_NEED_SECOND_PASS = ("ncc_accuracy", "nc4")
-_COMPUTE: dict[str, Callable[[NeuralCollapse, ClassStatistics], Tensor]] = {}
 
 
 def _sum_over_ranks(gather: Callable[..., list[Tensor]], group: Any, value: Tensor) -> Tensor:
@@ -176,14 +163,16 @@ class NeuralCollapse(Metric):
             self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx=None)
 
     def _check_measures(self, measures: Sequence[str] | None) -> tuple[str, ...]:
-        impossible = _NEED_SCATTER if self.wide else ()
         if measures is None:
-            left_out = (*_NEED_CLASSIFIER, *_NEED_SECOND_PASS, *impossible)
-            return tuple(name for name in _COMPUTE if name not in left_out)
+            return tuple(
+                name
+                for name, measure in MEASURES.items()
+                if not (measure.needs_classifier or measure.needs_second_pass or (measure.needs_scatter and self.wide))
+            )
         for name in measures:
-            if name not in _COMPUTE:
-                raise unknown_name("measure", name, _COMPUTE)
-            if name in impossible:
+            if name not in MEASURES:
+                raise unknown_name("measure", name, MEASURES)
+            if MEASURES[name].needs_scatter and self.wide:
                 raise ValueError(
                     f"{name} needs a scatter, which features of width {self.num_features} do not have (it is kept up to"
                     f" {MAX_SCATTER_FEATURES} and with scatter=True)"
@@ -193,7 +182,12 @@ class NeuralCollapse(Metric):
     @property
     def needs_second_pass(self) -> bool:
         """Whether a measure must see every sample again once the class means are known."""
-        return any(name in _NEED_SECOND_PASS or (name == "nc1" and self.wide) for name in self.measures)
+        return self.compares_means or (self.wide and "nc1" in self.measures)
+
+    @property
+    def compares_means(self) -> bool:
+        """Whether a measure compares every sample with the class means: no scatter stands for a second look then."""
+        return any(MEASURES[name].needs_second_pass for name in self.measures)
 
     def set_classifier(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Say which linear classifier the features go to, for NC3 and NC4.
@@ -228,7 +222,7 @@ class NeuralCollapse(Metric):
                 raise RuntimeError("the second pass needs a first one: update with all the data, then begin it")
             self._centres = statistics.means.clone()
             defined = undefined_reason(statistics) is None
-            self._projector = _whitener(statistics, self.between) if self.wide and defined else None
+            self._projector = whitener(statistics, self.between) if self.wide and defined else None
         for name in _SECOND_PASS_SUMS:
             getattr(self, name).zero_()
 
@@ -249,8 +243,8 @@ class NeuralCollapse(Metric):
         target = as_labels(target, self.counts)
         self.decided = self.decided + len(target)
         if self._projector is not None:
-            self.projected = self.projected + _projected_spread(self._projector, centres, features, target)
-        if any(name in _NEED_SECOND_PASS for name in self.measures):
+            self.projected = self.projected + projected_spread(self._projector, centres, features, target)
+        if self.compares_means:
             nearest = nearest_or_none(features, centres)
             self.correct = self.correct + agreement(nearest, target)
             if self._classifier is not None:
@@ -303,10 +297,20 @@ class NeuralCollapse(Metric):
             warnings.warn(f"{', '.join(self.measures)} undefined and reported as nan: {reason}.", stacklevel=2)
             return {name: nan_like(statistics.means) for name in self.measures}
         self._check_second_pass()
-        return {name: _COMPUTE[name](self, statistics) for name in self.measures}
+        seen = Seen(
+            statistics,
+            self.normalize,
+            self.between,
+            self.means.new_empty(0) if self._classifier is None else self._classifier[0].to(self.means.device),
+            self.projected if self.wide else None,
+            self.correct,
+            self.disagreeing,
+            self.decided,
+        )
+        return {name: MEASURES[name].value(seen) for name in self.measures}
 
     def _check_classifier(self) -> None:
-        lacking = [name for name in self.measures if name in _NEED_CLASSIFIER]
+        lacking = [name for name in self.measures if MEASURES[name].needs_classifier]
         if lacking and self._classifier is None:
             raise RuntimeError(f"{', '.join(lacking)} need the classifier: call set_classifier(weight, bias) first")
 
@@ -377,32 +381,3 @@ class NeuralCollapse(Metric):
         self._keep(sum_class_statistics(self._statistics(), total))
         for name in _SECOND_PASS_SUMS:
             setattr(self, name, total(getattr(self, name)))
-
-
-def _classifier_weight(metric: NeuralCollapse) -> Tensor:
-    assert metric._classifier is not None  # noqa: S101 - compute has refused before
-    return metric._classifier[0].to(metric.means.device)
-
-
-def _share(measure: str, number: Tensor, of: Tensor) -> Tensor:
-    if number.isnan():
-        warn_undefined(measure, "features of the second pass, or the classifier, are not finite")
-    return number / of
-
-
-_COMPUTE.update(
-    nc1=lambda metric, s: _nc1_compute(s, metric.normalize, metric.between, metric.projected if metric.wide else None),
-    trace_ratio=lambda metric, s: _trace_ratio_compute(s, metric.between),
-    cdnv=lambda metric, s: _cdnv_compute(s),
-    vci=lambda metric, s: _vci_compute(s),
-    h_score=lambda metric, s: _h_score_compute(s),
-    effective_rank=lambda metric, s: F.effective_rank(s.means),
-    nc2_equinorm=lambda metric, s: F.nc2_equinorm(s.means),
-    nc2_equiangle=lambda metric, s: F.nc2_equiangle(s.means),
-    nc2_etf_distance=lambda metric, s: F.nc2_etf_distance(s.means),
-    nc2_of_distance=lambda metric, s: F.nc2_of_distance(s.means),
-    nc3_etf_distance=lambda metric, s: F.nc3_etf_distance(_classifier_weight(metric), s.means),
-    nc3_of_distance=lambda metric, s: F.nc3_of_distance(_classifier_weight(metric), s.means),
-    nc4=lambda metric, s: _share("NC4", metric.disagreeing, metric.decided),
-    ncc_accuracy=lambda metric, s: _share("NCC accuracy", metric.correct, metric.decided),
-)

@@ -23,6 +23,7 @@ from nc_finetune.callbacks._collapse.measurement import Measurement, Measurement
 from nc_finetune.callbacks._collapse.output import HistoryOutput
 from nc_finetune.callbacks._collapse.own_pass import OwnPass
 from nc_finetune.errors import unknown_name
+from nc_finetune.functional.measures import MEASURES
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse
 from nc_finetune.passes.batches import Unpack, unpack_batch
@@ -318,7 +319,7 @@ class CollapseCallback(L.Callback):
 
     def _can_ride(self) -> bool:
         """Tell whether one look at each sample is enough, and all samples are wanted."""
-        twice = any(name in ("ncc_accuracy", "nc4") for names in self._measures.values() for name in names)
+        twice = any(MEASURES[name].needs_second_pass for names in self._measures.values() for name in names)
         return not twice and self.pool != "flatten" and self.samples_per_class is None
 
     def _begin_loop(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from nc_finetune.functional import empty_class_statistics
+from nc_finetune.functional.measures import MEASURES
 from nc_finetune.metrics import NeuralCollapse
 
 MakeMetric = Callable[[int, bool], NeuralCollapse]
-_NEED_SCATTER = ("vci", "h_score")
-_NEED_SECOND_PASS = ("nc4", "ncc_accuracy")
 
 
 def max_kept_samples(width: int) -> int:
@@ -63,7 +62,8 @@ class LayerSums:
     def ensure_metric(self, width: int, device: torch.device) -> NeuralCollapse:
         """Return the metric, made for this width if there is none yet."""
         if self.metric is None:
-            self.metric = self._make_metric(width, device_of_sums(device), self._wants(_NEED_SCATTER))
+            scatter = any(MEASURES[name].needs_scatter for name in self.measures)
+            self.metric = self._make_metric(width, device_of_sums(device), scatter)
             narrow = empty_class_statistics(2, width, "meta").scatter is not None
             if self.metric.needs_second_pass and narrow:
                 self._kept = []
@@ -81,7 +81,7 @@ class LayerSums:
 
     def fold(self) -> None:
         """Let go of what was kept: put it into a scatter, which takes any number of samples, where that is enough."""
-        if self._kept is not None and self.metric is not None and not self._wants(_NEED_SECOND_PASS):
+        if self._kept is not None and self.metric is not None and not self.metric.compares_means:
             self.metric = self._make_metric(self.metric.num_features, self.metric.device, True)
             for features, labels in self._kept:
                 self.metric.update(features, labels)
@@ -128,9 +128,6 @@ class LayerSums:
     def _make_metric(self, width: int, device: torch.device, scatter: bool) -> NeuralCollapse:
         with torch.device(device):
             return self.make(width, scatter).to(device)
-
-    def _wants(self, measures: tuple[str, ...]) -> bool:
-        return any(name in measures for name in self.measures)
 
     def _note_not_finite(self, features: Tensor, batch: int) -> None:
         """Keep the first batch with features that are not finite, on the device: nobody waits for it."""

@@ -1,0 +1,96 @@
+"""The measures of collapse by name: what each needs, and its value from what was seen of the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from nc_finetune.functional.between_class import Between
+from nc_finetune.functional.class_statistics import ClassStatistics
+from nc_finetune.functional.self_duality import nc3_etf_distance, nc3_of_distance
+from nc_finetune.functional.simplex_etf import (
+    effective_rank,
+    nc2_equiangle,
+    nc2_equinorm,
+    nc2_etf_distance,
+    nc2_of_distance,
+)
+from nc_finetune.functional.undefined import warn_undefined
+from nc_finetune.functional.variability import (
+    Normalize,
+    _cdnv_compute,
+    _h_score_compute,
+    _nc1_compute,
+    _trace_ratio_compute,
+    _vci_compute,
+)
+
+
+class Seen(NamedTuple):
+    """What one pass over the samples, or two, have left of them.
+
+    Attributes:
+        statistics: Of the first pass, from at least two classes with samples.
+        normalize: As for :func:`~nc_finetune.functional.nc1`.
+        between: Likewise.
+        weight: Rows of the classifier, shape ``(K, D)``; empty where there is none.
+        projected: Spread in the whitened space, from a second pass; ``None`` where there is a scatter.
+        correct: Samples of the second pass that are nearest to the mean of their own class.
+        disagreeing: Those that the classifier takes for another class than the nearest mean does.
+        decided: All of them.
+    """
+
+    statistics: ClassStatistics
+    normalize: Normalize
+    between: Between
+    weight: Tensor
+    projected: Tensor | None
+    correct: Tensor
+    disagreeing: Tensor
+    decided: Tensor
+
+
+class Measure(NamedTuple):
+    """A measure of collapse.
+
+    Attributes:
+        value: Computes it, a scalar in float64.
+        needs_scatter: Whether features too wide for a scatter have none.
+        needs_classifier: Whether it compares with a linear classifier.
+        needs_second_pass: Whether it looks at every sample again once the class means are known.
+    """
+
+    value: Callable[[Seen], Tensor]
+    needs_scatter: bool = False
+    needs_classifier: bool = False
+    needs_second_pass: bool = False
+
+
+def _share(measure: str, number: Tensor, of: Tensor) -> Tensor:
+    if number.isnan():
+        warn_undefined(measure, "features of the second pass, or the classifier, are not finite")
+    return number / of
+
+
+MEASURES = {
+    "nc1": Measure(lambda seen: _nc1_compute(seen.statistics, seen.normalize, seen.between, seen.projected)),
+    "trace_ratio": Measure(lambda seen: _trace_ratio_compute(seen.statistics, seen.between)),
+    "cdnv": Measure(lambda seen: _cdnv_compute(seen.statistics)),
+    "vci": Measure(lambda seen: _vci_compute(seen.statistics), needs_scatter=True),
+    "h_score": Measure(lambda seen: _h_score_compute(seen.statistics), needs_scatter=True),
+    "effective_rank": Measure(lambda seen: effective_rank(seen.statistics.means)),
+    "nc2_equinorm": Measure(lambda seen: nc2_equinorm(seen.statistics.means)),
+    "nc2_equiangle": Measure(lambda seen: nc2_equiangle(seen.statistics.means)),
+    "nc2_etf_distance": Measure(lambda seen: nc2_etf_distance(seen.statistics.means)),
+    "nc2_of_distance": Measure(lambda seen: nc2_of_distance(seen.statistics.means)),
+    "nc3_etf_distance": Measure(
+        lambda seen: nc3_etf_distance(seen.weight, seen.statistics.means), needs_classifier=True
+    ),
+    "nc3_of_distance": Measure(lambda seen: nc3_of_distance(seen.weight, seen.statistics.means), needs_classifier=True),
+    "nc4": Measure(
+        lambda seen: _share("NC4", seen.disagreeing, seen.decided), needs_classifier=True, needs_second_pass=True
+    ),
+    "ncc_accuracy": Measure(lambda seen: _share("NCC accuracy", seen.correct, seen.decided), needs_second_pass=True),
+}
