@@ -171,6 +171,23 @@ def _loaders(loop: Any) -> list[Any]:
     return found
 
 
+def read_samples(dataset: Any, items: Sequence[Any]) -> list[Any]:
+    """Read samples as a loader does; a dataset may leave some out.
+
+    Args:
+        dataset: One with ``__getitem__``, or ``__getitems__`` for several at once.
+        items: What a sampler gives.
+
+    Example:
+        >>> read_samples("abcd", [3, 1])
+        ['d', 'b']
+    """
+    if hasattr(dataset, "__getitems__"):
+        found: list[Any] = dataset.__getitems__(list(items))
+        return found
+    return [dataset[item] for item in items]
+
+
 def dataset_class_names(dataset: Any) -> list[str] | None:
     """Return the names of the classes of a dataset: its ``classes``, or those of an HF dataset's ``label``.
 

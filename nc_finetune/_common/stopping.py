@@ -43,7 +43,7 @@ def told_to_end() -> Iterator[None]:
         stopped by SIGTERM
     """
     with handlers_kept():
-        _heed(_raise)
+        heed(_raise)
         yield
 
 
@@ -52,7 +52,7 @@ def noted_signals() -> Iterator[list[int]]:
     """Note SIGINT and SIGTERM, and raise nothing: for code that would swallow it, and looks here now and then."""
     noted: list[int] = []
     with handlers_kept():
-        _heed(lambda signum, frame: noted.append(signum))
+        heed(lambda signum, frame: noted.append(signum))
         yield noted
 
 
@@ -68,13 +68,19 @@ def handlers_kept() -> Iterator[None]:
                 signal.signal(signum, handler)
 
 
-def _heed(handler: Callable[[int, FrameType | None], Any]) -> None:
-    """Set a handler where that can be done, but not for signals that are ignored, as behind ``nohup``."""
+def heed(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
+    """Set a handler where that can be done, but not for signals that are ignored, as behind ``nohup``.
+
+    Args:
+        handler: Called with SIGINT and SIGTERM.
+
+    Returns:
+        The handlers that it replaces, by signal.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return
-    for signum in SIGNALS:
-        if signal.getsignal(signum) != signal.SIG_IGN:
-            signal.signal(signum, handler)
+        return {}
+    heeded = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in heeded}
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nc_finetune._common.data_facts import read_samples
 from nc_finetune._common.lightning_internals import replace_parts
 from nc_finetune.cache.feature_store import FeatureStore
 
@@ -85,10 +86,7 @@ class CachedRows(Dataset[CachedBatch]):
                 " say how each is augmented; such batches are read and nothing that was kept is used",
                 stacklevel=2,
             )
-        dataset: Any = self.uncached.dataset
-        by_batch = hasattr(dataset, "__getitems__")
-        samples = dataset.__getitems__(list(items)) if by_batch else [dataset[item] for item in items]
-        return self.uncached.collate_fn(samples)
+        return self.uncached.collate_fn(read_samples(self.uncached.dataset, items))
 
     def install(self) -> None:
         """Let the loader give these rows in place of images: with its own sampler, state and kind, whoever holds it."""

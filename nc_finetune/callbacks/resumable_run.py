@@ -6,7 +6,6 @@ import math
 import os
 import random
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +18,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from nc_finetune._common.lightning_internals import accumulates, forget_restart
+from nc_finetune._common.stopping import heed
 from nc_finetune.errors import TrainingStoppedError
 
 LAST = "last.ckpt"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RunInterruptedError(TrainingStoppedError):
@@ -110,9 +109,7 @@ class ResumableRun(Checkpoint):
             _begin_a_new_epoch_after_a_whole_one(trainer.fit_loop)
         self._saved_step = trainer.global_step
         self._signal = None
-        if threading.current_thread() is threading.main_thread():
-            heeded = [signum for signum in _SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]  # not behind nohup
-            self._previous = {signum: signal.signal(signum, self._note) for signum in heeded}
+        self._previous = heed(self._note)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

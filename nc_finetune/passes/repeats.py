@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, IterableDataset
 
-from nc_finetune._common.data_facts import told_by
+from nc_finetune._common.data_facts import read_samples, told_by
 from nc_finetune.data.batch_transforms import numbers_as_they_come
 from nc_finetune.passes.batches import prepare_batch
 from nc_finetune.passes.evaluation import evaluating
@@ -103,23 +103,16 @@ class Witness:
         self.number = number
         self.training = training
         self._rows = spread(len(loader.dataset), _WITNESSES)  # type: ignore[arg-type]
-        self._seen: str | None = None
+        self._seen: list[Any] | None = None
 
     def looks_different(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         """Read the samples; tell whether they have changed since they were first read."""
         with evaluating(trainer, module, training=self.training), numbers_as_they_come():
             samples = read_samples(self.loader.dataset, self._rows)
             batch = prepare_batch(trainer, module, self.loader.collate_fn(samples), self.number) if samples else None
-        before, self._seen = self._seen, _digest(batch)
+        tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+        before, self._seen = self._seen, [_content(leaf) for leaf in tensors]
         return before not in (None, self._seen)
-
-
-def read_samples(dataset: Any, rows: Sequence[Any]) -> list[Any]:
-    """Read samples as a loader does; a dataset may leave some out."""
-    if hasattr(dataset, "__getitems__"):
-        found: list[Any] = dataset.__getitems__(list(rows))
-        return found
-    return [dataset[row] for row in rows]
 
 
 def spread(size: int, number: int) -> list[int]:
@@ -142,35 +135,18 @@ def _first_batch(loader: Any) -> Any:
 
 def _same(first: Any, second: Any) -> bool:
     (some, kind), (others, other_kind) = tree_flatten(first), tree_flatten(second)
-    return kind == other_kind and all(map(_equal, some, others))
+    return kind == other_kind and [_content(leaf) for leaf in some] == [_content(leaf) for leaf in others]
 
 
-def _equal(first: Any, second: Any) -> bool:
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, Tensor):
-        return first.shape == second.shape and first.dtype == second.dtype and torch.equal(_bits(first), _bits(second))
-    if isinstance(first, np.ndarray) or hasattr(first, "tobytes"):  # images of Pillow
-        return bool(first.tobytes() == second.tobytes())
-    if "__eq__" not in {name for kind in type(first).__mro__[:-1] for name in vars(kind)}:
-        return True  # nothing is known of plain objects
-    return bool(first == second)
-
-
-def _bits(values: Tensor) -> Tensor:
-    return values.detach().contiguous().flatten().view(torch.uint8)  # nan is itself
-
-
-def _digest(batch: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in _tensors(batch):
-        digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-        digest.update(_bits(leaf).cpu().numpy().data)
-    return digest.hexdigest()
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor))
+def _content(leaf: Any) -> Any:
+    """Return what is the same of leaves that are the same, small enough to be kept."""
+    if isinstance(leaf, Tensor):
+        values = leaf.detach().contiguous().flatten().view(torch.uint8)  # as bytes, nan is itself
+        return leaf.dtype, leaf.shape, hashlib.blake2b(values.cpu().numpy().data, digest_size=16).digest()
+    if isinstance(leaf, np.ndarray) or hasattr(leaf, "tobytes"):  # images of Pillow
+        return type(leaf), leaf.tobytes()
+    compares = "__eq__" in {name for kind in type(leaf).__mro__[:-1] for name in vars(kind)}
+    return type(leaf), leaf if compares else None  # nothing is known of plain objects
 
 
 def _random_states() -> tuple[bytes, bytes, object]:

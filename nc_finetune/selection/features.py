@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,18 @@ def subset_batches(data: ImageData, split: str, number: int | None = None, seed:
     workers, images = data.eval_dataloader(split).num_workers, data.images(split)
     drawn = images if number is None else Subset(images, draw_stratified(images.labels, number, seed).tolist())
     return SkippingLoader(drawn, batch_size=data.batch_size, num_workers=workers, collate_fn=collate)
+
+
+@contextmanager
+def gradients_forgotten(backbone: Backbone) -> Iterator[None]:
+    """Leave a network afterwards without gradients, and as frozen as it was."""
+    flags = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
+    try:
+        yield
+    finally:
+        backbone.zero_grad()
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
 
 
 @torch.no_grad()

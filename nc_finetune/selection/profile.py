@@ -16,7 +16,7 @@ from nc_finetune.backbones import PENULTIMATE, Backbone, watch_input, watch_outp
 from nc_finetune.data import ImageData
 from nc_finetune.functional import SeparationLaw, ncc_accuracy, separation_law
 from nc_finetune.metrics import NeuralCollapse
-from nc_finetune.selection.features import require_one_label
+from nc_finetune.selection.features import gradients_forgotten, require_one_label
 
 _MEASURES = ("nc1", "trace_ratio")
 
@@ -142,11 +142,10 @@ def block_costs(backbone: Backbone, data: ImageData) -> list[BlockCost]:
     images = image.unsqueeze(0).to(next(backbone.parameters()).device)
     head = nn.Linear(backbone.num_features, data.num_classes, device=images.device)
     total = sum(value.numel() for part in (backbone, head) for value in part.parameters())
-    flags = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
     backbone.eval()
     inputs = _input_bytes(backbone, images)
     costs = []
-    try:
+    with gradients_forgotten(backbone):
         for block in backbone.block_names:
             tuned = list(backbone.get_layer(block).parameters())
             if not tuned:
@@ -158,10 +157,6 @@ def block_costs(backbone: Backbone, data: ImageData) -> list[BlockCost]:
             flops, before = _training_flops(backbone, head, images, block)
             cache = inputs.get(block, 0) * len(data.train_set)
             costs.append(BlockCost(block, 100 * counted / total, flops, flops - before, cache))
-    finally:
-        backbone.zero_grad()
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
     return costs
 
 

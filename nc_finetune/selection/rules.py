@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FullFinetuning, LinearProbe
-from nc_finetune.selection.features import fit_probe, method_features, subset_batches
+from nc_finetune.selection.features import fit_probe, gradients_forgotten, method_features, subset_batches
 from nc_finetune.selection.profile import measure_blocks
 
 
@@ -53,21 +53,16 @@ def relative_gradient_norms(
         Lee et al. 2022, Surgical fine-tuning improves adaptation to distribution shifts, arXiv:2210.11466 (Auto-RGN).
     """
     device = next(backbone.parameters()).device
-    flags = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
     sums, number = dict.fromkeys(blocks, 0.0), 0
-    FullFinetuning().freeze(backbone)
-    backbone.eval()
-    try:
+    with gradients_forgotten(backbone):
+        FullFinetuning().freeze(backbone)
+        backbone.eval()
         for images, labels in batches:
             backbone.zero_grad()
             nn.functional.cross_entropy(head(backbone(images.to(device))), labels.to(device)).backward()  # type: ignore[no-untyped-call]
             number += 1
             for block in blocks:
                 sums[block] += _relative_norm(backbone.get_layer(block))
-    finally:
-        backbone.zero_grad()
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
     return {block: total / max(number, 1) for block, total in sums.items()}
 
 

@@ -184,11 +184,16 @@ class CollapseCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Take the labels of the batch that comes."""
-        self._begin_batch(batch, batch_idx, dataloader_idx)
+        if self._ride is not None:
+            self._ride.begin_batch(batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         """Let go of the batch."""
-        self._end_batch()
+        if self._ride is not None:
+            self._ride.end_batch()
+
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute, log and keep what the validation loop brought."""
@@ -199,27 +204,9 @@ class CollapseCallback(L.Callback):
         """Hold the hooks while the test loop runs."""
         self._begin_loop(trainer, pl_module, "test")
 
-    def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Take the labels of the batch that comes."""
-        self._begin_batch(batch, batch_idx, dataloader_idx)
-
-    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
-        """Let go of the batch."""
-        self._end_batch()
-
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute, log and keep what the test loop brought."""
         self._end_loop(trainer, pl_module, "test")
-
-    def _begin_batch(self, batch: Any, index: int, loader: int) -> None:
-        if self._ride is not None:
-            self._ride.begin_batch(batch, index, loader)
-
-    def _end_batch(self) -> None:
-        if self._ride is not None:
-            self._ride.end_batch()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remove the hooks; the figure shows what there is."""
@@ -436,9 +423,6 @@ def _known_classes(trainer: L.Trainer, pl_module: L.LightningModule) -> int | No
 
 
 def _rows_of(classifier: nn.Module | None) -> int | None:
-    rows = (getattr(part, "out_features", getattr(part, "out_channels", None)) for part in _parts(classifier))
+    parts = [] if classifier is None else list(classifier.modules())[::-1]
+    rows = (getattr(part, "out_features", getattr(part, "out_channels", None)) for part in parts)
     return next((value for value in rows if isinstance(value, int)), None)
-
-
-def _parts(module: nn.Module | None) -> list[nn.Module]:
-    return [] if module is None else list(module.modules())[::-1]

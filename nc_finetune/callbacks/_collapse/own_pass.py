@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from nc_finetune.passes.evaluation import evaluating
 from nc_finetune.passes.measured_data import PlainPass
 
 
+@dataclass(frozen=True)
 class OwnPass:
     """Sends a split through the module, each sample once over all ranks, and once more where a measure needs it.
 
@@ -28,22 +30,12 @@ class OwnPass:
         max_batches: Batches of each rank that are taken; ``None`` is all.
     """
 
-    def __init__(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        *,
-        unpack: Unpack,
-        num_classes: int,
-        samples_per_class: int | None,
-        max_batches: int | None,
-    ) -> None:
-        self.trainer = trainer
-        self.module = module
-        self.unpack = unpack
-        self.num_classes = num_classes
-        self.samples_per_class = samples_per_class
-        self.max_batches = max_batches
+    trainer: L.Trainer
+    module: L.LightningModule
+    unpack: Unpack
+    num_classes: int
+    samples_per_class: int | None
+    max_batches: int | None
 
     def run(self, measurement: Measurement, loader: Any, split: str, number: int) -> dict[str, dict[str, float]]:
         """Measure what a loader gives; the module and the random generators are left as they were.
