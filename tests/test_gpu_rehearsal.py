@@ -38,8 +38,8 @@ METHODS: dict[str, Callable[[], FinetuningMethod]] = {
 # Where the host waits on purpose. A measurement waits once when it is computed, never while batches go by.
 COMPUTES = {
     "between_class:undefined_reason",  # whether there is anything to compute, and its words
+    "measures:_share",
     "neural_collapse:_check_second_pass",
-    "neural_collapse:_share",
     "neural_collapse:begin_second_pass",
     "self_duality:_distance",
     "simplex_etf:_undefined_reason",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from nc_finetune.backbones import (
-    PENULTIMATE,
     Backbone,
     norm_is_channels_last,
     norm_width,
@@ -20,44 +19,10 @@ from nc_finetune.backbones import (
     run_beside,
     watch_outputs,
 )
-from nc_finetune.errors import unknown_name
 
 SkipScale = float | Literal["matched", "learned"]
 SkipJoin = Literal["feature", "normed_feature", "before_norm"]
 SkipPooling = Literal["default", "average", "class_token"]
-
-
-def check_skip_options(join: str, pooling: str) -> None:
-    """Refuse what is no way to join or to pool a skip.
-
-    Raises:
-        ValueError: With the valid words.
-    """
-    for kind, given, valid in (
-        ("join of a skip", join, get_args(SkipJoin)),
-        ("pooling of a skip", pooling, get_args(SkipPooling)),
-    ):
-        if given not in valid:
-            raise unknown_name(kind, given, valid)
-
-
-def joining_layer(backbone: Backbone, join: str) -> str:
-    """Return the first layer that sees anything of a skip: ``"penultimate"``, or the final norm before that.
-
-    Raises:
-        ValueError: If the skip joins before a final norm, and there is none.
-    """
-    return PENULTIMATE if join != "before_norm" else backbone.final_norm_name
-
-
-def find_join(backbone: Backbone, join: str) -> None:
-    """Find the final norm now, where skips join at it: not at the first step, which may be traced or compiled.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if join != "feature":
-        _ = backbone.final_norm
 
 
 class SkipConnections(nn.Module):

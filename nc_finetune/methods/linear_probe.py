@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.methods._skips import (
-    SkipConnections,
-    SkipJoin,
-    SkipPooling,
-    SkipScale,
-    check_skip_options,
-    features_with_skips,
-    find_join,
-    joining_layer,
-)
+from nc_finetune.methods._skips import SkipJoin, SkipPooling, SkipScale
+from nc_finetune.methods._with_skips import WithSkips
 from nc_finetune.methods.base import FinetuningMethod
 
 
@@ -39,7 +31,7 @@ class LinearProbe(FinetuningMethod):
         return []
 
 
-class SkipProbe(LinearProbe):
+class SkipProbe(WithSkips, LinearProbe):
     """Train the head on the penultimate feature plus the pooled, zero-padded outputs of frozen blocks.
 
     Trains as little as a linear probe; a cheap test of whether inner blocks hold what the last one has dropped.
@@ -73,18 +65,14 @@ class SkipProbe(LinearProbe):
         pooling: SkipPooling = "default",
     ) -> None:
         super().__init__()
-        check_skip_options(join, pooling)
         if skip_layers is not None and not skip_layers:
             raise ValueError("skip_layers must name at least one block; use LinearProbe for none")
         self.skip_layers = skip_layers
-        self.scale = scale
-        self.join: SkipJoin = join
-        self.pooling: SkipPooling = pooling
-        self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
+        self.add_skips(1 if skip_layers is None else len(skip_layers), scale, join, pooling)
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
         """Return the final norm where the skips join before it."""
-        return joining_layer(backbone, self.join)
+        return self.joining_layer(backbone)
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks, by default the middle one.
@@ -96,17 +84,3 @@ class SkipProbe(LinearProbe):
         for layer in layers:
             backbone.get_layer(layer)
         return layers
-
-    def freeze(self, backbone: Backbone) -> None:
-        """Leave gradients to what is tuned alone, and find where the skips join.
-
-        Raises:
-            ValueError: If they join at a final norm, and the backbone has none.
-        """
-        find_join(backbone, self.join)
-        super().freeze(backbone)
-
-    def features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the blocks."""
-        layers = self.bind(backbone).skip_sources
-        return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)

@@ -8,21 +8,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.methods._skips import (
-    SkipConnections,
-    SkipJoin,
-    SkipPooling,
-    SkipScale,
-    check_skip_options,
-    features_with_skips,
-    find_join,
-    joining_layer,
-)
+from nc_finetune.methods._skips import SkipJoin, SkipPooling, SkipScale, features_with_skips
+from nc_finetune.methods._with_skips import WithSkips
 from nc_finetune.methods.base import BatchNormMode
 from nc_finetune.methods.layer import LayerFinetuning
 
 
-class SideFinetuning(LayerFinetuning):
+class SideFinetuning(WithSkips, LayerFinetuning):
     """Train a copy of one block, whose output goes straight to the classifier, and the head (side FT).
 
     As in SCL-FT the classifier sees the penultimate feature plus the pooled, zero-padded output of the tuned block. But
@@ -75,11 +67,7 @@ class SideFinetuning(LayerFinetuning):
         if not isinstance(key_layer, (str, type(None))):
             raise ValueError(f"side FT copies one block, got key_layer={key_layer}; name a single one")
         super().__init__(key_layer, batch_norm)
-        check_skip_options(join, pooling)
-        self.join: SkipJoin = join
-        self.pooling: SkipPooling = pooling
-        self.scale = scale
-        self.skips = SkipConnections(1, scale)
+        self.add_skips(1, scale, join, pooling)
         self.block: nn.Module | None = None
         self._origin: tuple[nn.Module, ...] = ()  # in a tuple: no part of the method
 
@@ -90,7 +78,7 @@ class SideFinetuning(LayerFinetuning):
 
     def first_tuned_layer(self, backbone: Backbone) -> str | None:
         """Return where the skip joins: all of the network before it is frozen."""
-        return joining_layer(backbone, self.join)
+        return self.joining_layer(backbone)
 
     def input_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the key layer, whose input the copy sees."""
@@ -112,15 +100,6 @@ class SideFinetuning(LayerFinetuning):
     def key_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return the copy."""
         return self.tuned_modules(backbone)
-
-    def freeze(self, backbone: Backbone) -> None:
-        """Leave gradients to what is tuned alone, and find where the skips join.
-
-        Raises:
-            ValueError: If they join at a final norm, and the backbone has none.
-        """
-        find_join(backbone, self.join)
-        super().freeze(backbone)
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the penultimate feature plus the scaled, pooled and zero-padded output of the copy.

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from nc_finetune.backbones import Backbone
-from nc_finetune.methods._skips import (
-    SkipConnections,
-    SkipJoin,
-    SkipPooling,
-    SkipScale,
-    check_skip_options,
-    features_with_skips,
-    find_join,
-)
+from nc_finetune.methods._skips import SkipJoin, SkipPooling, SkipScale
+from nc_finetune.methods._with_skips import WithSkips
 from nc_finetune.methods.base import BatchNormMode
 from nc_finetune.methods.layer import LayerFinetuning
 
 
-class SkipConnectionFinetuning(LayerFinetuning):
+class SkipConnectionFinetuning(WithSkips, LayerFinetuning):
     """Train one block and the head, with a skip connection from the block to the classifier (SCL-FT).
 
     The block's output goes on to the next block as before, and, pooled to a vector and zero-padded to the penultimate
@@ -68,31 +59,9 @@ class SkipConnectionFinetuning(LayerFinetuning):
         pooling: SkipPooling = "default",
     ) -> None:
         super().__init__(key_layer, batch_norm)
-        check_skip_options(join, pooling)
-        self.join: SkipJoin = join
-        self.pooling: SkipPooling = pooling
         self.skip_layers = skip_layers
-        self.scale = scale
-        self.skips = SkipConnections(1 if skip_layers is None else len(skip_layers), scale)
+        self.add_skips(1 if skip_layers is None else len(skip_layers), scale, join, pooling)
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the skip layers, or the last of the key layers."""
         return tuple(self.skip_layers or self.key_layers(backbone)[-1:])
-
-    def freeze(self, backbone: Backbone) -> None:
-        """Leave gradients to what is tuned alone, and find where the skips join.
-
-        Raises:
-            ValueError: If they join at a final norm, and the backbone has none.
-        """
-        find_join(backbone, self.join)
-        super().freeze(backbone)
-
-    def features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return the penultimate feature plus the scaled, pooled and zero-padded outputs of the skip layers.
-
-        Raises:
-            ValueError: If a skip is wider than the penultimate feature, or the forward pass does not call its block.
-        """
-        layers = self.bind(backbone).skip_sources
-        return features_with_skips(backbone, layers, images, self.skips, join=self.join, pooling=self.pooling)
