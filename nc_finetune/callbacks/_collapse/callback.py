@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import nn
 
 from nc_finetune._common.data_facts import told_by
 from nc_finetune.backbones import PENULTIMATE, NetworkLayers, Pooling, find_network_layers
-from nc_finetune.callbacks._collapse.history import Row, add_row
+from nc_finetune.callbacks._collapse.history import LOADER_SUFFIX, Row, add_row
 from nc_finetune.callbacks._collapse.loop_ride import LoopRide
 from nc_finetune.callbacks._collapse.measurement import Measurement, MeasurementError
 from nc_finetune.callbacks._collapse.output import HistoryOutput
@@ -33,7 +32,6 @@ from nc_finetune.passes.repeats import warn_of_differences
 
 Split = Literal["train", "val", "test"]
 Values = dict[str, dict[str, float]]
-_LOADER = re.compile(r"/dataloader_idx_\d+$")
 
 
 class CollapseCallback(L.Callback):
@@ -87,7 +85,7 @@ class CollapseCallback(L.Callback):
         self._stage = "fit"
         self._first_row = 0  # of this run
         self._loaded: tuple[int, int] | None = None  # the moment of weights that are only measured
-        self._in_loop = False
+        self._loop: str | None = None  # the split of the loop that runs, if it is measured
         self._ride: LoopRide | None = None
         self._warned: set[tuple[str, str]] = set()
 
@@ -176,9 +174,21 @@ class CollapseCallback(L.Callback):
         self._passed_over.clear()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hold the hooks while the validation loop runs."""
-        if not trainer.sanity_checking:
-            self._begin_loop(trainer, pl_module, "val")
+        """Hold the hooks while a validation or test loop runs that is to be measured."""
+        self._release()
+        split = "test" if trainer.testing else "val"
+        self._loop = split if not trainer.sanity_checking and self._is_wanted(trainer, split) else None
+        if self._loop is None:
+            return
+        self._resolve(trainer, pl_module)
+        if self._can_ride():
+            self._ride = LoopRide(
+                pl_module,
+                loaders_of_split(trainer, split),
+                partial(self._new_measurement, trainer, pl_module),
+                unpack=self.unpack,
+                max_batches=self.max_batches,
+            )
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -192,21 +202,22 @@ class CollapseCallback(L.Callback):
         if self._ride is not None:
             self._ride.end_batch()
 
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute, log and keep what the loop brought."""
+        ride, split = self._ride, self._loop
+        self._release()
+        if split is None:
+            return
+        if ride is None:
+            values = self._measure(trainer, pl_module, split)
+        else:
+            values = self._name(split, [(m, m.compute()) for m in ride.measurements])
+        self._log(pl_module, self._record(trainer, trainer.current_epoch, values))
+
+    on_test_epoch_start = on_validation_epoch_start
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compute, log and keep what the validation loop brought."""
-        if not trainer.sanity_checking:
-            self._end_loop(trainer, pl_module, "val")
-
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hold the hooks while the test loop runs."""
-        self._begin_loop(trainer, pl_module, "test")
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compute, log and keep what the test loop brought."""
-        self._end_loop(trainer, pl_module, "test")
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remove the hooks; the figure shows what there is."""
@@ -272,7 +283,7 @@ class CollapseCallback(L.Callback):
         """Tell whether somebody monitors a value that has never been there, in which case Lightning ends the run."""
         if trainer.state.fn != "fit" or self._found is None:
             return False
-        monitors = {_LOADER.sub("", key) for key in _monitored(trainer) if key not in trainer.callback_metrics}
+        monitors = {LOADER_SUFFIX.sub("", key) for key in _monitored(trainer) if key not in trainer.callback_metrics}
         return bool(monitors and monitors & set(self._keys(split)))
 
     def _keys(self, split: str) -> list[str]:
@@ -308,32 +319,6 @@ class CollapseCallback(L.Callback):
         """Tell whether one look at each sample is enough, and all samples are wanted."""
         twice = any(MEASURES[name].needs_second_pass for names in self._measures.values() for name in names)
         return not twice and self.pool != "flatten" and self.samples_per_class is None
-
-    def _begin_loop(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        self._release()
-        self._in_loop = self._is_wanted(trainer, split)
-        if not self._in_loop:
-            return
-        self._resolve(trainer, pl_module)
-        if self._can_ride():
-            self._ride = LoopRide(
-                pl_module,
-                loaders_of_split(trainer, split),
-                partial(self._new_measurement, trainer, pl_module),
-                unpack=self.unpack,
-                max_batches=self.max_batches,
-            )
-
-    def _end_loop(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        ride = self._ride
-        self._release()
-        if not self._in_loop:
-            return
-        if ride is None:
-            values = self._measure(trainer, pl_module, split)
-        else:
-            values = self._name(split, [(m, m.compute()) for m in ride.measurements])
-        self._log(pl_module, self._record(trainer, trainer.current_epoch, values))
 
     def _release(self) -> None:
         if self._ride is not None:

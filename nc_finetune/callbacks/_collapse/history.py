@@ -11,7 +11,7 @@ from nc_finetune._common.csv_text import csv_text
 
 Row = dict[str, float]
 _MOMENT = ("epoch", "step")
-_LOADER = re.compile(r"/dataloader_idx_\d+$")
+LOADER_SUFFIX = re.compile(r"/dataloader_idx_\d+$")
 
 
 def add_row(history: list[Row], epoch: int, step: int, values: Mapping[str, float], first: int = 0) -> None:
@@ -108,7 +108,7 @@ def layer_groups(history: Sequence[Row]) -> dict[str, dict[str, str]]:
     """
     groups: dict[str, dict[str, str]] = {}
     for key in dict.fromkeys(key for row in history for key in row if key not in _MOMENT):
-        loader = _LOADER.search(key)
+        loader = LOADER_SUFFIX.search(key)
         suffix = loader.group() if loader else ""
         group, _, layer = key.removesuffix(suffix).rpartition("/")
         groups.setdefault(group + suffix, {})[layer] = key
