@@ -1,15 +1,11 @@
 """Pre-trained networks behind one interface; the only place that knows timm and open_clip."""
 
-from nc_finetune.backbones._layers.block_chains import find_block_chains as find_block_chains
 from nc_finetune.backbones._layers.block_finder import find_block_names as find_block_names
+from nc_finetune.backbones._layers.block_layout import BlockLayout as BlockLayout
 from nc_finetune.backbones._layers.call_record import replaced_forward as replaced_forward
 from nc_finetune.backbones._layers.feature_hooks import run_beside as run_beside
 from nc_finetune.backbones._layers.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones._layers.feature_hooks import watch_outputs as watch_outputs
-from nc_finetune.backbones._layers.final_norm import called_layers as called_layers
-from nc_finetune.backbones._layers.final_norm import find_final_norm as find_final_norm
-from nc_finetune.backbones._layers.network_layers import NetworkLayers as NetworkLayers
-from nc_finetune.backbones._layers.network_layers import find_network_layers as find_network_layers
 from nc_finetune.backbones._open_clip.text_encoder import TextEncoder as TextEncoder
 from nc_finetune.backbones._open_clip.text_encoder import imagenet_templates as imagenet_templates
 from nc_finetune.backbones._split.frozen_prefix import FrozenPrefix as FrozenPrefix
@@ -20,19 +16,26 @@ from nc_finetune.backbones._split.split import SplitBackbone as SplitBackbone
 from nc_finetune.backbones.base import PENULTIMATE as PENULTIMATE
 from nc_finetune.backbones.base import STEM as STEM
 from nc_finetune.backbones.base import Backbone as Backbone
+from nc_finetune.backbones.block_chains import find_block_chains as find_block_chains
+from nc_finetune.backbones.create import LIBRARIES as LIBRARIES
 from nc_finetune.backbones.create import create_backbone as create_backbone
 from nc_finetune.backbones.module_key import module_key as module_key
 from nc_finetune.backbones.narrowing import narrow_features as narrow_features
+from nc_finetune.backbones.network_layers import NetworkLayers as NetworkLayers
+from nc_finetune.backbones.network_layers import find_network_layers as find_network_layers
 from nc_finetune.backbones.norms import is_norm as is_norm
 from nc_finetune.backbones.norms import norm_is_channels_last as norm_is_channels_last
 from nc_finetune.backbones.norms import norm_width as norm_width
 from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone as OpenClipBackbone
 from nc_finetune.backbones.pooling import Pooling as Pooling
+from nc_finetune.backbones.pooling import hidden_state as hidden_state
 from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
 from nc_finetune.backbones.sync_norms import batch_norms as batch_norms
 from nc_finetune.backbones.sync_norms import restore_classes as restore_classes
 from nc_finetune.backbones.sync_norms import synchronize as synchronize
 from nc_finetune.backbones.timm_backbone import TimmBackbone as TimmBackbone
+from nc_finetune.backbones.weights import local_path as local_path
+from nc_finetune.backbones.weights import packaged_weights as packaged_weights
 from nc_finetune.backbones.weights import state_hash as state_hash
 from nc_finetune.backbones.weights import weights_hash as weights_hash

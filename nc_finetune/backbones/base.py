@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones._layers.final_norm import find_final_norm
-from nc_finetune.backbones.pooling import Pooling, pool_features
+from nc_finetune.backbones._layers.block_layout import BlockLayout
+from nc_finetune.backbones._layers.dry_run import Watch, dry_run
+from nc_finetune.backbones._layers.final_norm import called_layers, find_final_norm
+from nc_finetune.backbones.pooling import Pooling
 from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import unknown_name
 
@@ -86,14 +88,23 @@ class Backbone(nn.Module, ABC):
         return self.block_names[(len(self.block_names) - 1) // 2]
 
     @property
+    def layout(self) -> BlockLayout:
+        """Where the blocks are in ``model``, and how they lay out their outputs."""
+        return BlockLayout(self.block_names, self.num_prefix_tokens, self.maps_channels_last, self.has_class_token)
+
+    @property
     def final_norm_name(self) -> str:
-        """Name in ``model`` of :attr:`final_norm`, found once; see :func:`~nc_finetune.backbones.find_final_norm`.
+        """Name in ``model`` of :attr:`final_norm`, found once.
+
+        It is the last normalisation that everything from the last block to the penultimate feature passes through in
+        a forward pass, whatever the order in which modules were registered.
 
         Raises:
             ValueError: If the network has none, as a ResNet.
         """
         if self._final_norm_name is None:
-            self._final_norm_name = find_final_norm(self) or ""
+            last, calls = self.block_names[-1], self.called_layers()
+            self._final_norm_name = find_final_norm(self.model, last, calls, self.dry_run) or ""
         if not self._final_norm_name:
             raise ValueError(
                 f"{self.name!r} has no layer norm between its last block and the classifier, nor another normalisation"
@@ -167,8 +178,44 @@ class Backbone(nn.Module, ABC):
 
     def pool(self, output: Tensor, pooling: Pooling = "default") -> Tensor:
         """Reduce a block's output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""
-        layout = self.num_prefix_tokens, self.maps_channels_last, self.has_class_token
-        return pool_features(output, *layout, pooling=pooling)
+        return self.layout.pool(output, pooling)
+
+    def dry_run(self, watch: Watch, image_size: int | None = None) -> Tensor:
+        """Run on two blank images without data or memory, on the meta device; the network is left as it is.
+
+        Args:
+            watch: Makes the context in which it runs, such as hooks; called anew where a second attempt is needed,
+                since the network does not run on that device.
+            image_size: Height and width; ``None`` is what the network is bound to, or what its weights were trained on.
+
+        Returns:
+            The features, shape ``(2, num_features)``.
+
+        Example:
+            >>> from contextlib import nullcontext
+            >>> from nc_finetune.backbones import TimmBackbone
+            >>> TimmBackbone("test_vit", weights=None).dry_run(nullcontext)
+            tensor(..., device='meta', size=(2, 64))
+        """
+        side = image_size or self.preprocessing.image_size
+        size = (None if image_size else _bound_size(self.model)) or (side, side)
+        return dry_run(self, (len(self.get_buffer("_mean")), *size), watch)
+
+    def called_layers(self) -> list[str]:
+        """Name the blocks and the modules with parameters of their own that a forward pass calls.
+
+        Modules whose weights others use without calling them, such as the projections of ``nn.MultiheadAttention``,
+        are left out.
+
+        Returns:
+            Names in ``model``, in the order in which they come to an end, as often as each is called.
+
+        Example:
+            >>> from nc_finetune.backbones import TimmBackbone
+            >>> TimmBackbone("test_vit", weights=None).called_layers()[-2:]
+            ['blocks.5', 'norm']
+        """
+        return called_layers(self.model, self.block_names, self.dry_run)
 
     def get_layer(self, layer: str) -> nn.Module:
         """Return a block, or another submodule, of the network by name.
@@ -180,3 +227,12 @@ class Backbone(nn.Module, ABC):
             return self.model.get_submodule(layer or "?")
         except AttributeError:
             raise unknown_name("layer", layer, self.block_names) from None
+
+
+def _bound_size(network: nn.Module) -> tuple[int, int] | None:
+    """Return the height and width that position embeddings were made for, where a part of the network says so."""
+    for part in network.modules():
+        found = getattr(part, "img_size", None)
+        if isinstance(found, (tuple, list)) and len(found) == 2:
+            return int(found[0]), int(found[1])
+    return None

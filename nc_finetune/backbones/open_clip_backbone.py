@@ -77,14 +77,16 @@ class OpenClipBackbone(Backbone):
             name=name,
             weights=weights,
             num_features=tower.num_features if features == "pre_projection" else source.config["embed_dim"],
-            block_names=tower.block_names,
+            block_names=tower.layout.block_names,
             preprocessing=settle_preprocessing(
                 f"the weights {weights!r} of {name}",
                 preprocessing,
                 source.stated_preprocessing(clip),
                 source.usual_preprocessing(clip)[: None if weights else 1],
             ),
-            **tower.layout,
+            num_prefix_tokens=tower.layout.num_prefix_tokens,
+            maps_channels_last=bool(tower.layout.maps_channels_last),
+            has_class_token=tower.layout.has_class_token,
         )
         self.model_options = model_options or {}
         self.features = features

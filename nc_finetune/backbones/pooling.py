@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -66,43 +65,6 @@ def _pool_tokens(
     if has_class_token and pooling != "average":
         return tokens[:, 0].to(dtype or tokens.dtype)
     return tokens[:, num_prefix_tokens:].mean(dim=1, dtype=dtype)
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """How the blocks of a network lay out their outputs.
-
-    Attributes:
-        num_prefix_tokens: Class and register tokens in front of the patch tokens; 0 for convolution nets.
-        maps_channels_last: Maps have shape ``(N, H, W, D)``.
-        has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
-        tokens_first: Tokens have shape ``(T, N, D)``.
-        tokens_from: The prefix tokens join before the blocks of the stage of this number; those of earlier ones see
-            patch tokens alone, as in PVT and CvT.
-    """
-
-    num_prefix_tokens: int = 0
-    maps_channels_last: bool = False
-    has_class_token: bool = True
-    tokens_first: bool = False
-    tokens_from: int = 0
-
-    def pool(self, output: Tensor, pooling: Pooling = "default", dtype: torch.dtype | None = None) -> Tensor:
-        """Reduce an output to shape ``(N, D)``; see :func:`pool_features`.
-
-        Example:
-            >>> BlockLayout(num_prefix_tokens=1, tokens_first=True).pool(torch.ones(17, 2, 8)).shape
-            torch.Size([2, 8])
-        """
-        batch_first = output.transpose(0, 1) if self.tokens_first and output.ndim == 3 else output
-        return pool_features(
-            batch_first,
-            self.num_prefix_tokens,
-            self.maps_channels_last,
-            self.has_class_token,
-            pooling=pooling,
-            dtype=dtype,
-        )
 
 
 def hidden_state(output: object) -> Tensor:

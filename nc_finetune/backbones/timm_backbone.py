@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nc_finetune._common.trust import check_options
-from nc_finetune.backbones._layers.block_finder import find_block_names
-from nc_finetune.backbones._layers.layout_finder import find_layout
+from nc_finetune.backbones._layers.block_layout import find_layout
 from nc_finetune.backbones.base import Backbone
 from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
@@ -28,31 +27,6 @@ from nc_finetune.errors import unknown_name
 
 # Names of the weights in a folder of timm's on the hub, in timm's own order.
 HUB_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-
-
-def block_layout(model: nn.Module) -> dict[str, Any]:
-    """Say how the blocks of a timm network lay out their outputs.
-
-    Args:
-        model: A timm network.
-
-    Returns:
-        The arguments of :class:`~nc_finetune.backbones.Backbone` that say so.
-
-    Raises:
-        ValueError: If no one rule pools all of its blocks.
-
-    Example:
-        >>> import timm
-        >>> block_layout(timm.create_model("test_vit"))
-        {'num_prefix_tokens': 1, 'maps_channels_last': False, 'has_class_token': True}
-    """
-    layout = find_layout(model)
-    return {
-        "num_prefix_tokens": layout.num_prefix_tokens,
-        "maps_channels_last": layout.maps_channels_last,
-        "has_class_token": layout.has_class_token,
-    }
 
 
 def _own_arguments() -> set[str]:
@@ -246,16 +220,19 @@ class TimmBackbone(Backbone):
         if (model_options or {}).get("global_pool") == "":
             raise ValueError("global_pool='' leaves maps or tokens where a classifier wants a vector; name a pooling")
         model, stated = _build(name, weights, model_options or {})
+        layout = find_layout(model)
         super().__init__(
             model,
             name=name,
             weights=weights,
             num_features=model.head_hidden_size,  # type: ignore[arg-type]
-            block_names=find_block_names(model),
+            block_names=layout.block_names,
             preprocessing=_settle_preprocessing(
                 model, name, weights, preprocessing, stated, _channels(model_options or {})
             ),
-            **block_layout(model),
+            num_prefix_tokens=layout.num_prefix_tokens,
+            maps_channels_last=bool(layout.maps_channels_last),
+            has_class_token=layout.has_class_token,
         )
         self.model_options = model_options
         self.channels_last = channels_last

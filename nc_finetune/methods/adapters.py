@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from nc_finetune._common.trust import check_options
-from nc_finetune.backbones import Backbone, called_layers
+from nc_finetune.backbones import Backbone
 from nc_finetune.errors import missing_extra, unknown_name
 from nc_finetune.methods.base import FinetuningMethod
 
@@ -97,7 +97,7 @@ class AdapterTuning(FinetuningMethod):
 
     def _inject(self, backbone: Backbone) -> None:
         config = self._config(backbone)
-        called = set(called_layers(backbone))
+        called = set(backbone.called_layers())
         bypassed = [name for name in _matching(config, backbone) if name not in called]
         if bypassed and self.target_modules is not None:
             raise ValueError(
@@ -164,7 +164,7 @@ def default_targets(backbone: Backbone) -> list[str]:
         ['blocks.0.attn.qkv', 'blocks.0.attn.proj']
     """
     adapted = _adapted_layers(backbone)
-    called = {name.removesuffix(".base_layer") for name in called_layers(backbone)}
+    called = {name.removesuffix(".base_layer") for name in backbone.called_layers()}
     inside = tuple(f"{block}." for block in backbone.block_names)
     named = {name: getattr(part, "base_layer", part) for name, part in backbone.model.named_modules() if name in called}
     layers = {

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nc_finetune.backbones import Backbone
-from nc_finetune.backbones.weights import local_path, packaged_weights
+from nc_finetune.backbones import Backbone, local_path, packaged_weights
 from nc_finetune.data.sources.locations import BUILT_IN
 from nc_finetune.errors import unknown_name
 from nc_finetune.run.specs import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec, TrainingSize

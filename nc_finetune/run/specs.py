@@ -17,8 +17,7 @@ from torch import nn
 
 from nc_finetune import heads, losses, methods
 from nc_finetune._common.trust import check_import_path
-from nc_finetune.backbones import Backbone, create_backbone
-from nc_finetune.backbones.create import LIBRARIES
+from nc_finetune.backbones import LIBRARIES, Backbone, create_backbone
 from nc_finetune.data import ImageData
 from nc_finetune.data.bad_images import OnBadImage
 from nc_finetune.errors import unknown_name

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -8,8 +9,7 @@ import torchvision
 from torch import nn
 
 from nc_finetune.backbones._layers.block_finder import find_block_names, named_layers
-from nc_finetune.backbones._layers.layout_finder import find_layout
-from nc_finetune.backbones.pooling import BlockLayout
+from nc_finetune.backbones._layers.block_layout import BlockLayout, find_layout
 
 
 def kinds(model: nn.Module) -> Counter[str]:
@@ -78,12 +78,12 @@ def test_layouts_differ() -> None:
             "timm ViT": find_layout(timm.create_model("test_vit")),
             "open_clip ViT": find_layout(open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).visual),
         }
-    assert layouts == {
-        "torchvision ViT": BlockLayout(num_prefix_tokens=1),
+    assert {name: replace(layout, block_names=()) for name, layout in layouts.items()} == {
+        "torchvision ViT": BlockLayout(num_prefix_tokens=1, maps_channels_last=None),
         "torchvision Swin": BlockLayout(maps_channels_last=True, has_class_token=False),
-        "torchvision ResNet": BlockLayout(has_class_token=False),
+        "torchvision ResNet": BlockLayout(maps_channels_last=None, has_class_token=False),
         "timm ViT": BlockLayout(num_prefix_tokens=1),
-        "open_clip ViT": BlockLayout(num_prefix_tokens=1),
+        "open_clip ViT": BlockLayout(num_prefix_tokens=1, maps_channels_last=None),
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones import OpenClipBackbone, TimmBackbone, called_layers, find_final_norm, norm_width
+from nc_finetune.backbones import Backbone, OpenClipBackbone, TimmBackbone, norm_width
 from nc_finetune.methods import SideFinetuning, SkipConnectionFinetuning
 
 # By hand, from the forward passes of timm and open_clip.
@@ -52,15 +52,18 @@ def on_meta(name: str) -> Any:
         return OpenClipBackbone(clip, None) if clip != name else TimmBackbone(name, None)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_it_is_the_last_one_that_everything_passes_through(name: str) -> None:
-    backbone = on_meta(name)
-    assert find_final_norm(backbone) == EXPECTED[name]
-    if EXPECTED[name] is None:
+def check_final_norm(backbone: Backbone, expected: str | None) -> None:
+    if expected is None:
         with pytest.raises(ValueError, match="has no layer norm between its last block and the classifier"):
             _ = backbone.final_norm
     else:
-        assert backbone.final_norm is backbone.get_layer(EXPECTED[name])
+        assert backbone.final_norm_name == expected
+        assert backbone.final_norm is backbone.get_layer(expected)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_it_is_the_last_one_that_everything_passes_through(name: str) -> None:
+    check_final_norm(on_meta(name), EXPECTED[name])
 
 
 class Net(nn.Module):
@@ -95,7 +98,7 @@ class Own(TimmBackbone):
 
 @pytest.mark.parametrize(("branch", "expected"), [(False, "after"), (True, None)])
 def test_the_order_of_registration_and_what_a_branch_does_mislead_nobody(branch: bool, expected: str | None) -> None:
-    assert find_final_norm(Own(branch)) == expected
+    check_final_norm(Own(branch), expected)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -114,13 +117,13 @@ def test_a_network_that_does_not_run_on_the_meta_device_runs_where_it_is(monkeyp
     constant = torch.zeros(1, 1, 1, 1)  # no buffer, hence left where it is
     plain = type(backbone).penultimate
     monkeypatch.setattr(TimmBackbone, "penultimate", lambda self, inputs: plain(self, inputs + constant.to("cpu")))
-    assert find_final_norm(backbone) == "norm"
+    assert backbone.final_norm_name == "norm"
 
 
 def test_a_network_is_run_once_for_all_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = TimmBackbone("test_vit", None, {"img_size": 32})
     asked: list[object] = []
-    found = SimpleNamespace(find=lambda net: asked.append(net) or "norm")
+    found = SimpleNamespace(find=lambda network, *_: asked.append(network) or "norm")
     monkeypatch.setattr("nc_finetune.backbones.base.find_final_norm", found.find)
     for _ in range(3):
         SideFinetuning(join="before_norm").features(backbone, torch.rand(2, 3, 32, 32))
@@ -128,7 +131,7 @@ def test_a_network_is_run_once_for_all_that_ask(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_layers_that_others_read_are_not_called() -> None:
-    called = called_layers(on_meta("beit_base_patch16_224"))
+    called = on_meta("beit_base_patch16_224").called_layers()
     assert "blocks.0.attn.proj" in called
     assert "blocks.0.attn.qkv" not in called
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from nc_finetune.backbones import pool_features
-from nc_finetune.backbones.pooling import BlockLayout
+from nc_finetune.backbones import BlockLayout, pool_features
 
 
 def test_map_is_averaged_over_space() -> None:

@@ -10,9 +10,15 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from nc_finetune.backbones import Preprocessing, TimmBackbone, watch_input, watch_outputs, weights_hash
-from nc_finetune.backbones.timm_backbone import find_block_names
-from nc_finetune.backbones.weights import packaged_weights
+from nc_finetune.backbones import (
+    Preprocessing,
+    TimmBackbone,
+    find_block_names,
+    packaged_weights,
+    watch_input,
+    watch_outputs,
+    weights_hash,
+)
 
 # Name, number of blocks, the first, the last, width of the first and of the last, num_features.
 INVENTORY = [

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import LayerwiseNC1
-from nc_finetune.backbones import NetworkLayers, find_network_layers
-from nc_finetune.backbones.pooling import hidden_state
+from nc_finetune.backbones import NetworkLayers, find_network_layers, hidden_state
 
 transformers = pytest.importorskip("transformers")
 

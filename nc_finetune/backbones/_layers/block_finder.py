@@ -81,6 +81,13 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(_blocks(model, lambda part: _is_block(part) or (type(part) in kinds and _is_layer(part))))
 
 
+def parts_of_other_networks(root: nn.Module, network: nn.Module) -> set[nn.Module]:
+    """Return all modules of those children of a module that hold blocks and have no part in common with a network."""
+    inner = set(network.modules())
+    others = (child for child in root.children() if not inner & set(child.modules()))
+    return {part for child in others if find_block_names(child) for part in child.modules()}
+
+
 def _blocks(
     module: nn.Module, wanted: Callable[[nn.Module], bool], prefix: str = "", inside: bool = False
 ) -> Iterator[str]:

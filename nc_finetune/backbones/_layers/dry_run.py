@@ -1,67 +1,48 @@
-"""A forward pass of a backbone that needs neither data nor memory, to see what it calls."""
+"""A forward pass that needs neither data nor memory, to see what it calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-if TYPE_CHECKING:
-    from nc_finetune.backbones.base import Backbone
+Watch = Callable[[], AbstractContextManager[object]]
 
 
-def dry_run(
-    backbone: Backbone, watch: Callable[[], AbstractContextManager[object]], image_size: int | None = None
-) -> Tensor:
-    """Run a backbone on two blank images on the meta device, or where its weights are if it does not run there.
+def dry_run(module: nn.Module, image_shape: tuple[int, int, int], watch: Watch) -> Tensor:
+    """Run a module on two blank images on the meta device, or where its weights are if it does not run there.
 
-    Parameters and buffers are stood in for, and need no gradient; the backbone is left as it was.
+    Parameters and buffers are stood in for, and need no gradient; the module is left as it was.
 
     Args:
-        backbone: The network.
+        module: Takes images and gives one tensor.
+        image_shape: ``(3, H, W)`` of the images.
         watch: Makes the context in which it runs, such as hooks; called anew for a second attempt.
-        image_size: Height and width; ``None`` is what the network is bound to, or what its weights were trained on.
 
     Returns:
-        The features, shape ``(2, num_features)``.
+        What it gives.
 
     Example:
         >>> from contextlib import nullcontext
-        >>> from nc_finetune.backbones import TimmBackbone
-        >>> dry_run(TimmBackbone("test_vit", weights=None), nullcontext)
-        tensor(..., device='meta', size=(2, 64))
+        >>> dry_run(nn.Conv2d(3, 8, 1), (3, 4, 4), nullcontext)
+        tensor(..., device='meta', size=(2, 8, 4, 4))
     """
-    size = (
-        (image_size, image_size)
-        if image_size
-        else _bound_size(backbone.model) or (backbone.preprocessing.image_size,) * 2
-    )
     # Not in inference mode, if that is on: its tensors take no part in autograd, by which callers look for paths.
     with torch.inference_mode(False), torch.enable_grad():
         try:
             with watch():
-                return _run(backbone, size, torch.device("meta"))
+                return _run(module, image_shape, torch.device("meta"))
         except (RuntimeError, NotImplementedError):  # constants that are no buffers, or operators without a meta kernel
             with watch():
-                return _run(backbone, size, backbone.get_buffer("_mean").device)
+                return _run(module, image_shape, next(chain(module.parameters(), module.buffers())).device)
 
 
-def _run(backbone: Backbone, size: tuple[int, int], device: torch.device) -> Tensor:
-    state = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+def _run(module: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     stand_ins = {name: value.detach().to(device, copy=True) for name, value in state.items()}
-    images = torch.zeros(2, len(backbone.get_buffer("_mean")), *size, device=device)
-    features: Tensor = functional_call(backbone, stand_ins, (images,))
-    return features
-
-
-def _bound_size(network: nn.Module) -> tuple[int, int] | None:
-    """Return the height and width that position embeddings were made for, where a part of the network says so."""
-    for part in network.modules():
-        found = getattr(part, "img_size", None)
-        if isinstance(found, (tuple, list)) and len(found) == 2:
-            return int(found[0]), int(found[1])
-    return None
+    output: Tensor = functional_call(module, stand_ins, (torch.zeros(2, *image_shape, device=device),))
+    return output

@@ -2,81 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from nc_finetune.backbones._layers.dry_run import dry_run
+from nc_finetune.backbones._layers.dry_run import Watch
 from nc_finetune.backbones.norms import is_norm
 
-if TYPE_CHECKING:
-    from nc_finetune.backbones.base import Backbone
+Run = Callable[[Watch], Tensor]
 
 
-def find_final_norm(backbone: Backbone) -> str | None:
+def find_final_norm(network: nn.Module, last: str, calls: list[str], run: Run) -> str | None:
     """Name the last normalisation that everything from the last block to the penultimate feature passes through.
 
-    What runs is looked at, not what was registered when: forward passes without data show which normalisations are
-    called after the last block, and whether the feature still depends on the block once the output of one of them is
-    cut out of the graph. Normalisations on a branch beside which something else passes, such as the one before the MLP
-    of an attention pooling, are none. Where nothing with parameters follows the last block, its own closing
-    normalisation counts, as in networks whose blocks are stages (GCViT, PVTv2).
+    What runs is looked at, not what was registered when: forward passes without data show whether the feature still
+    depends on the block once the output of a normalisation behind it is cut out of the graph. Normalisations on a
+    branch beside which something else passes, such as the one before the MLP of an attention pooling, are none. Where
+    nothing with parameters follows the last block, its own closing normalisation counts, as in networks whose blocks
+    are stages (GCViT, PVTv2).
 
     Args:
-        backbone: The network; it is left as it is.
+        network: The network.
+        last: Its last block.
+        calls: As of :func:`called_layers`.
+        run: Runs the network without data in a context, and gives the penultimate feature.
 
     Returns:
-        Its name in ``backbone.model``; ``None`` if there is none.
-
-    Example:
-        >>> from nc_finetune.backbones import TimmBackbone
-        >>> find_final_norm(TimmBackbone("test_vit", weights=None))
-        'norm'
-        >>> find_final_norm(TimmBackbone("test_resnet", weights=None)) is None
-        True
+        Its name in the network; ``None`` if there is none.
     """
-    last = backbone.block_names[-1]
-    calls = called_layers(backbone)
     if last not in calls:
         return None
     end = len(calls) - 1 - calls[::-1].index(last)
     behind = calls[end + 1 :]
     for name in reversed(dict.fromkeys(behind)):
-        if _is_norm_of(backbone, name) and not _gets_past(backbone, last, name):
+        if is_norm(network.get_submodule(name)) and not _gets_past(network, last, name, run):
             return name
     # The block has come to its end after its last part.
     closing = calls[end - 1] if end else last
-    inside = closing.startswith(f"{last}.") and _is_norm_of(backbone, closing)
-    if not behind and inside and not _gets_past(backbone, last, closing, from_input=True):
+    inside = closing.startswith(f"{last}.") and is_norm(network.get_submodule(closing))
+    if not behind and inside and not _gets_past(network, last, closing, run, from_input=True):
         return closing
     return None
 
 
-def called_layers(backbone: Backbone) -> list[str]:
+def called_layers(network: nn.Module, block_names: Collection[str], run: Run) -> list[str]:
     """Name the blocks and the modules with parameters of their own that a forward pass calls, as they come to an end.
 
-    Modules whose weights others use without calling them, such as the projections of ``nn.MultiheadAttention``, are
-    left out.
-
     Args:
-        backbone: The network; it is left as it is.
+        network: The network.
+        block_names: Its blocks.
+        run: Runs it without data in a context.
 
     Returns:
-        Names in ``backbone.model``, as often as each is called.
-
-    Example:
-        >>> from nc_finetune.backbones import TimmBackbone
-        >>> called_layers(TimmBackbone("test_vit", weights=None))[-2:]
-        ['blocks.5', 'norm']
+        Names in the network, as often as each is called.
     """
     names = [
         name
-        for name, part in backbone.model.named_modules()
-        if name in backbone.block_names or (name and any(True for _ in part.parameters(recurse=False)))
+        for name, part in network.named_modules()
+        if name in block_names or (name and any(True for _ in part.parameters(recurse=False)))
     ]
     calls: list[str] = []
 
@@ -88,23 +75,19 @@ def called_layers(backbone: Backbone) -> list[str]:
         calls.clear()
         with ExitStack() as hooks:
             for name in names:
-                hooks.enter_context(backbone.model.get_submodule(name).register_forward_hook(partial(note, name)))
+                hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(note, name)))
             yield
 
-    dry_run(backbone, watch)
+    run(watch)
     return calls
 
 
-def _is_norm_of(backbone: Backbone, name: str) -> bool:
-    return is_norm(backbone.model.get_submodule(name))
-
-
-def _gets_past(backbone: Backbone, block: str, norm: str, *, from_input: bool = False) -> bool:
+def _gets_past(network: nn.Module, block: str, norm: str, run: Run, *, from_input: bool = False) -> bool:
     """Say whether the feature depends on a block's output, or input, on a way beside a normalisation."""
 
     @contextmanager
     def watch() -> Iterator[None]:
-        source, layer = backbone.model.get_submodule(block), backbone.model.get_submodule(norm)
+        source, layer = network.get_submodule(block), network.get_submodule(norm)
         with ExitStack() as hooks:
             if from_input:
                 enter = lambda _, inputs: _each(_traced, inputs)  # noqa: E731
@@ -114,7 +97,7 @@ def _gets_past(backbone: Backbone, block: str, norm: str, *, from_input: bool = 
             hooks.enter_context(layer.register_forward_hook(lambda _, __, output: output.detach()))
             yield
 
-    return dry_run(backbone, watch).requires_grad
+    return run(watch).requires_grad
 
 
 def _traced(value: Tensor) -> Tensor:

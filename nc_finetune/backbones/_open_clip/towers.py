@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nc_finetune.backbones._layers.block_finder import find_block_names
-from nc_finetune.backbones.timm_backbone import block_layout
+from nc_finetune.backbones._layers.block_layout import BlockLayout, find_layout
 
 
 @dataclass(frozen=True)
@@ -19,20 +18,18 @@ class Tower:
     """A visual tower and what the rest needs to know of it.
 
     Attributes:
-        block_names: Its blocks, in the order of the forward pass.
+        layout: Where its blocks are, and how they lay out their outputs.
         num_features: Width of what ``split`` leaves the tower to give.
         split: Takes the projection off the tower in place; from then on the tower gives the features before it.
         projection_key: Name, or prefix of the names, of the projection in the tower's own state dict.
         image_size: Height and width that the tower is bound to; ``None`` if any will do.
-        layout: How the blocks lay out their outputs, as arguments of :class:`~nc_finetune.backbones.Backbone`.
     """
 
-    block_names: tuple[str, ...]
+    layout: BlockLayout
     num_features: int
     split: Callable[[], nn.Module]
     projection_key: str
     image_size: tuple[int, int] | None = None
-    layout: dict[str, Any] = field(default_factory=dict)
 
 
 class Projection(nn.Module):
@@ -114,12 +111,11 @@ def _transformer(visual: Any) -> Tower:
         return projection
 
     return Tower(
-        block_names=tuple(f"transformer.resblocks.{i}" for i in range(len(visual.transformer.resblocks))),
+        layout=replace(find_layout(visual), num_prefix_tokens=1, has_class_token=class_token),
         num_features=visual.proj.shape[0],
         split=split,
         projection_key="proj",
         image_size=visual.image_size,
-        layout={"num_prefix_tokens": 1, "has_class_token": class_token},
     )
 
 
@@ -129,10 +125,9 @@ def _resnet(visual: Any) -> Tower:
         visual.attnpool = AttentionPool(visual.attnpool)
         return projection
 
-    stages = ("layer1", "layer2", "layer3", "layer4")
     size = visual.image_size
     return Tower(
-        block_names=tuple(f"{stage}.{i}" for stage in stages for i in range(len(getattr(visual, stage)))),
+        layout=find_layout(visual),
         num_features=visual.attnpool.c_proj.in_features,
         split=split,
         projection_key="attnpool.c_proj",
@@ -155,10 +150,10 @@ def _timm(visual: Any) -> Tower:
         trunk.reset_classifier(0)
         return projection
 
+    layout = find_layout(trunk)  # of the trunk alone: an MLP that projects is no block
     return Tower(
-        block_names=tuple(f"trunk.{name}" for name in find_block_names(trunk)),
+        layout=replace(layout, block_names=tuple(f"trunk.{name}" for name in layout.block_names)),
         num_features=trunk.head_hidden_size,
         split=split,
         projection_key="head" if len(head) else f"trunk.{classifier}",
-        layout=block_layout(trunk),
     )

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling
-from nc_finetune.backbones.pooling import hidden_state
+from nc_finetune.backbones import PENULTIMATE, STEM, NetworkLayers, Pooling, hidden_state
 from nc_finetune.callbacks._collapse.layer_sums import LayerSums
 from nc_finetune.metrics import NeuralCollapse
 

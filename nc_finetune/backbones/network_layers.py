@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -12,11 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones._layers.block_finder import CONTAINERS, find_block_names, holds_timm_network, named_layers
+from nc_finetune.backbones._layers.block_finder import (
+    CONTAINERS,
+    find_block_names,
+    named_layers,
+    parts_of_other_networks,
+)
+from nc_finetune.backbones._layers.block_layout import BlockLayout, find_layout
 from nc_finetune.backbones._layers.feature_hooks import watch_input, watch_outputs
-from nc_finetune.backbones._layers.layout_finder import find_layout, first_number, has_channels_last
 from nc_finetune.backbones.base import PENULTIMATE, STEM, Backbone
-from nc_finetune.backbones.pooling import BlockLayout, Pooling, hidden_state
+from nc_finetune.backbones.pooling import Pooling, hidden_state
 from nc_finetune.errors import unknown_name
 
 
@@ -27,16 +32,19 @@ class NetworkLayers:
     Attributes:
         root: The whole module.
         network: The part that holds the blocks; names of layers are relative to it.
-        block_names: Residual or transformer blocks in the network, in order; may be empty.
         classifier: The module whose input is the penultimate feature; ``None`` if it was not found.
-        layout: How the blocks lay out their outputs.
+        layout: Where the blocks are in the network, and how they lay out their outputs.
     """
 
     root: nn.Module
     network: nn.Module
-    block_names: tuple[str, ...]
     classifier: nn.Module | None
     layout: BlockLayout
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Residual or transformer blocks in the network, in order; may be empty."""
+        return self.layout.block_names
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -101,21 +109,10 @@ class NetworkLayers:
             ValueError: If it has other dimensions, or nobody can tell which is that of the channels.
         """
         state = hidden_state(output)
-        return self._layout_of(layer, state).pool(state, pooling, dtype)
-
-    def _layout_of(self, layer: str | None, state: Tensor) -> BlockLayout:
         name = self.block_names[0] if layer == STEM and self.block_names else layer
         if name is None or name not in self._submodules:
-            return self.layout
-        if state.ndim == 3 and first_number(name) < self.layout.tokens_from:
-            return replace(self.layout, num_prefix_tokens=0, has_class_token=False)
-        if state.ndim == 4 and not self.layout.maps_channels_last and not self._says_itself:
-            return replace(self.layout, maps_channels_last=has_channels_last(self._submodules[name], state))
-        return self.layout
-
-    @cached_property
-    def _says_itself(self) -> bool:
-        return holds_timm_network(self.network)
+            return self.layout.pool(state, pooling, dtype)
+        return self.layout.of_layer(name, self._submodules[name], state).pool(state, pooling, dtype)
 
 
 def find_network_layers(
@@ -151,35 +148,18 @@ def find_network_layers(
     if len(backbones) == 1 and network is None:
         return _layers_of_backbone(module, backbones[0], classifier, num_classes)
     inner = _submodule(module, module, network, "network") if network else _find_network(module)
-    blocks = find_block_names(inner)
-    head = _find_classifier(module, inner, blocks, classifier, num_classes)
-    return NetworkLayers(module, inner, blocks, head, find_layout(inner, module))
-
-
-class _BackboneLayers(NetworkLayers):
-    """Layers of a :class:`Backbone`, which knows best how to pool them."""
-
-    def pool(
-        self, output: Any, pooling: Pooling = "default", dtype: torch.dtype | None = None, layer: str | None = None
-    ) -> Tensor:
-        output = hidden_state(output)
-        backbone = next(part for part in self.root.modules() if isinstance(part, Backbone))
-        if pooling == "default" and type(backbone).pool is not Backbone.pool:
-            return backbone.pool(output.to(dtype or output.dtype))
-        return super().pool(output, pooling, dtype)
-
-    def _layout_of(self, layer: str | None, state: Tensor) -> BlockLayout:
-        return self.layout
+    layout = find_layout(inner, module)
+    head = _find_classifier(module, inner, layout.block_names, classifier, num_classes)
+    return NetworkLayers(module, inner, head, layout)
 
 
 def _layers_of_backbone(
     module: nn.Module, backbone: Backbone, classifier: str | None, num_classes: int | None
 ) -> NetworkLayers:
-    layout = BlockLayout(backbone.num_prefix_tokens, backbone.maps_channels_last, backbone.has_class_token)
     head = getattr(module, "head", None)
     if classifier is not None or not isinstance(head, nn.Module):
         head = _find_classifier(module, backbone.model, backbone.block_names, classifier, num_classes)
-    return _BackboneLayers(module, backbone.model, backbone.block_names, head, layout)
+    return NetworkLayers(module, backbone.model, head, backbone.layout)
 
 
 def _submodule(module: nn.Module, network: nn.Module, name: str, kind: str) -> nn.Module:
@@ -212,15 +192,8 @@ def _find_classifier(
         return _submodule(module, network, name, "classifier")
     layers = named_layers(network)
     inside = {part for block in blocks for part in layers[block].modules()}
-    others = {
-        part
-        for other in map(_untouched(network), module.children())
-        if other is not None and find_block_names(other)
-        for part in other.modules()
-    }
-    linear = [
-        part for part in module.modules() if isinstance(part, nn.Linear) and part not in inside and part not in others
-    ]
+    elsewhere = inside | parts_of_other_networks(module, network)
+    linear = [part for part in module.modules() if isinstance(part, nn.Linear) and part not in elsewhere]
     rows = (1, 2) if num_classes == 2 else (num_classes,)  # one logit tells two classes apart
     fitting = [part for part in linear if num_classes is None or part.out_features in rows]
     return _first_of_equals(module, fitting) if fitting else _convolution_as_classifier(network, num_classes)
@@ -244,9 +217,3 @@ def _convolution_as_classifier(network: nn.Module, num_classes: int | None) -> n
         return head if isinstance(head := known(), nn.Conv2d) else None
     last = next((part for part in reversed(list(network.modules())) if isinstance(part, nn.Conv2d)), None)
     return last if last is not None and last.out_channels == num_classes else None
-
-
-def _untouched(network: nn.Module) -> Callable[[nn.Module], nn.Module | None]:
-    """Return a function that gives a module back only if it neither is nor holds nor lies in the network."""
-    inner = set(network.modules())
-    return lambda part: None if inner & set(part.modules()) else part

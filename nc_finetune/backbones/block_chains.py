@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
-from nc_finetune.backbones._layers.dry_run import dry_run
 from nc_finetune.backbones._layers.feature_hooks import watch_input, watch_outputs
 from nc_finetune.backbones.base import Backbone
 
@@ -62,5 +61,5 @@ def _trace(backbone: Backbone, size: int | None) -> tuple[dict[str, Tensor], dic
                 watches.enter_context(watch_input(backbone.get_layer(block), block, inputs.__setitem__))
             yield
 
-    dry_run(backbone, watch, size)
+    backbone.dry_run(watch, size)
     return inputs, outputs
