@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nc_finetune.report._tables.analysis import pareto_front, summed_confusion
-from nc_finetune.report._tables.summary import Row, by_group, group_of
+from nc_finetune.report._tables.groups import grouped
+from nc_finetune.report._tables.summary import Row, by_group
 from nc_finetune.report._tables.tables import COSTS, cost_text, significant
-from nc_finetune.report._tables.variants import Variant, variant_of
 from nc_finetune.report.figures import (
     Figure,
     Style,
@@ -19,7 +19,6 @@ from nc_finetune.report.figures import (
     measure_in,
     method_channels,
 )
-from nc_finetune.results.result import Result
 
 _WIDTH = 520
 _FACET_WIDTH = 240
@@ -27,56 +26,51 @@ _IN_BYTES = ("peak memory", "delta size")
 Values = list[dict[str, Any]]
 
 
-def size_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
+def size_values(rows: Sequence[Row]) -> Values:
     """Collect accuracy by training size, with one standard deviation to both sides."""
     return [
         {
-            "method": labels[row.variant],
+            "method": row.label,
             "images": row.train_size,
             row.group.measure: row.accuracy,
             "low": max(row.accuracy - (row.accuracy_sd or 0.0), 0.0),
             "high": min(row.accuracy + (row.accuracy_sd or 0.0), 100.0),
             "seeds": row.seeds,
             "group": row.group.label,
-            "series": f"{row.group.dataset} · {row.group.network}",
+            "series": row.group.series,
         }
         for row in rows
         if row.train_size and row.accuracy is not None
     ]
 
 
-def accuracy_against_size(
-    rows: Sequence[Row], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> Figure | None:
+def _line(value: Mapping[str, Any]) -> tuple[str, str]:
+    return value["series"], value["method"]
+
+
+def accuracy_against_size(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw test accuracy against the number of training images, a line per method, a panel per data set and backbone.
 
     Args:
         rows: Rows of any groups.
-        labels: Display names.
         styles: Colours and shapes by display name.
 
     Returns:
         The figure; ``None`` where no method was measured at two sizes.
     """
-    values = size_values(rows, labels)
-    sizes: dict[tuple[str, str], set[float]] = {}
-    for value in values:
-        sizes.setdefault((value["series"], value["method"]), set()).add(value["images"])
-    if not any(len(found) > 1 for found in sizes.values()):
+    values = size_values(rows)
+    if not any(len({value["images"] for value in line}) > 1 for line in grouped(values, _line).values()):
         return None
     caption = f"Test {measure_in(values)} against training images, mean over seeds ± standard deviation (log scale)."
     return Figure(caption, _size_description(values), _size_spec(values, styles))
 
 
 def _size_description(values: Values) -> str:
-    measure = measure_in(values)
-    lines: dict[tuple[str, str], Values] = {}
-    for value in sorted(values, key=lambda value: value["images"]):
-        lines.setdefault((value["series"], value["method"]), []).append(value)
+    measure, by_size = measure_in(values), sorted(values, key=lambda value: value["images"])
     parts = [
         f"{series}, {method}: {line[0][measure]:.1f} % at {line[0]['images']:.0f} images to"
         f" {line[-1][measure]:.1f} % at {line[-1]['images']:.0f}"
-        for (series, method), line in lines.items()
+        for (series, method), line in grouped(by_size, _line).items()
         if len(line) > 1
     ]
     return f"Line chart of test {measure} against training images. {'; '.join(parts)}."
@@ -84,7 +78,7 @@ def _size_description(values: Values) -> str:
 
 def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
     alt, measure = altair(), measure_in(values)
-    colour, shape = method_channels(alt, [value["method"] for value in values], styles)
+    colour, shape = method_channels(alt, values, styles)
     axis = alt.Axis(format="~s", labelOverlap=True, grid=False)
     scale = alt.Scale(type="log", nice=False, padding=12)
     base = alt.Chart(alt.Data(values=[])).encode(
@@ -118,7 +112,7 @@ def _size_spec(values: Values, styles: Mapping[str, Style]) -> dict[str, Any]:
     return finish(panels.resolve_scale(y="independent"), values, _FACET_WIDTH * columns, sized=False)
 
 
-def cost_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
+def cost_values(rows: Sequence[Row]) -> Values:
     """Collect accuracy by each cost, and whether a row is on the Pareto front of its group."""
     values = []
     for group, members in by_group(rows).items():
@@ -128,7 +122,7 @@ def cost_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
                 if (cost := getattr(row, attribute)) is not None and row.accuracy is not None:
                     values.append(
                         {
-                            "method": labels[row.variant],
+                            "method": row.label,
                             "kind": column,
                             "cost": cost,
                             "text": cost_text(column, cost),
@@ -140,20 +134,17 @@ def cost_values(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Values:
     return [value for value in values if value["cost"] > 0]
 
 
-def accuracy_against_cost(
-    rows: Sequence[Row], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> Figure | None:
+def accuracy_against_cost(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw test accuracy against the time of an epoch, or else the tuned share, with the Pareto front.
 
     Args:
         rows: Rows of one group.
-        labels: Display names.
         styles: Colours and shapes by display name.
 
     Returns:
         The figure; ``None`` where nothing was measured.
     """
-    values = cost_values(rows, labels)
+    values = cost_values(rows)
     kinds = [kind for kind in ("s/epoch", "tuned %") if sum(value["kind"] == kind for value in values) > 1]
     if not kinds:
         return None
@@ -172,7 +163,7 @@ def accuracy_against_cost(
 def cost_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
     """Draw a point per row and the front as a line in steps."""
     alt, measure = altair(), measure_in(values)
-    colour, shape = method_channels(alt, [value["method"] for value in values], styles)
+    colour, shape = method_channels(alt, values, styles)
     axis = alt.Axis(format="~s" if title in _IN_BYTES else "~g", labelOverlap=True, grid=False)
     x = alt.X("cost", type="quantitative", title=title, scale=alt.Scale(type="log", nice=False, padding=12), axis=axis)
     y = alt.Y(measure, type="quantitative", title=f"test {measure} %", scale=accuracy_scale(alt, values))
@@ -191,45 +182,39 @@ def cost_spec(values: Values, styles: Mapping[str, Style], title: str) -> dict[s
     return finish(alt.layer(line, points), values, _WIDTH)
 
 
-def curve_values(runs: Sequence[Result], labels: Mapping[Variant, str]) -> Values:
-    """Average the training loss and accuracy of each epoch over seeds."""
-    cells: dict[tuple[str, str], list[Result]] = {}
-    for run in runs:
-        if run.learning_curve:
-            cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
-    values = []
-    for (group, method), members in cells.items():
-        losses = _epoch_means([run.learning_curve.get("train_loss", []) for run in members], 5)
+def _curve_values(rows: Sequence[Row]) -> Values:
+    """Average the training loss and accuracy of each epoch over seeds; a loss of 0 has no place on a log scale."""
+    values: Values = []
+    for row in rows:
+        curves = [run.learning_curve for run in row.runs if run.learning_curve]
+        losses = _epoch_means([curve.get("train_loss", []) for curve in curves], 5)
         # Of images with several labels there is none.
-        accuracies = _epoch_means([run.learning_curve.get("train_accuracy", []) for run in members], 2)
+        accuracies = _epoch_means([curve.get("train_accuracy", []) for curve in curves], 2)
         for epoch, loss in enumerate(losses):
-            value = {"method": method, "epoch": epoch + 1, "loss": loss, "group": group}
+            value = {"method": row.label, "epoch": epoch + 1, "loss": loss, "group": row.group.label}
             values.append({**value, "accuracy": accuracies[epoch]} if accuracies else value)
-    return values
+    return [value for value in values if value["loss"] > 0]
 
 
 def _epoch_means(curves: Sequence[Sequence[float]], digits: int) -> list[float]:
     return [round(sum(parts) / len(parts), digits) for parts in zip(*curves, strict=False)]
 
 
-def learning_curves(
-    runs: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> Figure | None:
+def learning_curves(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw the training loss epoch by epoch, a line per method, each the mean over seeds.
 
     Args:
-        runs: Finished runs of one group.
-        labels: Display names.
+        rows: Rows of one group.
         styles: Colours and shapes by display name.
 
     Returns:
         The figure; ``None`` where no curve was recorded.
     """
-    values = [value for value in curve_values(runs, labels) if value["loss"] > 0]
+    values = _curve_values(rows)
     if not values:
         return None
     alt = altair()
-    colour, shape = method_channels(alt, [value["method"] for value in values], styles)
+    colour, shape = method_channels(alt, values, styles)
     tooltip = [
         alt.Tooltip("method", type="nominal"),
         alt.Tooltip("epoch", type="quantitative"),
@@ -249,23 +234,17 @@ def learning_curves(
     return Figure(caption, description, finish(alt.layer(base.mark_line(), dots), values, _WIDTH))
 
 
-def confusion_values(runs: Sequence[Result], labels: Mapping[Variant, str]) -> Values:
+def confusion_values(rows: Sequence[Row]) -> Values:
     """Sum the confusion matrices over seeds: one entry per row, sparse, as the results hold them."""
-    cells: dict[tuple[str, str], list[Result]] = {}
-    for run in runs:
-        if run.confusion:
-            cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
     return [
         {
-            "group": group,
-            "method": method,
-            "classes": members[0].class_names,
-            "rows": [
-                " ".join(f"{label}:{count}" for label, count in enumerate(row) if count)
-                for row in summed_confusion(members)
-            ],
+            "group": row.group.label,
+            "method": row.label,
+            "classes": next(run.class_names for run in row.runs if run.confusion),
+            "rows": [" ".join(f"{label}:{count}" for label, count in enumerate(line) if count) for line in matrix],
         }
-        for (group, method), members in cells.items()
+        for row in rows
+        if (matrix := summed_confusion(row.runs))
     ]
 
 

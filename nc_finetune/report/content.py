@@ -10,20 +10,10 @@ from typing import Any, Literal
 
 from nc_finetune.report._tables.analysis import correlation_table, pareto_table, worst_table
 from nc_finetune.report._tables.data_tables import data_table, notes_table
-from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.selectors import selector_table
 from nc_finetune.report._tables.standings import choice_table, comparison_table, recommended, standings, standings_table
-from nc_finetune.report._tables.summary import (
-    Row,
-    by_group,
-    finished_runs,
-    group_of,
-    grouped,
-    summarize,
-    tabulated_runs,
-)
+from nc_finetune.report._tables.summary import Row, by_group, finished_runs, row_labels, summarize
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table, group_table, measure_column, overview_table
-from nc_finetune.report._tables.variants import Variant
 from nc_finetune.report.charts import accuracy_against_cost, accuracy_against_size, learning_curves
 from nc_finetune.report.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
 from nc_finetune.report.outcome import outcome
@@ -121,6 +111,7 @@ class Report:
         sections: All groups beside each other where there are several, then group by group, then what follows.
         failures: The runs without a result, and the files that could not be read.
         provenance: Where the results come from.
+        rows: The numbers that all of it is of, for pictures that a reader chooses.
     """
 
     title: str
@@ -129,6 +120,7 @@ class Report:
     sections: tuple[Section, ...]
     failures: Table
     provenance: Table
+    rows: tuple[Row, ...] = ()
 
 
 def _notes(finished: Sequence[Result]) -> str:
@@ -159,77 +151,72 @@ def _pictures(stem: str, figures: Mapping[str, Figure | None]) -> tuple[Picture,
     )
 
 
-def _group_sections(
-    rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> Iterator[Section]:
+def _group_sections(rows: Sequence[Row], styles: Mapping[str, Style]) -> Iterator[Section]:
     """Describe group by group."""
     stems: collections.Counter[str] = collections.Counter()
-    groups, by_place = by_group(rows), grouped(finished, group_of)
+    groups = by_group(rows)
     for place, (group, members) in enumerate(groups.items()):
-        runs = by_place.get(group, [])
         slug = _slug(group.label)
         stems[slug] += 1
         # Names that differ only in punctuation must not overwrite each other's pictures.
         stem = slug if stems[slug] == 1 else f"{slug}_{stems[slug]}"
         figures: dict[str, Figure | None] = {}
         if place == 0 or len(groups) <= _MOST_GROUP_PICTURES:
-            figures["layers"] = layerwise_nc1(runs, labels, styles)
+            figures["layers"] = layerwise_nc1(members, styles)
         if len(groups) == 1:
-            figures["accuracy"] = accuracy_against_nc1(runs, labels, styles)
-            figures["cost"] = accuracy_against_cost(members, labels, styles)
-            figures["curves"] = learning_curves(runs, labels, styles)
-        yield Section(group.label, group_table(members, labels), _pictures(stem, figures), kind="group")
+            figures["accuracy"] = accuracy_against_nc1(members, styles)
+            figures["cost"] = accuracy_against_cost(members, styles)
+            figures["curves"] = learning_curves(members, styles)
+        yield Section(group.label, group_table(members), _pictures(stem, figures), kind="group")
 
 
-def _overview(
-    rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> Iterator[Section]:
+def _overview(rows: Sequence[Row], styles: Mapping[str, Style]) -> Iterator[Section]:
     """Put all groups beside each other, where there are several."""
     if len(by_group(rows)) < 2:
         return
     figures = {
-        "accuracy": accuracy_against_nc1(finished, labels, styles),
-        "sizes": accuracy_against_size(rows, labels, styles),
+        "accuracy": accuracy_against_nc1(rows, styles),
+        "sizes": accuracy_against_size(rows, styles),
     }
     pictures = _pictures("overview", figures)
-    yield Section(f"Overview: {measure_column(rows)} / NC1", overview_table(rows, labels), pictures, kind="overview")
+    yield Section(f"Overview: {measure_column(rows)} / NC1", overview_table(rows), pictures, kind="overview")
 
 
-def _answers(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Iterator[Section]:
+def _answers(rows: Sequence[Row]) -> Iterator[Section]:
     """Say which method did best over all groups, and how the recommended one did in each."""
-    found = standings(rows, labels)
+    found = standings(rows)
     leader = recommended(found) or next(iter(found), None)
     if leader is not None and (compared := comparison_table(leader, found)).rows:
         note = _COMPARISON_NOTE.format(leader.label)
         yield Section(f"{leader.label} against each alternative", compared, kind="main", note=note)
     answers = (
         Section("Methods over all settings", standings_table(found, rows), kind="main", note=_STANDINGS_NOTE),
-        Section("The recommended method", choice_table(found, rows, labels), kind="main", note=_CHOICE_NOTE),
+        Section("The recommended method", choice_table(found, rows), kind="main", note=_CHOICE_NOTE),
     )
     yield from (section for section in answers if section.table.rows)
 
 
-def _analyses(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
+def _analyses(rows: Sequence[Row], finished: Sequence[Result]) -> Iterator[Section]:
     """Say what follows from the numbers."""
     name = rows[0].group.measure.capitalize() if rows else ""
     found = (
         Section(f"{name} against NC1", correlation_table(finished), note=_CORRELATION_NOTE),
-        Section(f"{name} against cost", pareto_table(rows, labels), note=_PARETO_NOTE),
+        Section(f"{name} against cost", pareto_table(rows), note=_PARETO_NOTE),
         Section("Choice of the key layer", selector_table(finished), note=_SELECTOR_NOTE),
-        Section("Worst classes", worst_table(rows, finished, labels), note=_WORST_NOTE),
+        Section("Worst classes", worst_table(rows), note=_WORST_NOTE),
         Section("Data", data_table(finished), note=_DATA_NOTE),
         Section("Notes on the data", notes_table(finished)),
     )
     yield from (section for section in found if section.table.rows)
 
 
-def _sections(rows: Sequence[Row], finished: Sequence[Result], labels: Mapping[Variant, str]) -> Iterator[Section]:
+def _sections(rows: Sequence[Row], finished: Sequence[Result]) -> Iterator[Section]:
     """Put the overview before the groups one by one, and what follows behind them."""
-    styles = palette(labels)
-    yield from _answers(rows, labels)
-    yield from _overview(rows, finished, labels, styles)
-    yield from _group_sections(rows, finished, labels, styles)
-    yield from _analyses(rows, finished, labels)
+    styles = palette(row_labels(rows))
+    yield from _answers(rows)
+    yield from _overview(rows, styles)
+    yield from _group_sections(rows, styles)
+    yield from _analyses(rows, finished)
 
 
 def _failures(results: Sequence[Result], problems: Sequence[str]) -> Table:
@@ -285,12 +272,12 @@ def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Rep
     finished, rows = finished_runs(results), summarize(results)
     if len({run.measure for run in finished}) > 1:
         raise ValueError("accuracy and average precision do not go into one report: give the runs of one of them")
-    labels = variant_labels(tabulated_runs(results))
     return Report(
         title=_TITLE,
-        summary=outcome(results, rows, labels),
+        summary=outcome(results, rows),
         notes=_notes(finished),
-        sections=tuple(_sections(rows, finished, labels)),
+        sections=tuple(_sections(rows, finished)),
         failures=_failures(results, problems),
         provenance=_provenance(results),
+        rows=tuple(rows),
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from PIL import Image
 
 from nc_finetune.errors import missing_extra
-from nc_finetune.report._tables.summary import finite, group_of
+from nc_finetune.report._tables.groups import finite, grouped
+from nc_finetune.report._tables.summary import Row
 from nc_finetune.report._tables.tables import significant
-from nc_finetune.report._tables.variants import METHOD_LABELS, Variant, variant_of
+from nc_finetune.report._tables.variants import METHOD_LABELS, Variant
 from nc_finetune.results.result import Measure, Result
 
 # Okabe & Ito, Color Universal Design (2008); first the four that stand out on white and on black.
@@ -71,7 +72,7 @@ def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
     """Choose a colour and a shape for every display name; those of the four methods are always the same.
 
     Args:
-        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
+        labels: Display names, from :func:`~nc_finetune.report._tables.summary.row_labels`.
 
     Returns:
         Style by display name, in the order of the labels.
@@ -94,9 +95,10 @@ def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
     return styles
 
 
-def method_channels(alt: Any, present: Sequence[str], styles: Mapping[str, Style]) -> tuple[Any, Any]:
+def method_channels(alt: Any, points: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> tuple[Any, Any]:
     """Encode the method as colour and as shape; the same field and title make Vega-Lite draw one legend for both."""
-    names = [label for label in styles if label in set(present)]
+    present = {point["method"] for point in points}
+    names = [label for label in styles if label in present]
     legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=2, labelLimit=300)
     colour = alt.Scale(domain=names, range=[styles[name].colour for name in names])
     shape = alt.Scale(domain=names, range=[styles[name].shape for name in names])
@@ -180,35 +182,34 @@ def network_order(runs: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(layer for run in longest_first for layer in run.nc1_layers))
 
 
-def _drawable(values: Sequence[float | None]) -> list[float]:
+def _drawable(values: Iterable[float | None]) -> list[float]:
     """Keep what a log scale can hold."""
     return [value for value in finite(values) if value > 0]
 
 
-def _layer_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[dict[str, Any]]:
+def _layer_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Average NC1 over seeds for each group, method and layer."""
-    cells: dict[tuple[str, str], list[Result]] = {}
-    for run in runs:
-        cells.setdefault((group_of(run).label, labels[variant_of(run)]), []).append(run)
     points = []
-    for (group, label), members in cells.items():
-        for layer in network_order(members):
-            values = _drawable([run.nc1_layers.get(layer) for run in members])
+    for row in rows:
+        for layer in network_order(row.runs):
+            values = _drawable(run.nc1_layers.get(layer) for run in row.runs)
             if values:
-                nc1 = sum(values) / len(values)
-                points.append({"method": label, "layer": layer, "nc1": nc1, "seeds": len(values), "group": group})
+                nc1, about = sum(values) / len(values), {"seeds": len(values), "group": row.group.label}
+                points.append({"method": row.label, "layer": layer, "nc1": nc1, **about})
     return points
+
+
+def by_method(point: Mapping[str, Any]) -> str:
+    """Name the method that a point is of, to group points by."""
+    return str(point["method"])
 
 
 def _layer_description(points: Sequence[Mapping[str, Any]]) -> str:
     """Say where the line of each method begins and ends."""
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for point in points:
-        lines.setdefault(point["method"], []).append(point)
     ends = [
         f"{label} from {significant(line[0]['nc1'])} at {line[0]['layer']} "
         f"to {significant(line[-1]['nc1'])} at {line[-1]['layer']}"
-        for label, line in lines.items()
+        for label, line in grouped(points, by_method).items()
     ]
     return f"Line chart of NC1 by layer. {'; '.join(ends)}."
 
@@ -216,7 +217,7 @@ def _layer_description(points: Sequence[Mapping[str, Any]]) -> str:
 def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping[str, Style]) -> dict[str, Any]:
     """Draw one line per method over the layers."""
     alt = altair()
-    colour, shape = method_channels(alt, [point["method"] for point in points], styles)
+    colour, shape = method_channels(alt, points, styles)
     axis = alt.Axis(labelAngle=-90, labelOverlap="parity", labelLimit=120, grid=False)
     base = alt.Chart(alt.Data(values=[])).encode(
         x=alt.X("layer", type="ordinal", sort=layers, title="layer, from input to output", axis=axis),
@@ -234,12 +235,11 @@ def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping
     return finish(alt.layer(base.mark_line(), dots), points, width)
 
 
-def layerwise_nc1(runs: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]) -> Figure | None:
+def layerwise_nc1(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw NC1 against depth, one line per method, each the mean over seeds.
 
     Args:
-        runs: Finished runs of one group.
-        labels: Display names.
+        rows: Rows of one group.
         styles: Colours and shapes by display name.
 
     Returns:
@@ -248,36 +248,34 @@ def layerwise_nc1(runs: Sequence[Result], labels: Mapping[Variant, str], styles:
     Raises:
         ImportError: If altair is not installed.
     """
-    points = _layer_points(runs, labels)
+    points = _layer_points(rows)
     if not points:
         return None
     measured = {point["layer"] for point in points}
-    layers = [layer for layer in network_order(runs) if layer in measured]
+    layers = [layer for layer in network_order([run for row in rows for run in row.runs]) if layer in measured]
     caption = "NC1 layer by layer, mean over seeds (log scale; lower is more collapsed)."
     return Figure(caption, _layer_description(points), _layer_spec(points, layers, styles))
 
 
-def _run_points(runs: Sequence[Result], labels: Mapping[Variant, str]) -> list[dict[str, Any]]:
+def _run_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Take every run that has both an accuracy and an NC1 to be drawn."""
     return [
         {
-            "method": labels[variant_of(run)],
+            "method": row.label,
             run.measure: run.score,
             "nc1": run.nc1,
             "seed": run.seed,
-            "group": group_of(run).label,
+            "group": row.group.label,
         }
-        for run in runs
+        for row in rows
+        for run in row.runs
         if finite([run.score]) and _drawable([run.nc1])
     ]
 
 
 def _run_description(points: Sequence[Mapping[str, Any]]) -> str:
     """Say where the points of each method lie."""
-    clouds: dict[str, list[Mapping[str, Any]]] = {}
-    for point in points:
-        clouds.setdefault(point["method"], []).append(point)
-    measure = measure_in(points)
+    measure, clouds = measure_in(points), grouped(points, by_method)
     places = [f"{label}: {_span(cloud, measure)} % at NC1 {_span(cloud, 'nc1')}" for label, cloud in clouds.items()]
     return f"Scatter plot of test {measure} against NC1, {len(points)} runs. {'; '.join(places)}."
 
@@ -297,7 +295,7 @@ def measure_in(points: Sequence[Mapping[str, Any]]) -> Measure:
 def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
     """Draw one point per run."""
     alt = altair()
-    colour, shape = method_channels(alt, [point["method"] for point in points], styles)
+    colour, shape = method_channels(alt, points, styles)
     tooltip = [
         alt.Tooltip("method", type="nominal"),
         alt.Tooltip(measure_in(points), type="quantitative", format=".2f", title=f"{measure_in(points)} %"),
@@ -315,14 +313,11 @@ def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict
     return finish(encoded, points, _MIN_WIDTH)
 
 
-def accuracy_against_nc1(
-    runs: Sequence[Result], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> Figure | None:
+def accuracy_against_nc1(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw test accuracy against NC1 of what the classifier sees, one point per run.
 
     Args:
-        runs: Finished runs.
-        labels: Display names.
+        rows: Rows of any groups.
         styles: Colours and shapes by display name.
 
     Returns:
@@ -331,7 +326,7 @@ def accuracy_against_nc1(
     Raises:
         ImportError: If altair is not installed.
     """
-    points = _run_points(runs, labels)
+    points = _run_points(rows)
     if not points:
         return None
     caption = (

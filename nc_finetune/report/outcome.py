@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from nc_finetune.report._tables.analysis import correlation_text, nc1_correlation, wins
 from nc_finetune.report._tables.comparison import Difference, difference, gap
+from nc_finetune.report._tables.groups import Group, common_words, group_of, grouped, setting_names
 from nc_finetune.report._tables.standings import (
     LIGHT,
     NEAR,
@@ -20,19 +21,9 @@ from nc_finetune.report._tables.standings import (
     reference_rows,
     standings,
 )
-from nc_finetune.report._tables.summary import (
-    Group,
-    Row,
-    best_rows,
-    by_group,
-    common_words,
-    finished_runs,
-    group_of,
-    grouped,
-    setting_names,
-)
+from nc_finetune.report._tables.summary import Row, best_rows, by_group, finished_runs
 from nc_finetune.report._tables.tables import accuracy_text
-from nc_finetune.report._tables.variants import Variant, method_label
+from nc_finetune.report._tables.variants import method_label
 from nc_finetune.results.result import Result
 
 _MOST_GROUPS_IN_WORDS = 3
@@ -65,19 +56,18 @@ def status_words(results: Sequence[Result]) -> str:
     return f"{count(len(results), 'run')}: {', '.join(words)}."
 
 
-def lost_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+def lost_words(rows: Sequence[Row]) -> str:
     """Say whose means are over fewer runs than were begun, and what became of the others.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names.
 
     Returns:
         One sentence; empty where every run came to a result.
     """
     names = setting_names(by_group(rows))
     places = " on {}" if len(names) > 1 else ""
-    lost = [f"{labels[row.variant]}{places.format(names[row.group])}: {row.lost_words}" for row in rows if row.lost]
+    lost = [f"{row.label}{places.format(names[row.group])}: {row.lost_words}" for row in rows if row.lost]
     return f"Without a result: {_listed(lost)}." if lost else ""
 
 
@@ -104,12 +94,12 @@ def _share_words(row: Row) -> str:
     return f"{accuracy_text(row)} %{share}{lost}"
 
 
-def _group_words(name: str, rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+def _group_words(name: str, rows: Sequence[Row]) -> str:
     """Say who came first in a group, who second, and whether they can be told apart."""
     group, best = rows[0].group, best_rows(rows)
     if not best:
         return f"On {name}, no run has a test result."
-    named = " and ".join(f"{labels[row.variant]} ({_share_words(row)})" for row in best)
+    named = " and ".join(f"{row.label} ({_share_words(row)})" for row in best)
     if len(rows) == 1:
         return f"On {name}, there is only {named}."
     second = best_rows([row for row in rows if row not in best])
@@ -118,7 +108,7 @@ def _group_words(name: str, rows: Sequence[Row], labels: Mapping[Variant, str]) 
     others = sum(row.accuracy is not None for row in rows) - 1
     against = difference({group: best[0]}, {group: second[0]}, others)
     lead = "no seed that both have" if against is None else _difference_words(against)
-    behind = f"followed by {labels[second[0].variant]} ({_share_words(second[0])}): {lead}"
+    behind = f"followed by {second[0].label} ({_share_words(second[0])}): {lead}"
     return f"On {name}, the highest mean {group.measure} is that of {named}, {behind}."
 
 
@@ -129,9 +119,9 @@ def _difference_words(found: Difference) -> str:
     return f"{found.mean:+.2f} points over {count(len(found.values), 'pair')}, {verdict} ({reason})"
 
 
-def _wins_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> str:
+def _wins_words(rows: Sequence[Row]) -> str:
     """Say how often each method came first, where naming every group would be too long."""
-    counts = wins(rows, labels)
+    counts = wins(rows)
     named = "; ".join(f"{label} in {number}" for label, number in counts.most_common())
     return (
         f"Of {len(by_group(rows))} settings (data set, backbone, training size), the highest mean is that of {named}."
@@ -285,19 +275,18 @@ def _faster_words(choice: Standing, found: Sequence[Standing], against: Mapping[
     return f"Faster and within {NEAR:g} point{_on_average(len(choice.rows))}: {label} ({points})."
 
 
-def recommendation_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[str]:
+def recommendation_words(rows: Sequence[Row]) -> list[str]:
     """Say what to take, what of its lead over the alternatives is clear, and what speaks against it.
 
     The words are read off the numbers of :func:`~nc_finetune.report._tables.standings.comparison_table`.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names.
 
     Returns:
         Sentences; none where nothing that tunes at most 10 % was compared with anything.
     """
-    found = standings(rows, labels)
+    found = standings(rows)
     choice = recommended(found)
     if choice is None:
         lost = [f"{standing.label}: {', '.join(dict.fromkeys(standing.lost.values()))}" for standing in light(found)]
@@ -313,24 +302,23 @@ def recommendation_words(rows: Sequence[Row], labels: Mapping[Variant, str]) -> 
     ]
 
 
-def outcome(results: Sequence[Result], rows: Sequence[Row], labels: Mapping[Variant, str]) -> tuple[str, ...]:
+def outcome(results: Sequence[Result], rows: Sequence[Row]) -> tuple[str, ...]:
     """Put the outcome into words.
 
     Args:
         results: Runs, whatever became of them.
         rows: What the finished ones come to.
-        labels: Display names.
 
     Returns:
         Points of a list, each a sentence or a few.
     """
     groups = by_group(rows)
     if len(groups) > _MOST_GROUPS_IN_WORDS:
-        first = [_wins_words(rows, labels)]
+        first = [_wins_words(rows)]
     else:
         names = setting_names(groups)
-        first = [_group_words(names[group], members, labels) for group, members in groups.items()]
-    about = (status_words(results), lost_words(rows, labels), _seed_words(rows), common_words(groups))
+        first = [_group_words(names[group], members) for group, members in groups.items()]
+    about = (status_words(results), lost_words(rows), _seed_words(rows), common_words(groups))
     counted = " ".join(filter(None, about))
-    words = [counted, *recommendation_words(rows, labels), *first, _correlation_words(finished_runs(results))]
+    words = [counted, *recommendation_words(rows), *first, _correlation_words(finished_runs(results))]
     return tuple(filter(None, words))

@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.groups import grouped, setting_names
 from nc_finetune.report._tables.score import ACCURACY
-from nc_finetune.report._tables.summary import Row, by_group, finished_runs, setting_names, summarize, tabulated_runs
+from nc_finetune.report._tables.summary import Row, by_group, row_labels
 from nc_finetune.report._tables.tables import COSTS, long_table
-from nc_finetune.report._tables.variants import Variant
 from nc_finetune.report.charts import (
     accuracy_against_size,
     confusion_spec,
     confusion_values,
     cost_spec,
     cost_values,
-    curve_values,
     learning_curves,
     size_values,
 )
@@ -30,7 +28,6 @@ from nc_finetune.report.figures import (
     palette,
     vegalite_version,
 )
-from nc_finetune.results.result import Result
 
 _TEMPLATES = "report/templates"
 # Vega's symbols as paths in a square of 16, for the legend in the page.
@@ -49,60 +46,45 @@ def _chart(
     title: str, about: str, spec: Mapping[str, Any], values: Sequence[Mapping[str, Any]], **more: Any
 ) -> dict[str, Any]:
     """Describe a picture: a specification without data, and all the data that it can show."""
-    return {
-        "title": title,
-        "about": about,
-        "spec": {**spec, "data": {"name": "shown", "values": []}},
-        "values": list(values),
-        **more,
-    }
+    bare = {**spec, "data": {**spec["data"], "values": []}}
+    return {"title": title, "about": about, "spec": bare, "values": list(values), **more}
 
 
 def _from_figure(title: str, figure: Figure, **more: Any) -> dict[str, Any]:
     return _chart(title, figure.caption, figure.spec, figure.spec["data"]["values"], **more)
 
 
-def _charts(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant, str]) -> dict[str, dict[str, Any]]:
+def _charts(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """Collect the pictures that there is something to draw for."""
-    styles = palette(labels)
+    styles = palette(row_labels(rows))
     measure = rows[0].group.measure if rows else ACCURACY
     charts: dict[str, dict[str, Any]] = {}
-    if (nc1 := accuracy_against_nc1(runs, labels, styles)) is not None:
-        charts["nc1"] = _from_figure(f"{measure.capitalize()} against NC1", nc1, y=measure, x="nc1")
-    if (layers := layerwise_nc1(runs, labels, styles)) is not None:
+    if (nc1 := accuracy_against_nc1(rows, styles)) is not None:
+        charts["nc1"] = _from_figure(f"{measure.capitalize()} against NC1", nc1, y=measure)
+    if (layers := layerwise_nc1(rows, styles)) is not None:
         charts["layers"] = _from_figure("NC1 layer by layer", layers, y="nc1", one="group")
-    charts |= _size_chart(rows, labels, styles)
-    if costs := cost_values(rows, labels):
+    if (sizes := _size_figure(rows, styles)) is not None:
+        title = f"{measure.capitalize()} against training size"
+        charts["sizes"] = _chart(title, sizes.caption, sizes.spec, size_values(rows), y=measure, one="series")
+    if costs := cost_values(rows):
         about = f"The line joins what nothing beats in {measure} and this cost (log scale)."
         kinds = [kind for kind in COSTS if any(value["kind"] == kind for value in costs)]
         spec = cost_spec(costs, styles, kinds[0])
-        charts["cost"] = _chart(
-            f"{measure.capitalize()} against cost", about, spec, costs, y=measure, x="cost", one="group", kinds=kinds
-        )
-    if (curves := learning_curves(runs, labels, styles)) is not None:
-        charts["curves"] = _chart(
-            "Learning curves", curves.caption, curves.spec, curve_values(runs, labels), y="loss", one="group"
-        )
-    if confusions := confusion_values(runs, labels):
+        title = f"{measure.capitalize()} against cost"
+        charts["cost"] = _chart(title, about, spec, costs, y=measure, one="group", kinds=kinds)
+    if (curves := learning_curves(rows, styles)) is not None:
+        charts["curves"] = _from_figure("Learning curves", curves, y="loss", one="group")
+    if confusions := confusion_values(rows):
         about = "Test images of each true class by what they were taken for, all seeds together."
         charts["confusion"] = _chart("Confusion matrix", about, confusion_spec(), confusions, y="share", one="group")
     return charts
 
 
-def _size_chart(
-    rows: Sequence[Row], labels: Mapping[Variant, str], styles: Mapping[str, Style]
-) -> dict[str, dict[str, Any]]:
+def _size_figure(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw the curve of one data set and backbone; a panel for each would be too small on a phone."""
-    values = size_values(rows, labels)
-    for series in dict.fromkeys(value["series"] for value in values):
-        names = {value["group"] for value in values if value["series"] == series}
-        figure = accuracy_against_size([row for row in rows if row.group.label in names], labels, styles)
-        if figure is not None:
-            measure, about = rows[0].group.measure, figure.caption
-            title = f"{measure.capitalize()} against training size"
-            chart = _chart(title, about, figure.spec, values, y=measure, x="images", one="series")
-            return {"sizes": chart}
-    return {}
+    by_series = grouped(rows, lambda row: row.group.series)
+    figures = (accuracy_against_size(members, styles) for members in by_series.values())
+    return next((figure for figure in figures if figure is not None), None)
 
 
 def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
@@ -114,18 +96,17 @@ def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
             "backbone": group.network,
             "size": group.size,
             "name": names[group],
-            "series": f"{group.dataset} · {group.network}",
+            "series": group.series,
         }
         for group in by_group(rows)
     }
 
 
-def render_page(report: Report, results: Sequence[Result]) -> str:
+def render_page(report: Report) -> str:
     """Write a report as HTML; the page holds the drawing library and its data, so that it opens without a network.
 
     Args:
         report: Its content.
-        results: The runs that the pictures are drawn from.
 
     Returns:
         The page; whatever HTML or JavaScript would act upon is escaped.
@@ -136,12 +117,12 @@ def render_page(report: Report, results: Sequence[Result]) -> str:
     import jinja2
     import vl_convert
 
-    runs, rows = finished_runs(results), summarize(results)
-    labels = variant_labels(tabulated_runs(results))
+    rows = report.rows
+    styles = palette(row_labels(rows))
     data = {
         "groups": _groups(rows),
-        "styles": {label: {"colour": style.colour, "shape": style.shape} for label, style in palette(labels).items()},
-        "charts": _charts(rows, runs, labels),
+        "styles": {label: {"colour": style.colour, "shape": style.shape} for label, style in styles.items()},
+        "charts": _charts(rows),
     }
     folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
     parts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")}
@@ -154,11 +135,11 @@ def render_page(report: Report, results: Sequence[Result]) -> str:
     return template.render(
         report=report,
         data=data,
-        everything=long_table(rows, labels),
+        everything=long_table(rows),
         keys=list(_groups(rows)),
         symbols=_SYMBOLS,
         groups=[row.group for row in rows],
-        methods=[labels[row.variant] for row in rows],
+        methods=[row.label for row in rows],
         css=parts["report.css"],
         script=parts["report.js"],
         # A script ends at the first "</script", even inside a string of JavaScript.

@@ -15,9 +15,8 @@ from rich.text import Text
 from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
 from nc_finetune._common.terminal import columns_that_fit, name_table
 from nc_finetune.errors import missing_extra
-from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.score import ACCURACY
-from nc_finetune.report._tables.summary import by_group, summarize, tabulated_runs
+from nc_finetune.report._tables.summary import by_group, summarize
 from nc_finetune.report._tables.tables import Table, group_table
 from nc_finetune.report.content import build_report
 from nc_finetune.report.figures import to_png
@@ -96,7 +95,7 @@ def _write_files(results: Sequence[Result], folder: Path, problems: Sequence[str
             write_atomically(folder / picture.file, to_png(picture.figure))
     files = ReportFiles(folder / "report.md", folder / "report.html", folder / "results.csv")
     write_text_atomically(files.markdown, render_markdown(report))
-    write_text_atomically(files.page, render_page(report, results))
+    write_text_atomically(files.page, render_page(report))
     write_text_atomically(files.table, render_csv(results))
     return files
 
@@ -121,9 +120,8 @@ def print_summary(results: Sequence[Result], console: Console) -> None:
     Raises:
         ValueError: If NC1 was measured by different conventions, or a row holds a seed twice.
     """
-    labels = variant_labels(tabulated_runs(results))
     rows = summarize(results)
     for group, members in by_group(rows).items():
-        console.print(_rich_table(group.label, group_table(members, labels), console))
-    said = " ".join(filter(None, [status_words(results), lost_words(rows, labels)]))
+        console.print(_rich_table(group.label, group_table(members), console))
+    said = " ".join(filter(None, [status_words(results), lost_words(rows)]))
     console.print(Text(said), soft_wrap=True)

@@ -15,7 +15,6 @@ from nc_finetune.report._tables.analysis import (
     wins,
     worst_classes,
 )
-from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report._tables.tables import NOTHING
 from nc_finetune.results.result import Result
@@ -116,7 +115,7 @@ def test_pareto_front_agrees_with_the_definition_on_random_rows() -> None:
 
 
 def test_pareto_table_marks_the_cost_that_counts() -> None:
-    table = pareto_table(summarize(RUNS), variant_labels(RUNS))
+    table = pareto_table(summarize(RUNS))
     marked = {row[1].text: row[table.columns.index("s/epoch")].best for row in table.rows}
     assert marked == {"linear probe": True, "layer FT": True, "full FT": True}
 
@@ -129,4 +128,4 @@ def test_worst_classes_come_with_what_they_are_taken_for() -> None:
 
 def test_ties_count_as_wins_of_both() -> None:
     runs = [costing("layer_ft", 90, 1), costing("full_ft", 90, 2), costing("full_ft", 80, 2, dataset="b")]
-    assert dict(wins(summarize(runs), variant_labels(runs))) == {"layer FT": 1, "full FT": 2}
+    assert dict(wins(summarize(runs))) == {"layer FT": 1, "full FT": 2}

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 
-from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report.outcome import outcome, recommendation_words
 from nc_finetune.results.result import Result
@@ -22,7 +21,7 @@ def seeds(method: str, *accuracies: float, **changes: Any) -> list[Result]:
 
 
 def words(runs: list[Result]) -> str:
-    return "\n".join(recommendation_words(summarize(runs), variant_labels(runs)))
+    return "\n".join(recommendation_words(summarize(runs)))
 
 
 def objections(runs: list[Result]) -> str:
@@ -69,7 +68,7 @@ def test_two_equal_leads_are_not_called_clear() -> None:
 def test_a_lone_candidate_that_lost_runs_is_not_recommended_and_it_is_said_why(status: Any) -> None:
     lost = [make_run("scl_ft", 99.0, seed, status=status) for seed in (1, 2)]
     runs = [make_run("scl_ft", 99.0), *lost, *seeds("full_ft", 90.0, 91.0, 92.0)]
-    said = "\n".join(outcome(runs, summarize(runs), variant_labels(runs)))
+    said = "\n".join(outcome(runs, summarize(runs)))
     assert (
         f"Nothing is recommended: all that tune at most 10 % of the parameters lost runs (SCL-FT: 2 of 3 {status})."
         in said
@@ -81,7 +80,7 @@ def test_a_lone_candidate_that_lost_runs_is_not_recommended_and_it_is_said_why(s
 
 def test_the_second_of_a_setting_comes_with_the_paired_difference() -> None:
     runs = [*seeds("scl_ft", 91.0, 92.0, 93.0), *seeds("full_ft", 90.0, 91.0, 92.1), make_run("full_ft", 20.0, 9)]
-    said = "\n".join(outcome(runs, summarize(runs), variant_labels(runs)))
+    said = "\n".join(outcome(runs, summarize(runs)))
     assert "followed by full FT" in said
     assert "+0.97 points over 3 pairs, clearly ahead (95 % interval +0.82 to +1.11)." in said
 
@@ -98,7 +97,7 @@ def test_the_second_of_a_setting_comes_with_the_paired_difference() -> None:
 )
 def test_nc1_and_accuracy_are_related_only_as_far_as_an_interval_says(nc1: list[float | None], said: str) -> None:
     runs = [make_run("scl_ft", 50.0 + seed, seed, nc1=value) for seed, value in enumerate(nc1)]
-    assert said in "\n".join(outcome(runs, summarize(runs), variant_labels(runs)))
+    assert said in "\n".join(outcome(runs, summarize(runs)))
 
 
 def test_nothing_speaks_against_a_clear_winner() -> None:
@@ -163,8 +162,8 @@ def test_nothing_is_called_faster_than_itself() -> None:
 def test_few_settings_are_told_one_by_one_and_many_are_counted() -> None:
     few = [make_run(method, 90.0, dataset=name) for name in "ab" for method in ("scl_ft", "full_ft")]
     many = [make_run(method, 90.0, dataset=name) for name in "abcd" for method in ("scl_ft", "full_ft")]
-    told = "\n".join(outcome(few, summarize(few), variant_labels(few)))
-    counted = "\n".join(outcome(many, summarize(many), variant_labels(many)))
+    told = "\n".join(outcome(few, summarize(few)))
+    counted = "\n".join(outcome(many, summarize(many)))
     assert "On a, the highest mean accuracy" in told
     assert (
         "Of 4 settings (data set, backbone, training size), the highest mean is that of SCL-FT in 4; full FT in 4."
@@ -174,6 +173,6 @@ def test_few_settings_are_told_one_by_one_and_many_are_counted() -> None:
 
 def test_what_all_settings_share_is_said_once() -> None:
     runs = [make_run("scl_ft", 90.0, dataset=name) for name in "ab"]
-    first, *rest = outcome(runs, summarize(runs), variant_labels(runs))
+    first, *rest = outcome(runs, summarize(runs))
     assert "All on resnet18 (random initialisation) · whole training split." in first
     assert not [line for line in rest if "resnet18" in line]

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.summary import row_labels, summarize
 from nc_finetune.report.content import build_report
 from nc_finetune.report.figures import Figure, accuracy_against_nc1, layerwise_nc1, palette, vegalite_version
 from nc_finetune.report.markdown import escape_markdown
@@ -99,8 +100,9 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 
 
 def maybe_figures(runs: list[Result]) -> tuple[Figure | None, Figure | None]:
-    labels = variant_labels(runs)
-    return layerwise_nc1(runs, labels, palette(labels)), accuracy_against_nc1(runs, labels, palette(labels))
+    rows = summarize(runs)
+    styles = palette(row_labels(rows))
+    return layerwise_nc1(rows, styles), accuracy_against_nc1(rows, styles)
 
 
 def figures_of(runs: list[Result]) -> tuple[Figure, Figure]:

@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 
 from nc_finetune.report._tables.comparison import Difference, difference
-from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.standings import (
     Standing,
     alternatives,
@@ -31,7 +30,7 @@ def make_run(method: str, accuracy: float, seed: int = 0, dataset: str = "a", **
 
 
 def stand(*runs: Result) -> list[Standing]:
-    return standings(summarize(runs), variant_labels(runs))
+    return standings(summarize(runs))
 
 
 TWO = [
@@ -299,11 +298,11 @@ def test_a_mean_over_fewer_settings_is_not_shown_beside_the_others() -> None:
 
 def test_one_setting_needs_no_table_over_settings() -> None:
     assert standings_table(stand(*TWO[:3]), summarize(TWO[:3])).rows == ()
-    assert choice_table(stand(*TWO[:3]), summarize(TWO[:3]), variant_labels(TWO)).rows == ()
+    assert choice_table(stand(*TWO[:3]), summarize(TWO[:3])).rows == ()
 
 
 def test_choice_is_compared_in_each_setting() -> None:
-    table = choice_table(stand(*TWO), summarize(TWO), variant_labels(TWO))
+    table = choice_table(stand(*TWO), summarize(TWO))
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["a", "90.00", "✓ -1.00", "✗ -1.00", "✓ +10.00", "full FT"],
         ["b", "70.00", "✗ -1.50", "✓ +2.00", "✗ -1.50", "linear probe"],

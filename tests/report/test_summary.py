@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from nc_finetune.report._tables.labels import variant_labels
-from nc_finetune.report._tables.summary import best_rows, common_words, setting_names, summarize, tabulated_runs
+from nc_finetune.report._tables.groups import common_words, setting_names
+from nc_finetune.report._tables.summary import best_rows, summarize
 from nc_finetune.report._tables.tables import (
     NOTHING,
     accuracy_text,
@@ -59,7 +59,7 @@ def test_undefined_nc1_is_left_out_of_the_mean(undefined: float | None) -> None:
 
 def test_row_without_any_measurement_is_all_dashes() -> None:
     runs = [make_run()]
-    (cells,) = group_table(summarize(runs), variant_labels(runs)).rows
+    (cells,) = group_table(summarize(runs)).rows
     assert [cell.text for cell in cells] == ["full FT", *[NOTHING] * 8, "1"]
 
 
@@ -68,7 +68,7 @@ def test_no_number_of_a_lost_run_counts_but_its_row_counts_it(status: Any) -> No
     runs = [make_run(seed=0, accuracy=90.0), make_run(seed=1, accuracy=10.0, status=status)]
     (row,) = summarize([*runs, make_run(seed=2, status=status)])
     assert (row.seeds, row.accuracy, row.lost_words) == (1, 90.0, f"2 of 3 {status}")
-    table = group_table([row], variant_labels(runs))
+    table = group_table([row])
     text = dict(zip(table.columns, [cell.text for cell in table.rows[0]], strict=True))
     assert (text["accuracy %"], text["seeds"]) == ("90.00 †", f"1 (2 of 3 {status})")
 
@@ -105,8 +105,7 @@ def test_a_lost_run_of_images_with_several_labels_belongs_to_their_group() -> No
 
 def test_what_diverged_on_every_seed_has_a_row_that_says_so() -> None:
     runs = [make_run(accuracy=90.0), *[make_run(method="scl_ft", seed=seed, status="diverged") for seed in range(3)]]
-    labels = variant_labels(tabulated_runs(runs))
-    rows = [[cell.text for cell in row] for row in group_table(summarize(runs), labels).rows]
+    rows = [[cell.text for cell in row] for row in group_table(summarize(runs)).rows]
     assert (rows[0][0], rows[0][2], rows[0][-1]) == ("SCL-FT", NOTHING, "0 (3 of 3 diverged)")
 
 
@@ -131,7 +130,7 @@ def test_costs_are_chosen_rates_mean_time_and_largest_memory() -> None:
 )
 def test_memory_is_written_in_binary_units(bytes_: int, text: str) -> None:
     runs = [make_run(peak_memory_bytes=bytes_)]
-    table = group_table(summarize(runs), variant_labels(runs))
+    table = group_table(summarize(runs))
     assert table.rows[0][table.columns.index("peak memory")].text == text
 
 
@@ -202,7 +201,7 @@ def test_equal_means_are_all_best() -> None:
 
 def test_group_table_marks_the_best_accuracy_only() -> None:
     runs = [*over_seeds([91.0], method="layer_ft"), *over_seeds([93.0, 94.0], method="scl_ft")]
-    table = group_table(summarize(runs), variant_labels(runs))
+    table = group_table(summarize(runs))
     assert [cell.text for row in table.rows for cell in row if cell.best] == ["93.50 ± 0.71"]
 
 
@@ -212,7 +211,7 @@ def test_overview_puts_methods_downwards_and_groups_across() -> None:
         make_run(method="scl_ft", dataset="a", accuracy=81.0, nc1=0.25),
         make_run(method="scl_ft", dataset="b", accuracy=70.0, nc1=2.0),
     ]
-    table = overview_table(summarize(runs), variant_labels(runs))
+    table = overview_table(summarize(runs))
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["layer FT", "80.00 / 0.500", NOTHING],
         ["SCL-FT", "81.00 / 0.250", "70.00 / 2.00"],
@@ -238,16 +237,16 @@ def test_one_setting_has_its_full_name_and_nothing_in_common() -> None:
 def test_recalls_are_averaged_in_the_table_where_classes_are_uneven() -> None:
     uneven = make_run(accuracy=95.0, confusion=["0:95 1:5", "0:2 1:3"])
     runs = [uneven, replace(uneven, seed=1, run_id="b", confusion=["0:95 1:5", "0:1 1:4"])]
-    table = group_table(summarize(runs), variant_labels(runs))
+    table = group_table(summarize(runs))
     assert table.rows[0][table.columns.index("balanced %")].text == "82.50"
 
 
 def test_recalls_are_not_in_the_table_where_classes_are_even() -> None:
     runs = [make_run(confusion=["0:9 1:1", "0:2 1:8"])]
-    assert "balanced %" not in group_table(summarize(runs), variant_labels(runs)).columns
+    assert "balanced %" not in group_table(summarize(runs)).columns
 
 
 def test_runs_of_another_measure_are_another_group() -> None:
     rows = summarize([make_run(seed=0, accuracy=90.0), make_run(seed=1, average_precision=50.0)])
     assert [row.accuracy for row in rows] == [90.0, 50.0]
-    assert long_table(rows, variant_labels([make_run()])).columns[3] == "accuracy or average precision %"
+    assert long_table(rows).columns[3] == "accuracy or average precision %"

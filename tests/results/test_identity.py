@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from nc_finetune.backbones import TimmBackbone
-from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.selectors import selector_regrets
 from nc_finetune.report._tables.summary import best_by_network, finished_runs, summarize
 from nc_finetune.results.identity import identity_of
@@ -100,9 +99,9 @@ def test_every_field_of_a_cell_is_part_of_its_name_and_its_result_or_changes_no_
 @pytest.mark.parametrize("path", sorted({*OTHER} - {*WITHOUT_EFFECT, "seed", "settings.normalize", "dataset.source"}))
 def test_runs_that_differ_in_any_field_are_rows_of_their_own_with_names_of_their_own(path: str) -> None:
     runs = [finished(CELL), finished(changed(path, OTHER[path]), seed=1)]
-    rows, labels = summarize(runs), variant_labels(finished_runs(runs))
+    rows = summarize(runs)
     assert [row.seeds for row in rows] == [1, 1]
-    assert len({(row.group.label, labels[row.variant]) for row in rows}) == 2
+    assert len({(row.group.label, row.label) for row in rows}) == 2
 
 
 @pytest.mark.parametrize("seed", [0, 1])

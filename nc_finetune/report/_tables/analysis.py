@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nc_finetune.report._tables.comparison import CONFIDENCE, scipy_stats
+from nc_finetune.report._tables.groups import finite, group_of, setting_names
 from nc_finetune.report._tables.score import ACCURACY
-from nc_finetune.report._tables.summary import Row, best_rows, by_group, finite, group_of, setting_names
+from nc_finetune.report._tables.summary import Row, best_rows, by_group
 from nc_finetune.report._tables.tables import COSTS, NOTHING, Entry, Table, accuracy_text, cost_text, measure_column
-from nc_finetune.report._tables.variants import Variant
 from nc_finetune.results.result import Result
 
 _FEWEST_RUNS = 5
@@ -139,12 +139,11 @@ def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
     return front
 
 
-def pareto_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+def pareto_table(rows: Sequence[Row]) -> Table:
     """Tabulate the costs of what is on a Pareto front; a cost is marked where the row is on the front of that cost.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names.
 
     Returns:
         The table.
@@ -160,7 +159,7 @@ def pareto_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
                 values = [getattr(row, attribute) for attribute in COSTS.values()]
                 cells = [Entry(text, mark, value) for text, mark, value in zip(costs, marks, values, strict=True)]
                 accuracy = Entry(accuracy_text(row), value=row.accuracy)
-                lines.append((Entry(names[group]), Entry(labels[row.variant]), accuracy, *cells))
+                lines.append((Entry(names[group]), Entry(row.label), accuracy, *cells))
     return Table(("on", "method", measure_column(rows), *COSTS), tuple(lines))
 
 
@@ -195,13 +194,11 @@ def _taken_for(row: Sequence[int], label: int, names: Sequence[str]) -> str:
     return names[max(others)[1]] if others else NOTHING
 
 
-def worst_table(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Variant, str]) -> Table:
+def worst_table(rows: Sequence[Row]) -> Table:
     """Tabulate the worst classes of the best method of each group.
 
     Args:
         rows: The rows of all groups.
-        runs: Finished runs.
-        labels: Display names.
 
     Returns:
         The table; empty where no confusion was recorded.
@@ -210,15 +207,12 @@ def worst_table(rows: Sequence[Row], runs: Sequence[Result], labels: Mapping[Var
     settings = setting_names(by_group(rows))
     for group, members in by_group(rows).items():
         for best in best_rows(members)[:1]:
-            same = [run for run in runs if run.run_id in best.run_ids]
-            for name, recall, other in worst_classes(same):
-                cells = (settings[group], labels[best.variant], name, f"{recall:.1f}", other)
+            for name, recall, other in worst_classes(best.runs):
+                cells = (settings[group], best.label, name, f"{recall:.1f}", other)
                 lines.append(tuple(map(Entry, cells)))
     return Table(("on", "best method", "class", "recall %", "most often taken for"), tuple(lines))
 
 
-def wins(rows: Sequence[Row], labels: Mapping[Variant, str]) -> collections.Counter[str]:
+def wins(rows: Sequence[Row]) -> collections.Counter[str]:
     """Count the groups in which a method has the highest mean accuracy."""
-    return collections.Counter(
-        labels[best.variant] for members in by_group(rows).values() for best in best_rows(members)
-    )
+    return collections.Counter(best.label for members in by_group(rows).values() for best in best_rows(members))

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from nc_finetune.errors import missing_extra
-from nc_finetune.report._tables.summary import Group, Row
+from nc_finetune.report._tables.groups import Group
+from nc_finetune.report._tables.summary import Row
 
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 3

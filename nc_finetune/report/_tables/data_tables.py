@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from nc_finetune.report._tables.summary import Group, group_of, grouped, setting_names
+from nc_finetune.report._tables.groups import Group, group_of, grouped, setting_names
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table
 from nc_finetune.results.result import Result
 

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nc_finetune.report._tables.summary import Group, group_of
+from nc_finetune.report._tables.groups import Group, group_of
 from nc_finetune.report._tables.variants import (
     CHOSEN,
     LABELS_OF_CLASSES,

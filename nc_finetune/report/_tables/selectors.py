@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from nc_finetune.report._tables.summary import group_of
+from nc_finetune.report._tables.groups import group_of
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table
 from nc_finetune.report._tables.variants import variant_of
 from nc_finetune.results.result import Result

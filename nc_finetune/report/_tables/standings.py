@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from nc_finetune.report._tables.comparison import Difference, difference, gap
-from nc_finetune.report._tables.summary import Group, Row, by_group, finite, grouped, setting_names
+from nc_finetune.report._tables.groups import Group, finite, grouped, setting_names
+from nc_finetune.report._tables.summary import Row, by_group
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table, accuracy_text, cost_text, measure_column
-from nc_finetune.report._tables.variants import Variant, method_label
+from nc_finetune.report._tables.variants import method_label
 
 NEAR = 1.0  # points of accuracy
 LIGHT = 10.0  # per cent of the parameters
@@ -59,12 +60,11 @@ def _measured(rows: Sequence[Row]) -> dict[Group, list[Row]]:
     return by_group(row for row in rows if finite([row.accuracy]))
 
 
-def standings(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[Standing]:
+def standings(rows: Sequence[Row]) -> list[Standing]:
     """Compare variants over all settings.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names; rows of one name are one variant.
 
     Returns:
         The standings: those in most settings first, then by the mean distance to the best.
@@ -74,8 +74,8 @@ def standings(rows: Sequence[Row], labels: Mapping[Variant, str]) -> list[Standi
         for row in members:
             ahead = [gap(other, row) for other in members if other is not row]
             rank = 1 + sum(0.5 * (points >= 0) + 0.5 * (points > 0) for points in ahead)
-            found.setdefault(labels[row.variant], {})[group] = (row, max([0.0, *ahead]), rank)
-    lost = grouped((row for row in rows if row.lost), lambda row: labels[row.variant])
+            found.setdefault(row.label, {})[group] = (row, max([0.0, *ahead]), rank)
+    lost = grouped((row for row in rows if row.lost), lambda row: row.label)
     made = [
         Standing(
             label=label,
@@ -259,13 +259,12 @@ def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
     )
 
 
-def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+def choice_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     """Tabulate the recommendation setting by setting, beside the best of all and what it is compared with.
 
     Args:
         found: The standings.
         rows: The rows that they are of.
-        labels: Display names.
 
     Returns:
         The table; empty where nothing is recommended, or there is only one setting.
@@ -284,7 +283,7 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row], labels: Mapping
         speeds = [_or_nothing(against[method].speed.get(group), _times) for method in timed]
         first = (Entry(names[group]), Entry(accuracy_text(row), value=row.accuracy))
         to_best = _mark(0.0 - choice.behind[group], -NEAR)
-        lines.append((*first, to_best, *points, *speeds, Entry(labels[best[group].variant])))
+        lines.append((*first, to_best, *points, *speeds, Entry(best[group].label)))
     heads = ("setting", measure_column(rows), "to the best")
     to = [f"to {method_label(method)}" for method in against]
     speeds_to = [f"epochs vs {method_label(method)}" for method in timed]

@@ -5,63 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
-from nc_finetune.report._tables.score import ACCURACY, balanced_accuracy, has_uneven_classes
+from nc_finetune.report._tables.groups import Group, finite, group_of, group_order, grouped
+from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.score import balanced_accuracy, has_uneven_classes
 from nc_finetune.report._tables.variants import Variant, variant_of, variant_order
 from nc_finetune.results.identity import place_of, told_apart
 from nc_finetune.results.result import Result
 
 _UNMEASURED = "without a test result"
 _NC2 = "nc2_etf_distance"
-_PARTS = ("dataset", "network", "size")  # of the name of a group
-Item = TypeVar("Item")
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """What runs must share for their accuracies to be compared.
-
-    Attributes:
-        dataset: Name of the data set.
-        backbone: Name of the architecture.
-        weights: The weights that the runs started from; ``None`` is random initialisation.
-        samples_per_class: Training images a class; ``None`` is the whole training split, or a share of it.
-        train_share: Share of the training split; ``None`` is all of it, or a number a class.
-        measure: What accuracies of the group are, in words.
-    """
-
-    dataset: str
-    backbone: str
-    weights: str | None
-    samples_per_class: int | None
-    train_share: float | None = None
-    measure: str = ACCURACY
-
-    @property
-    def label(self) -> str:
-        """The group in words.
-
-        Example:
-            >>> Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=10).label
-            'digits · resnet18 (random initialisation) · 10 images a class'
-        """
-        return _joined(self, _PARTS)
-
-    @property
-    def network(self) -> str:
-        """Backbone and weights in words."""
-        return f"{self.backbone} ({self.weights or 'random initialisation'})"
-
-    @property
-    def size(self) -> str:
-        """The training size in words."""
-        if self.samples_per_class is not None:
-            return f"{self.samples_per_class} images a class"
-        return "whole training split" if self.train_share is None else f"{100 * self.train_share:g} % of training split"
+_RowKey = tuple[Group, Variant]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +27,7 @@ class Row:
     Attributes:
         group: Data set, backbone, weights and training size.
         variant: Method, key layer, head and loss.
+        label: Display name of the variant.
         seeds: How many runs finished, one a seed.
         accuracy: Mean test accuracy in per cent, or what else the group is measured by.
         accuracy_sd: Its sample standard deviation; ``None`` for one seed.
@@ -87,13 +44,14 @@ class Row:
         balanced_accuracy: Mean recall over classes, in per cent, mean over seeds.
         uneven: Whether the test classes differ so much in size that accuracy tells too little.
         accuracies: Accuracy by seed.
-        run_ids: Names of the runs that finished.
+        runs: Those that finished, by seed.
         lost: How many further seeds came to no result, by what became of them: ``"diverged"``, ``"failed"``, or
             ``"without a test result"``, which finished all the same.
     """
 
     group: Group
     variant: Variant
+    label: str
     seeds: int
     accuracy: float | None
     accuracy_sd: float | None
@@ -110,7 +68,7 @@ class Row:
     balanced_accuracy: float | None = None
     uneven: bool = False
     accuracies: Mapping[int, float] = field(default_factory=dict)
-    run_ids: frozenset[str] = frozenset()
+    runs: tuple[Result, ...] = ()
     lost: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -122,47 +80,6 @@ class Row:
     def lost_words(self) -> str:
         """What became of the runs without a result, e.g. ``"2 of 3 diverged"``; empty where all have one."""
         return ", ".join(f"{number} of {self.planned} {fate}" for fate, number in self.lost.items())
-
-
-def group_of(run: Result) -> Group:
-    """Say which group a run belongs to.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        Its group.
-    """
-    return Group(
-        dataset=run.dataset,
-        backbone=run.backbone,
-        weights=run.weights,
-        samples_per_class=run.samples_per_class,
-        train_share=run.train_share,
-        measure=run.measure,
-    )
-
-
-def _group_order(group: Group) -> tuple[object, ...]:
-    """Sort by data set, backbone, weights and training size, the whole split last."""
-    size = math.inf if group.samples_per_class is None else group.samples_per_class
-    return group.dataset, group.backbone, group.weights or "", size, group.train_share or 1.0, group.measure
-
-
-def finite(values: Iterable[float | None]) -> list[float]:
-    """Leave out what was not measured or is not a number.
-
-    Args:
-        values: Measurements.
-
-    Returns:
-        The finite ones, in order.
-
-    Example:
-        >>> finite([1.0, None, float("nan"), 2.0])
-        [1.0, 2.0]
-    """
-    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -195,7 +112,7 @@ def _refuse_repeated_seeds(runs: Sequence[Result]) -> None:
         by_seed[run.seed] = run.run_id
 
 
-def _row(group: Group, variant: Variant, runs: Sequence[Result], lost: Sequence[Result] = ()) -> Row:
+def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result]) -> Row:
     """Average the runs of one cell that finished, and count those that did not."""
     _refuse_repeated_seeds(runs)
     scores = {run.seed: run.score for run in runs}
@@ -207,8 +124,9 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result], lost: Sequence[
     if accuracies and len(accuracies) < len(runs):
         fates[_UNMEASURED] = len(runs) - len(accuracies)
     return Row(
-        group=group,
-        variant=variant,
+        group=key[0],
+        variant=key[1],
+        label=label,
         seeds=len(runs),
         accuracy=_mean(accuracy),
         accuracy_sd=_sd(accuracy),
@@ -225,7 +143,7 @@ def _row(group: Group, variant: Variant, runs: Sequence[Result], lost: Sequence[
         balanced_accuracy=_mean(finite(map(balanced_accuracy, runs))),
         uneven=any(map(has_uneven_classes, runs)),
         accuracies=accuracies,
-        run_ids=frozenset(run.run_id for run in runs),
+        runs=tuple(runs),
         lost=dict(fates),
     )
 
@@ -245,23 +163,7 @@ def finished_runs(results: Iterable[Result]) -> list[Result]:
     """
     finished = [run for run in told_apart(list(results)) if run.status == "ok"]
     _refuse_mixed_conventions(finished)
-    return sorted(finished, key=lambda run: (_group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
-
-
-_RowKey = tuple[Group, Variant]
-
-
-def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """Gather items by a key, in the order in which they come.
-
-    Example:
-        >>> grouped([1, 2, 3], lambda number: number % 2)
-        {1: [1, 3], 0: [2]}
-    """
-    found: dict[Key, list[Item]] = {}
-    for item in items:
-        found.setdefault(key(item), []).append(item)
-    return found
+    return sorted(finished, key=lambda run: (group_order(group_of(run)), variant_order(variant_of(run)), run.seed))
 
 
 def _cell_of(run: Result) -> _RowKey:
@@ -294,7 +196,7 @@ def _cell_of_lost(run: Result, cells: Mapping[_RowKey, Sequence[Result]]) -> _Ro
 
 
 def _order(cell: _RowKey) -> tuple[object, ...]:
-    return _group_order(cell[0]), variant_order(cell[1])
+    return group_order(cell[0]), variant_order(cell[1])
 
 
 def _cells(results: Sequence[Result]) -> dict[_RowKey, tuple[list[Result], list[Result]]]:
@@ -306,21 +208,6 @@ def _cells(results: Sequence[Result]) -> dict[_RowKey, tuple[list[Result], list[
         if run.status != "ok" and (cell := _cell_of_lost(run, finished)) is not None:
             lost.setdefault(cell, []).append(run)
     return {cell: (finished.get(cell, []), lost.get(cell, [])) for cell in sorted({**finished, **lost}, key=_order)}
-
-
-def tabulated_runs(results: Iterable[Result]) -> list[Result]:
-    """Keep the runs that the rows of :func:`summarize` stand for, to be named by.
-
-    Args:
-        results: Runs, whatever became of them.
-
-    Returns:
-        The finished runs, and the others of rows that have none of these; in the order of the tables.
-
-    Raises:
-        ValueError: If the runs measured NC1 by different conventions.
-    """
-    return [run for finished, lost in _cells(list(results)).values() for run in finished or lost]
 
 
 def summarize(results: Iterable[Result]) -> list[Row]:
@@ -353,8 +240,14 @@ def summarize(results: Iterable[Result]) -> list[Row]:
         >>> [(row.accuracy, row.accuracy_sd, row.lost_words) for row in summarize(runs)]
         [(92.0, 2.0, '1 of 4 diverged')]
     """
-    cells = _cells(list(results)).items()
-    return [_row(group, variant, finished, lost) for (group, variant), (finished, lost) in cells]
+    cells = _cells(list(results))
+    labels = variant_labels(run for finished, lost in cells.values() for run in finished or lost)
+    return [_row(key, labels[key[1]], finished, lost) for key, (finished, lost) in cells.items()]
+
+
+def row_labels(rows: Iterable[Row]) -> dict[Variant, str]:
+    """Return the display name of every variant, in the order of the legends."""
+    return {row.variant: row.label for row in sorted(rows, key=lambda row: variant_order(row.variant))}
 
 
 def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
@@ -367,52 +260,6 @@ def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
         The rows of each group, order kept.
     """
     return grouped(rows, lambda row: row.group)
-
-
-def _varying(groups: Iterable[Group]) -> tuple[list[Group], list[str]]:
-    """Return the distinct groups and the names of what differs between them."""
-    distinct = list(dict.fromkeys(groups))
-    varying = [part for part in _PARTS if len({getattr(group, part) for group in distinct}) > 1]
-    if len({group.weights for group in distinct}) == 1:
-        varying = ["backbone" if part == "network" else part for part in varying]
-    return distinct, varying
-
-
-def setting_names(groups: Iterable[Group]) -> dict[Group, str]:
-    """Name groups by what sets them apart, for tables and sentences about all of them.
-
-    Args:
-        groups: All groups that are spoken of.
-
-    Returns:
-        Name by group, in order; a lone group has its full name.
-
-    Example:
-        >>> digits = Group(dataset="digits", backbone="resnet18", weights=None, samples_per_class=5)
-        >>> faces = Group(dataset="faces", backbone="resnet18", weights=None, samples_per_class=5)
-        >>> list(setting_names([digits, faces]).values()), common_words([digits, faces])
-        (['digits', 'faces'], 'All on resnet18 (random initialisation) · 5 images a class.')
-    """
-    distinct, varying = _varying(groups)
-    return {group: _joined(group, varying or _PARTS) for group in distinct}
-
-
-def common_words(groups: Iterable[Group]) -> str:
-    """Say what groups have in common, which :func:`setting_names` leaves out.
-
-    Args:
-        groups: All groups that are spoken of.
-
-    Returns:
-        A sentence; empty where there is nothing to say.
-    """
-    distinct, varying = _varying(groups)
-    common = [part for part in _PARTS if part not in varying and not (part == "network" and "backbone" in varying)]
-    return f"All on {_joined(distinct[0], common)}." if varying and common else ""
-
-
-def _joined(group: Group, parts: Sequence[str]) -> str:
-    return " · ".join(getattr(group, part) for part in parts)
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:

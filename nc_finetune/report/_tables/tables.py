@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nc_finetune.report._tables.groups import setting_names
 from nc_finetune.report._tables.score import ACCURACY
-from nc_finetune.report._tables.summary import Row, best_rows, by_group, setting_names
-from nc_finetune.report._tables.variants import Variant
+from nc_finetune.report._tables.summary import Row, best_rows, by_group, row_labels
 
 NOTHING = "\N{EN DASH}"
 _PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
@@ -164,13 +164,13 @@ def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def _cells(row: Row, label: str, best: bool, balanced: bool) -> tuple[Entry, ...]:
+def _cells(row: Row, best: bool, balanced: bool) -> tuple[Entry, ...]:
     """Write one row of the table of a group."""
     costs = {name: Entry(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
     rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
     recall = Entry(_percent(row.balanced_accuracy), value=row.balanced_accuracy)
     return (
-        Entry(label),
+        Entry(row.label),
         costs["tuned %"],
         Entry(accuracy_text(row), best, row.accuracy),
         *([recall] if balanced else []),
@@ -188,18 +188,17 @@ def _percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
 
 
-def group_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+def group_table(rows: Sequence[Row]) -> Table:
     """Tabulate one group: a row for each method.
 
     Args:
         rows: The rows of one group.
-        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
 
     Returns:
         The table.
     """
     best, balanced = best_rows(rows), any(row.uneven for row in rows)
-    lines = tuple(_cells(row, labels[row.variant], row in best, balanced) for row in rows)
+    lines = tuple(_cells(row, row in best, balanced) for row in rows)
     return Table(_columns(rows), lines)
 
 
@@ -210,12 +209,11 @@ def _place_cell(part: str, row: Row) -> Entry:
     return Entry(getattr(row.group, part), value=row.train_size if part == "size" else None)
 
 
-def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+def long_table(rows: Sequence[Row]) -> Table:
     """Tabulate everything in one table: data set, backbone and training size have columns where they vary.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
 
     Returns:
         The table.
@@ -226,27 +224,26 @@ def long_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
     vary = vary or {"data set": "dataset"}
     lines = []
     for row in rows:
-        cells = _cells(row, labels[row.variant], id(row) in best, balanced)
+        cells = _cells(row, id(row) in best, balanced)
         lines.append((cells[0], *(_place_cell(part, row) for part in vary.values()), *cells[1:]))
     columns = _columns(rows)
     return Table((columns[0], *vary, *columns[1:]), tuple(lines))
 
 
-def overview_table(rows: Sequence[Row], labels: Mapping[Variant, str]) -> Table:
+def overview_table(rows: Sequence[Row]) -> Table:
     """Tabulate all groups beside each other: methods downwards, groups across, accuracy / NC1 in the cells.
 
     Args:
         rows: The rows of all groups.
-        labels: Display names, from :func:`~nc_finetune.report._tables.labels.variant_labels`.
 
     Returns:
         The table.
     """
     groups = by_group(rows)
-    lines = {label: [Entry(label), *[Entry(NOTHING)] * len(groups)] for label in labels.values()}
+    lines = {label: [Entry(label), *[Entry(NOTHING)] * len(groups)] for label in row_labels(rows).values()}
     for column, members in enumerate(groups.values(), start=1):
         best = best_rows(members)
         for row in members:
             text = f"{accuracy_text(row)} / {significant(row.nc1)}"
-            lines[labels[row.variant]][column] = Entry(text, row in best, row.accuracy)
+            lines[row.label][column] = Entry(text, row in best, row.accuracy)
     return Table(("method", *setting_names(groups).values()), tuple(map(tuple, lines.values())))
