@@ -36,6 +36,24 @@ def unknown_name(kind: str, given: str, valid: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {given!r}{hint} Valid: {', '.join(names)}")
 
 
+def check_name(kind: str, given: str, valid: Iterable[str]) -> None:
+    """Refuse a name that is not among the valid ones.
+
+    Args:
+        kind: What the name stands for.
+        given: The name that came.
+        valid: Every name that is accepted.
+
+    Raises:
+        ValueError: That of :func:`unknown_name`.
+
+    Example:
+        >>> check_name("split", "val", ("train", "val", "test"))
+    """
+    if given not in (names := list(valid)):
+        raise unknown_name(kind, given, names)
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> ImportError:
     """Build the error for an optional dependency that is not installed.
 

@@ -13,7 +13,7 @@ from nc_finetune.backbones._open_clip.text_encoder import TextEncoder
 from nc_finetune.backbones._open_clip.towers import describe_tower
 from nc_finetune.backbones.base import Backbone
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 
 ClipFeatures = Literal["pre_projection", "projected"]
 
@@ -65,8 +65,7 @@ class OpenClipBackbone(Backbone):
         features: ClipFeatures = "pre_projection",
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        if features not in get_args(ClipFeatures):
-            raise unknown_name("kind of features", features, get_args(ClipFeatures))
+        check_name("kind of features", features, get_args(ClipFeatures))
         source = OpenClipSource(name, weights, model_options or {})
         clip = source.build()
         visual: Any = clip.visual

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.errors import missing_extra, unknown_name, unsafe_content
+from nc_finetune.errors import check_name, missing_extra, unsafe_content
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 LOCAL_FOLDER = "local-dir:"
@@ -186,8 +186,7 @@ def packaged_weights(architecture: str) -> Path:
         ImportError: If the package is not installed.
         FileNotFoundError: If the package is there but not its file.
     """
-    if architecture not in WEIGHT_PACKAGES:
-        raise unknown_name("backbone with packaged weights", architecture, WEIGHT_PACKAGES)
+    check_name("backbone with packaged weights", architecture, WEIGHT_PACKAGES)
     module = WEIGHT_PACKAGES[architecture]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:

@@ -24,7 +24,7 @@ from nc_finetune.callbacks._collapse.callback import CollapseCallback, Split
 from nc_finetune.callbacks._prefix.fill import CannotKeepError, PrefixFill, read_share
 from nc_finetune.data.batch_transforms import numbers_as_they_come
 from nc_finetune.data.labelled_images import Drawn
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 from nc_finetune.passes.batches import HOOKS, prepare_batch
 from nc_finetune.passes.evaluation import evaluating, random_state_kept, refuse_sharded
 from nc_finetune.passes.repeats import Witness, what_differs
@@ -91,8 +91,7 @@ class PrefixCache(L.Callback):
         if dtype not in (None, "bfloat16"):
             raise ValueError(f"dtype must be 'bfloat16', or None to keep outputs as they are, got {dtype!r}")
         for split in splits:
-            if split not in get_args(Split):
-                raise unknown_name("split", split, get_args(Split))
+            check_name("split", split, get_args(Split))
         self.folder = folder
         self.dtype = dtype
         self.budget_gb = budget_gb

@@ -240,13 +240,12 @@ def _rank(backbones: list[str], by: str, max_images: int, results: list[Path], o
     from nc_finetune._common.atomic_files import write_text_atomically
     from nc_finetune._common.terminal import open_console, shown_steps
     from nc_finetune.data import ImageData
-    from nc_finetune.errors import unknown_name
+    from nc_finetune.errors import check_name
     from nc_finetune.report import best_by_network
     from nc_finetune.results.merging import merge_results
     from nc_finetune.selection import backbone_scores, presentation
 
-    if by not in backbone_scores.MEASURES:
-        raise unknown_name("measure", by, backbone_scores.MEASURES)
+    check_name("measure", by, backbone_scores.MEASURES)
     runs, problems = merge_results(results) if results else ([], [])
     for problem in problems:
         print(f"note: {problem}", file=sys.stderr)  # noqa: T201

@@ -23,7 +23,7 @@ from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.stratified import splits_hash
 from nc_finetune.data.splits.summary import SplitSummary
 from nc_finetune.data.training_progress import TrainingProgress
-from nc_finetune.errors import DataWarning, unknown_name
+from nc_finetune.errors import DataWarning, check_name
 
 
 class ImageData(L.LightningDataModule):
@@ -121,10 +121,8 @@ class ImageData(L.LightningDataModule):
         for name, value in (("image_size", image_size), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if interpolation not in INTERPOLATIONS:
-            raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
-        if on_bad_image not in get_args(OnBadImage):
-            raise unknown_name("on_bad_image", on_bad_image, get_args(OnBadImage))
+        check_name("interpolation", interpolation, INTERPOLATIONS)
+        check_name("on_bad_image", on_bad_image, get_args(OnBadImage))
         self.source = source
         self.image_size = image_size
         self.plan = SplitPlan(

@@ -14,7 +14,7 @@ from nc_finetune.data.sources.source import Source
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.summary import PlannedSplits
 from nc_finetune.data.unlabelled_folder import UnlabelledImages
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 
 
 class SplitImages:
@@ -70,8 +70,7 @@ class SplitImages:
 
     def of(self, split: str) -> LabelledImages:
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
-        if split not in SPLIT_NAMES:
-            raise unknown_name("split", split, SPLIT_NAMES)
+        check_name("split", split, SPLIT_NAMES)
         return self._images(split)
 
     def _images(self, split: str, transform: Transform | None = None, fill: bool = False) -> LabelledImages:

@@ -22,7 +22,7 @@ from nc_finetune.data.labelled_images import SkippingLoader, collate
 from nc_finetune.data.sources.file_listing import visible_files
 from nc_finetune.data.sources.left_out import LeftOut
 from nc_finetune.data.sources.source import load_unlabelled
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 
 
 class UnlabelledImages(Dataset[Tensor]):
@@ -196,8 +196,7 @@ class UnlabelledSource(_UnlabelledData):
 
 
 def _decoder(interpolation: str, image_size: int, batch_size: int) -> DecodeAndResize:
-    if interpolation not in INTERPOLATIONS:
-        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+    check_name("interpolation", interpolation, INTERPOLATIONS)
     if min(image_size, batch_size) < 1:
         raise ValueError(f"image_size and batch_size must be at least 1, got {image_size} and {batch_size}")
     return DecodeAndResize(image_size, interpolation)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 from nc_finetune.functional.frames import (
     nearest_orthogonal_frame,
     nearest_simplex_etf,
@@ -65,8 +65,7 @@ class FrameHead(ClassifierHead):
         alpha: float | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
-        if orientation not in get_args(Orientation):
-            raise unknown_name("orientation", orientation, get_args(Orientation))
+        check_name("orientation", orientation, get_args(Orientation))
         check_positive("alpha", alpha)
         self.orientation = orientation
         self.seed = seed

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 
@@ -19,8 +19,7 @@ def check_schedule(schedule: str, warmup: int | float) -> None:
     Raises:
         ValueError: With the valid words, or the range of ``warmup``.
     """
-    if schedule not in get_args(ScheduleName):
-        raise unknown_name("schedule", schedule, get_args(ScheduleName))
+    check_name("schedule", schedule, get_args(ScheduleName))
     if warmup < 0 or (warmup > 1 and warmup != int(warmup)):
         raise ValueError(f"warmup must be a number of steps, or a share of all steps in [0, 1), got {warmup}")
 

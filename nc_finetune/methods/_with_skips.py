@@ -7,7 +7,7 @@ from typing import get_args
 from torch import Tensor
 
 from nc_finetune.backbones import PENULTIMATE, Backbone
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 from nc_finetune.methods._skips import SkipConnections, SkipJoin, SkipPooling, SkipScale, features_with_skips
 from nc_finetune.methods.base import FinetuningMethod
 
@@ -21,12 +21,8 @@ class WithSkips(FinetuningMethod):
         Raises:
             ValueError: If ``scale``, ``join`` or ``pooling`` is another word.
         """
-        for kind, given, valid in (
-            ("join of a skip", join, get_args(SkipJoin)),
-            ("pooling of a skip", pooling, get_args(SkipPooling)),
-        ):
-            if given not in valid:
-                raise unknown_name(kind, given, valid)
+        check_name("join of a skip", join, get_args(SkipJoin))
+        check_name("pooling of a skip", pooling, get_args(SkipPooling))
         self.scale = scale
         self.join: SkipJoin = join
         self.pooling: SkipPooling = pooling

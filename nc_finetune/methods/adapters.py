@@ -9,7 +9,7 @@ from torch import nn
 
 from nc_finetune._common.trust import check_options
 from nc_finetune.backbones import Backbone
-from nc_finetune.errors import missing_extra, unknown_name
+from nc_finetune.errors import check_name, missing_extra
 from nc_finetune.methods.base import FinetuningMethod
 
 # Those that peft injects into linear layers and convolutions alike.
@@ -58,8 +58,7 @@ class AdapterTuning(FinetuningMethod):
     ) -> None:
         super().__init__()
         check_options("peft", options or {})
-        if adapter not in ADAPTERS:
-            raise unknown_name("adapter", adapter, ADAPTERS)
+        check_name("adapter", adapter, ADAPTERS)
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         self.adapter = adapter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, Pooling
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 
 BatchNormMode = Literal["eval", "train"]
 AUTO = "auto"  # a key layer that is still to be chosen
@@ -60,8 +60,7 @@ class FinetuningMethod(nn.Module, ABC):
 
     def __init__(self, batch_norm: BatchNormMode = "eval") -> None:
         super().__init__()
-        if batch_norm not in get_args(BatchNormMode):
-            raise unknown_name("mode of BatchNorm", batch_norm, get_args(BatchNormMode))
+        check_name("mode of BatchNorm", batch_norm, get_args(BatchNormMode))
         self.batch_norm = batch_norm
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 from nc_finetune.methods.base import AUTO, BatchNormMode, FinetuningMethod
 
 
@@ -80,8 +80,7 @@ def _get_block(backbone: Backbone, layer: str) -> nn.Module:
 
 def _check_span(backbone: Backbone, layers: list[str]) -> tuple[str, ...]:
     for layer in layers:
-        if layer not in backbone.block_names:
-            raise unknown_name("block", layer, backbone.block_names)
+        check_name("block", layer, backbone.block_names)
     places = sorted({backbone.block_names.index(layer) for layer in layers})
     if not places or places[-1] - places[0] != len(places) - 1:
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 from nc_finetune.functional.between_class import Between, undefined_reason
 from nc_finetune.functional.class_statistics import (
     MAX_SCATTER_FEATURES,
@@ -132,12 +132,8 @@ class NeuralCollapse(Metric):
             raise ValueError(
                 f"num_classes must be at least 2 and num_features at least 1, got {num_classes} and {num_features}"
             )
-        for name, given, valid in (
-            ("normalize", normalize, get_args(Normalize)),
-            ("between", between, get_args(Between)),
-        ):
-            if given not in valid:
-                raise unknown_name(name, given, valid)
+        check_name("normalize", normalize, get_args(Normalize))
+        check_name("between", between, get_args(Between))
         self.num_classes = num_classes
         self.num_features = num_features
         self.normalize: Normalize = normalize
@@ -170,8 +166,7 @@ class NeuralCollapse(Metric):
                 if not (measure.needs_classifier or measure.needs_second_pass or (measure.needs_scatter and self.wide))
             )
         for name in measures:
-            if name not in MEASURES:
-                raise unknown_name("measure", name, MEASURES)
+            check_name("measure", name, MEASURES)
             if MEASURES[name].needs_scatter and self.wide:
                 raise ValueError(
                     f"{name} needs a scatter, which features of width {self.num_features} do not have (it is kept up to"

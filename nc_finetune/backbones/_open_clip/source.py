@@ -15,7 +15,7 @@ from nc_finetune._common.trust import check_options
 from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
 from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.backbones.weights import hub_failure, load_exactly, local_path, other_architecture, read_state_dict
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name, unknown_name
 
 # Names of the weights in a folder of open_clip's on the hub, in open_clip's own order.
 HUB_WEIGHT_FILES = (
@@ -55,8 +55,7 @@ class OpenClipSource:
     def __init__(self, name: str, weights: str | None, options: Mapping[str, Any]) -> None:
         import open_clip
 
-        if name not in open_clip.list_models():
-            raise unknown_name("open_clip backbone", name, open_clip.list_models())
+        check_name("open_clip backbone", name, open_clip.list_models())
         check_options("open_clip", options)
         self.name = name
         self.weights = weights

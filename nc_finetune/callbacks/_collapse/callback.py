@@ -21,7 +21,7 @@ from nc_finetune.callbacks._collapse.loop_ride import LoopRide
 from nc_finetune.callbacks._collapse.measurement import Measurement, MeasurementError
 from nc_finetune.callbacks._collapse.output import HistoryOutput
 from nc_finetune.callbacks._collapse.own_pass import OwnPass
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 from nc_finetune.functional.measures import MEASURES
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse
@@ -99,10 +99,8 @@ class CollapseCallback(L.Callback):
         if not self.splits:
             raise ValueError("split must name at least one of train, val, test, got none")
         for name in self.splits:
-            if name not in get_args(Split):
-                raise unknown_name("split", name, get_args(Split))
-        if self.pool not in get_args(Pooling):
-            raise unknown_name("pooling", self.pool, get_args(Pooling))
+            check_name("split", name, get_args(Split))
+        check_name("pooling", self.pool, get_args(Pooling))
 
     # What a subclass decides.
 

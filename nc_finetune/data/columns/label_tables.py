@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nc_finetune.data._pixels.image_files import is_image_file
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, folder_split
 from nc_finetune.data.columns.split_names import plain, split_of
-from nc_finetune.errors import DataWarning, unknown_name
+from nc_finetune.errors import DataWarning, check_name
 
 if TYPE_CHECKING:
     import datasets
@@ -267,8 +267,7 @@ def _has_column(names: Sequence[str], given: str | None, usual: Sequence[str]) -
 
 def _column(table: Path, names: Sequence[str], given: str | None, usual: Sequence[str], kind: str) -> str:
     if given is not None:
-        if given not in names:
-            raise unknown_name(f"{kind} column", given, names)
+        check_name(f"{kind} column", given, names)
         return given
     lower = {name.lower(): name for name in reversed(names)}
     found = next((lower[name] for name in usual if name in lower), None)

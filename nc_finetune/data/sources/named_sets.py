@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data.sources import published_layouts as layouts
 from nc_finetune.data.sources.folders import read_folder
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name
 
 if TYPE_CHECKING:
     import datasets
@@ -157,8 +157,7 @@ def load_named(source: str, from_hub: Callable[[str], dict[str, Any]]) -> Found:
     name, _, variant = source.partition(":")
     known = NAMED_SETS[name]
     variant = variant or known.all_variants[0]
-    if variant not in known.all_variants:
-        raise unknown_name(f"variant of {name}", variant, known.all_variants)
+    check_name(f"variant of {name}", variant, known.all_variants)
     here = Path(name) if Path(name).is_dir() else data_folder() / name
     if here.is_dir():
         return _from_folder(known, here, variant)
