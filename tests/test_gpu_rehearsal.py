@@ -42,7 +42,6 @@ COMPUTES = {
     "neural_collapse:_check_second_pass",
     "neural_collapse:begin_second_pass",
     "self_duality:_distance",
-    "simplex_etf:_undefined_reason",
     "simplex_etf:is_undefined_frame",
     "simplex_etf:nc2_equiangle",
     "variability:_cdnv_compute",

@@ -90,9 +90,7 @@ class ProgressLines(ProgressBar):
         """Start the clock."""
         self._begin()
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._begin()
+    on_predict_start = on_test_start
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that it is done."""

@@ -29,43 +29,25 @@ from nc_finetune.functional.variability import (
 
 
 class Seen(NamedTuple):
-    """What one pass over the samples, or two, have left of them.
-
-    Attributes:
-        statistics: Of the first pass, from at least two classes with samples.
-        normalize: As for :func:`~nc_finetune.functional.nc1`.
-        between: Likewise.
-        weight: Rows of the classifier, shape ``(K, D)``; empty where there is none.
-        projected: Spread in the whitened space, from a second pass; ``None`` where there is a scatter.
-        correct: Samples of the second pass that are nearest to the mean of their own class.
-        disagreeing: Those that the classifier takes for another class than the nearest mean does.
-        decided: All of them.
-    """
+    """What one pass over the samples, or two, have left of them."""
 
     statistics: ClassStatistics
     normalize: Normalize
     between: Between
-    weight: Tensor
-    projected: Tensor | None
-    correct: Tensor
-    disagreeing: Tensor
-    decided: Tensor
+    weight: Tensor  # rows of the classifier, (K, D); empty where there is none
+    projected: Tensor | None  # spread in the whitened space from a second pass; None where there is a scatter
+    correct: Tensor  # samples of the second pass that are nearest to the mean of their own class
+    disagreeing: Tensor  # those that the classifier takes for another class than the nearest mean does
+    decided: Tensor  # all of them
 
 
 class Measure(NamedTuple):
-    """A measure of collapse.
-
-    Attributes:
-        value: Computes it, a scalar in float64.
-        needs_scatter: Whether features too wide for a scatter have none.
-        needs_classifier: Whether it compares with a linear classifier.
-        needs_second_pass: Whether it looks at every sample again once the class means are known.
-    """
+    """How a measure is computed, a scalar in float64, and what of a pass it needs for that."""
 
     value: Callable[[Seen], Tensor]
     needs_scatter: bool = False
     needs_classifier: bool = False
-    needs_second_pass: bool = False
+    needs_second_pass: bool = False  # to look at every sample again once the class means are known
 
 
 def _share(measure: str, number: Tensor, of: Tensor) -> Tensor:

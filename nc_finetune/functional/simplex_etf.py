@@ -93,15 +93,6 @@ def _rounding(means: Tensor) -> Tensor:
     return torch.finfo(precision).eps * lengths.max()
 
 
-def _undefined_reason(means: Tensor) -> str | None:
-    """Say why centred class means have no shape, or ``None`` where they have."""
-    if not means.isfinite().all():
-        return "the class means are not finite"
-    if torch.linalg.vector_norm(centred_means(means), dim=1).max() <= _rounding(means):
-        return "all class means coincide"
-    return None
-
-
 def is_undefined_frame(means: Tensor, measure: str, *, centred: bool = True) -> bool:
     """Tell whether class means have no shape that could be compared with a frame; if so, warn once and say why.
 
@@ -113,15 +104,16 @@ def is_undefined_frame(means: Tensor, measure: str, *, centred: bool = True) -> 
     Returns:
         Whether the caller must report ``nan``: means that are not finite, coincide, or, uncentred, are zero.
     """
-    if centred:
-        reason = _undefined_reason(means)
-    elif means.isfinite().all():
-        reason = None if means.any() else "all class means are zero"
-    else:
+    if not means.isfinite().all():
         reason = "the class means are not finite"
-    if reason is not None:
-        warn_undefined(measure, reason)
-    return reason is not None
+    elif centred and torch.linalg.vector_norm(centred_means(means), dim=1).max() <= _rounding(means):
+        reason = "all class means coincide"
+    elif not centred and not means.any():
+        reason = "all class means are zero"
+    else:
+        return False
+    warn_undefined(measure, reason)
+    return True
 
 
 def nc2_equinorm(means: Tensor) -> Tensor:

@@ -191,11 +191,6 @@ class BoundMethod:
         return tuple(self.method.tuned_modules(self.backbone))
 
     @cached_property
-    def tuned_parameters(self) -> tuple[nn.Parameter, ...]:
-        """What is trained beside the head."""
-        return tuple(self.method.tuned_parameters(self.backbone))
-
-    @cached_property
     def batch_norms(self) -> tuple[_BatchNorm, ...]:
         """The BatchNorm layers in the tuned modules."""
         return tuple(part for whole in self.tuned_modules for part in whole.modules() if isinstance(part, _BatchNorm))
@@ -206,21 +201,6 @@ class BoundMethod:
         return self.method.key_layers(self.backbone)
 
     @cached_property
-    def key_modules(self) -> tuple[nn.Module, ...]:
-        """What is trained at the rate of the key layer."""
-        return tuple(self.method.key_modules(self.backbone))
-
-    @cached_property
-    def first_tuned_layer(self) -> str | None:
-        """The layer before which everything is frozen; see the method's."""
-        return self.method.first_tuned_layer(self.backbone)
-
-    @cached_property
     def skip_sources(self) -> tuple[str, ...]:
         """The blocks whose pooled outputs the method looks at."""
         return self.method.skip_sources(self.backbone)
-
-    @cached_property
-    def input_sources(self) -> tuple[str, ...]:
-        """The blocks whose inputs the method looks at."""
-        return self.method.input_sources(self.backbone)

@@ -69,8 +69,8 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if inspect.isgenerator(value):
         return [describe(item) for item in value]
-    if hasattr(value, "tuned_parameters"):  # what bind returns
-        return describe(value.tuned_parameters)
+    if hasattr(value, "tuned_modules"):  # what bind returns
+        return describe(value.tuned_modules)
     return repr(value)
 
 

@@ -42,14 +42,14 @@ class FrozenPrefix(SplitBackbone):
 
     def __init__(self, model: Any, images: Tensor) -> None:
         method, backbone = model.method, model.backbone
-        bound = method.bind(backbone)
-        if bound.first_tuned_layer is None:
+        first = method.first_tuned_layer(backbone)
+        if first is None:
             raise SplitError(f"{method.label} leaves no frozen prefix of {backbone.name!r}")
         super().__init__(
             backbone,
-            bound.first_tuned_layer,
-            bound.skip_sources,
-            input_layers=bound.input_sources,
+            first,
+            method.skip_sources(backbone),
+            input_layers=method.input_sources(backbone),
             image_shape=images.shape[1:],
             pooling=method.pooling,
         )
