@@ -7,37 +7,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nc_finetune.methods import (
-    AdapterTuning,
-    BiasTuning,
-    FinetuningMethod,
-    FullFinetuning,
-    LayerFinetuning,
-    LinearProbe,
-    NormTuning,
-    ProbeFirst,
-    SideFinetuning,
-    SkipConnectionFinetuning,
-    SkipProbe,
-    ZeroShot,
-)
+from nc_finetune import methods
+from nc_finetune.methods import METHOD_NAMES, FinetuningMethod
 from nc_finetune.results.identity import settings_of
 from nc_finetune.results.result import Result
 
-# The order of the methods in every table and legend: from least to most that is tuned.
-_METHODS: tuple[type[FinetuningMethod], ...] = (
-    ZeroShot,
-    LinearProbe,
-    SkipProbe,
-    BiasTuning,
-    NormTuning,
-    AdapterTuning,
-    LayerFinetuning,
-    SideFinetuning,
-    SkipConnectionFinetuning,
-    ProbeFirst,
-    FullFinetuning,
+# The order of the methods in every table and legend: from least to most that is tuned; others follow.
+_ORDER = (
+    *("zero_shot", "linear_probe", "skip_probe", "bias_tuning", "norm_tuning", "adapter"),
+    *("layer_ft", "side_ft", "scl_ft", "lp_ft", "full_ft"),
 )
+
+
+def _place(method: type[FinetuningMethod]) -> int:
+    return _ORDER.index(method.name) if method.name in _ORDER else len(_ORDER)
+
+
+_METHODS: list[type[FinetuningMethod]] = sorted((getattr(methods, name) for name in METHOD_NAMES), key=_place)
 METHOD_LABELS = {method.name: method.label for method in _METHODS}
 LABELS_OF_CLASSES = {method.__name__: method.label for method in _METHODS}
 CHOSEN = "auto"  # as a key layer: by short trials, seed by seed
