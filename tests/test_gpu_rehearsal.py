@@ -120,7 +120,7 @@ def test_a_matched_skip_waits_until_it_is_measured_and_no_longer() -> None:
     model = ImageClassifier(built, K, method=METHODS["matched"]()).train()
     with rehearsed_cuda() as waits:
         to_cuda(model)(images(size).to("cuda"))
-        assert waits == {"skips:_matched_factors"}
+        assert waits == {"_skips:_matched_factors"}
         waits.clear()
         model(images(size).to("cuda"))
         assert waits == set()
