@@ -64,13 +64,9 @@ def update_class_statistics(statistics: ClassStatistics, features: Tensor, targe
     ``(H - A[y])^T (H - B[y])`` (Welford 1962, 10.1080/00401706.1962.10490022, for batches of vectors). Both factors
     are deviations, so no digits cancel when the class means are far larger than the spread around them.
 
-    Differentiable in ``features``. Everything is computed in float64, which no TF32 or autocast setting touches.
-    Products in float32 would take half the time, but lose digits of NC1 where the class means are nearly dependent: NC1
-    weighs the scatter along directions in which it may be a millionth of its largest, and a sum of float32 products
-    that is corrected later has lost these before the correction. On GPUs whose float64 is 64 times slower the scatters
-    of all of ResNet50's layers take, counted and not measured, a fifth of a forward pass in float32 (12 million of 4
-    billion multiplications an image); of up to ``2 D`` samples :class:`~nc_finetune.LayerwiseNC1` keeps features and
-    multiplies none of it.
+    Differentiable in ``features``. Everything is computed in float64, which no TF32 or autocast setting touches:
+    products in float32 would take half the time, but lose digits of NC1 where the class means are nearly dependent,
+    since it weighs the scatter along directions in which it may be a millionth of its largest.
 
     Args:
         statistics: Sums so far.

@@ -82,6 +82,11 @@ class ClassificationLoss(nn.Module, ABC):
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each sample, shape ``(N,)``."""
 
+    def extra_repr(self) -> str:
+        """Show the options, which are numbers."""
+        options = ((name, value) for name, value in vars(self).items() if type(value) in (int, float))
+        return ", ".join(f"{name}={value:g}" for name, value in options)
+
     def _check(self, logits: Tensor, labels: Tensor) -> None:
         if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise ValueError(

@@ -46,7 +46,3 @@ class DotRegressionLoss(ClassificationLoss):
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return ``(z_y - alpha)^2 / (2 alpha)``."""
         return (true_class(logits, labels) - self.alpha).square() / (2 * self.alpha)
-
-    def extra_repr(self) -> str:
-        """Show alpha."""
-        return f"alpha={self.alpha:g}"

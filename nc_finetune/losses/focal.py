@@ -47,7 +47,3 @@ class FocalLoss(ClassificationLoss):
         # Not 1 - exp: it cancels. Not 0: the power's gradient is infinite there for gamma below 1.
         rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
         return -(rest**self.gamma) * log_p
-
-    def extra_repr(self) -> str:
-        """Show gamma."""
-        return f"gamma={self.gamma:g}"

@@ -48,7 +48,3 @@ class RescaledMSELoss(ClassificationLoss):
         is_true = torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
         others = ((1 - is_true) * logits).square().sum(dim=1)
         return (self.alpha * (true_class(logits, labels) - self.target).square() + others) / logits.shape[1]
-
-    def extra_repr(self) -> str:
-        """Show alpha and the target."""
-        return f"alpha={self.alpha:g}, target={self.target:g}"
