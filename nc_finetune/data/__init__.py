@@ -9,8 +9,8 @@ from nc_finetune.data.check import DataReport as DataReport
 from nc_finetune.data.check import check_data as check_data
 from nc_finetune.data.image_data import ImageData as ImageData
 from nc_finetune.data.labelled_images import LabelledImages as LabelledImages
-from nc_finetune.data.sources.source import Source as Source
 from nc_finetune.data.sources.source import load_source as load_source
+from nc_finetune.data.sources.tables import Source as Source
 from nc_finetune.data.splits.stratified import split_off as split_off
 from nc_finetune.data.splits.stratified import take_per_class as take_per_class
 from nc_finetune.data.unlabelled_folder import UnlabelledFolder as UnlabelledFolder

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from nc_finetune.data._pixels.image_files import looks_like_an_image, open_image
 from nc_finetune.data.bad_images import BadImage
 from nc_finetune.data.columns.split_names import SPLIT_NAMES
-from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.image_data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages
 from nc_finetune.data.patient_loader import PatientLoader
+from nc_finetune.data.splits.content_hashes import Duplicate
 
 SMALL_SIDE = 32
 

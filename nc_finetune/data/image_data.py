@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.bad_images import BadImage, OnBadImage
 from nc_finetune.data.batch_transforms import augmented
-from nc_finetune.data.content_hashes import Duplicate
 from nc_finetune.data.labelled_images import LabelledImages, Transform
 from nc_finetune.data.loaders import ImageLoaders
-from nc_finetune.data.sources.left_out import LeftOut, left_out_of
-from nc_finetune.data.sources.source import Source, load_source
+from nc_finetune.data.sources.file_listing import LeftOut, left_out_of
+from nc_finetune.data.sources.source import load_source
+from nc_finetune.data.sources.tables import Source
 from nc_finetune.data.split_images import SplitImages
+from nc_finetune.data.splits.content_hashes import Duplicate
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.stratified import splits_hash
 from nc_finetune.data.splits.summary import SplitSummary
@@ -154,7 +155,7 @@ class ImageData(L.LightningDataModule):
     def data(self) -> Source:
         """The source, loaded when it is first asked for; a warning names files that are no part of it."""
         found = load_source(self.source, *self.columns)
-        self.left_out = left_out_of(self.source, found)
+        self.left_out = left_out_of(self.source, (*found.splits.values(), *found.unlabelled.values()))
         if self.left_out.files:
             warnings.warn(f"{self.source}: {self.left_out}", DataWarning, stacklevel=2)
         return found

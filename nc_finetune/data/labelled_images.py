@@ -17,7 +17,7 @@ from nc_finetune.data._pixels.pixel_store import PixelStore
 from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.bad_images import Decode, decoded
 from nc_finetune.data.patient_loader import PatientLoader
-from nc_finetune.data.sources.source import ImageTable
+from nc_finetune.data.sources.tables import ImageTable
 from nc_finetune.data.splits.stratified import Indices
 
 # Returns a tensor; to jsonargparse a class there would say that the callable builds objects of it.
@@ -93,13 +93,12 @@ class LabelledImages(Dataset[Sample]):
 
     @property
     def labels(self) -> list[int]:
-        """The label of each item; see :attr:`ImageTable.labels <nc_finetune.data.sources.source.ImageTable>`."""
+        """The label of each item; see :attr:`ImageTable.labels <nc_finetune.data.sources.tables.ImageTable>`."""
         return [self.table.labels[row] for row in self.indices]
 
     def class_counts(self, num_classes: int) -> list[int]:
         """Return how often each of the K labels occurs."""
-        sets = self.table.label_sets
-        found = Counter(label for row in self.indices for label in (sets[row] if sets else (self.table.labels[row],)))
+        found = Counter(label for row in self.indices for label in self.table.labels_of(row))
         return [found[label] for label in range(num_classes)]
 
     def identity(self, table: str) -> str | None:

@@ -10,7 +10,7 @@ from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.bad_images import BadImages
 from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.labelled_images import LabelledImages, Transform
-from nc_finetune.data.sources.source import Source
+from nc_finetune.data.sources.tables import Source
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.summary import PlannedSplits
 from nc_finetune.data.unlabelled_folder import UnlabelledImages

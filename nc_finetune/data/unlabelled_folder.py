@@ -19,8 +19,7 @@ from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.bad_images import OnBadImage, decoded, shared_flags
 from nc_finetune.data.columns.relative_paths import below_one_folder
 from nc_finetune.data.labelled_images import SkippingLoader, collate
-from nc_finetune.data.sources.file_listing import visible_files
-from nc_finetune.data.sources.left_out import LeftOut
+from nc_finetune.data.sources.file_listing import LeftOut, visible_files
 from nc_finetune.data.sources.source import load_unlabelled
 from nc_finetune.errors import check_name
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from nc_finetune.data import ImageData
 from nc_finetune.data._pixels.transforms import DecodeAndResize
-from nc_finetune.data.sources.source import Source, load_source
+from nc_finetune.data.sources.source import load_source
+from nc_finetune.data.sources.tables import Source
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF"}
 

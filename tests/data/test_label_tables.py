@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from made_up_images import write_images
 
-from nc_finetune.data.sources.source import Source, load_source
+from nc_finetune.data.sources.source import load_source
+from nc_finetune.data.sources.tables import Source
 
 
 def write_table(folder: Path, text: str, name: str = "labels.csv") -> str:

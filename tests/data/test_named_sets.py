@@ -9,7 +9,8 @@ from made_up_images import make_rows, write_idx, write_images, write_parquet
 from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.sources import named_sets
 from nc_finetune.data.sources.named_sets import NAMED_SETS
-from nc_finetune.data.sources.source import Source, load_source
+from nc_finetune.data.sources.source import load_source
+from nc_finetune.data.sources.tables import Source
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import datasets
 import pytest
 from made_up_images import make_rows, write_images, write_parquet
 
-from nc_finetune.data.sources.source import Source, load_source
+from nc_finetune.data.sources.source import load_source
+from nc_finetune.data.sources.tables import Source
 
 NAMES = [f"{number}.png" for number in range(8)]
 LABELS = ["cat", "dog"] * 4

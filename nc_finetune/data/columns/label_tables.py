@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,16 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data._pixels.image_files import is_image_file
+from nc_finetune.data.columns.finding import LABEL_COLUMNS
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, folder_split
 from nc_finetune.data.columns.split_names import plain, split_of
+from nc_finetune.data.columns.table_lines import read_csv, read_jsonl
 from nc_finetune.errors import DataWarning, check_name
 
 if TYPE_CHECKING:
     import datasets
 
 FILE_COLUMNS = ("file_name", "filename", "file", "path", "image_path", "image", "image_id", "id")
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "tags")
-HIDDEN_COLUMNS = ("label", "labels", "class", "target", "cls")
+USUAL_LABELS = ("label", "labels", "class", "class_name", "category", "target", "tags")
 LABEL_TABLES = ("labels", "metadata")
 TABLE_ENDINGS = (".csv", ".jsonl")
 # Divides the labels of one image.
@@ -160,11 +159,11 @@ class LabelTable:
 
     def _lines(self, split: str, table: Path, needs_labels: bool) -> list[_Row]:
         """Return what each line says."""
-        names, lines = _read_jsonl(table) if table.suffix.lower() == ".jsonl" else _read_csv(table)
+        names, lines = read_jsonl(table) if table.suffix.lower() == ".jsonl" else read_csv(table)
         image = _column(table, names, self.columns[0], FILE_COLUMNS, "image")
         label: str | None = None
-        if needs_labels or _has_column(names, self.columns[1], LABEL_COLUMNS):
-            label = _column(table, names, self.columns[1], LABEL_COLUMNS, "label")
+        if needs_labels or _has_column(names, self.columns[1], USUAL_LABELS):
+            label = _column(table, names, self.columns[1], USUAL_LABELS, "label")
         base = PurePosixPath(table.parent.relative_to(self.folder).as_posix())
         seen: set[Path] = set()
         found = []
@@ -186,7 +185,7 @@ class LabelTable:
 
     def _is_hidden(self, name: str) -> bool:
         """Tell other columns that could be taken for the labels, where nobody has said which they are."""
-        return self.columns[1] is None and name in HIDDEN_COLUMNS
+        return self.columns[1] is None and name in LABEL_COLUMNS
 
     def _file(self, name: str, where: str, base: PurePosixPath, split: str) -> Path:
         """Return the image that a cell names: relative to the table, or else by a name that is the only one."""
@@ -208,57 +207,6 @@ def _folder_of_split(file: Path, label: Any, where: str) -> str:
     """Return the split of the folder that an image is in; the folder of a class may be called ``train``, too."""
     parts = [part for part in file.parts[:-1] if plain(part) != plain(str(label))]
     return folder_split(PurePosixPath(*parts, file.name), where)
-
-
-def _read_text(table: Path) -> str:
-    try:
-        return table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8: {error}; save it as UTF-8") from error
-
-
-def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Return the names of the columns, and the number and the cells of each line."""
-    text = _read_text(table)
-    first = text.partition("\n")[0]
-    divider = max(",;\t", key=first.count)
-    try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=divider, strict=True) if line]
-    except csv.Error as error:
-        raise ValueError(f"{table} is no CSV file: {error}") from error
-    if len(lines) < 2:
-        raise ValueError(f"{table} is empty: expected a line with the names of columns, and one for each image")
-    names = [name.strip() for name in lines[0]]
-    if doubled := [name for name in names if name and names.count(name) > 1]:
-        raise ValueError(f"{table} has two columns {doubled[0]!r}; rename one")
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(names):
-            raise ValueError(
-                f"{table}, line {number}: {len(line)} cells where the first line has {len(names)}; mend it"
-            )
-    return names, [
-        (number, dict(zip(names, (cell.strip() for cell in line), strict=True)))
-        for number, line in enumerate(lines[1:], start=2)
-    ]
-
-
-def _read_jsonl(table: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Return the names of all keys, and the number and the values of each line."""
-    found: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(_read_text(table).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{table}, line {number} is no JSON: {error}; mend it") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{table}, line {number} is no JSON object; write one for each image")
-        found.append((number, value))
-    if not found:
-        raise ValueError(f"{table} is empty: expected a line with a JSON object for each image")
-    names = list(dict.fromkeys(name for _, value in found for name in value))
-    return names, [(number, {name: value.get(name) for name in names}) for number, value in found]
 
 
 def _has_column(names: Sequence[str], given: str | None, usual: Sequence[str]) -> bool:

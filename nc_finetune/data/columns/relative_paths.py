@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from nc_finetune.data.columns.finding import image_columns
 from nc_finetune.data.columns.label_tables import FILE_COLUMNS
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, folder_split
 
 if TYPE_CHECKING:
     import datasets
-
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 
 
 def with_whole_paths(rows: datasets.Dataset, image_column: str | None, folder: Path, root: Path) -> datasets.Dataset:
@@ -58,18 +57,13 @@ def names_files(rows: datasets.Dataset, image_column: str | None) -> bool:
 
 
 def _image_column(rows: datasets.Dataset, given: str | None) -> str | None:
-    import datasets as hf
-
     if given is not None:
         return given if given in rows.features else None
-    declared = [name for name, feature in rows.features.items() if isinstance(feature, hf.Image)]
-    if declared:
-        return declared[0] if len(declared) == 1 else None
-    usual = [name for name in IMAGE_COLUMNS if name in rows.features]
+    images = image_columns(rows)
     files = [
         name for name in FILE_COLUMNS if getattr(rows.features.get(name), "dtype", "") in ("string", "large_string")
     ]
-    return usual[0] if len(usual) == 1 else (files[0] if files and not usual else None)
+    return images[0] if len(images) == 1 else (files[0] if files and not images else None)
 
 
 def _paths(rows: datasets.Dataset, column: str) -> list[str | None] | None:

@@ -97,10 +97,7 @@ def _samples(archive: Path) -> list[_Sample]:
         with tarfile.open(archive, "r:") as opened:
             members = [member for member in opened if member.isfile()]
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
-            f"the tables in {archive.parent} cannot be read: {archive.name}: {error}; replace those that are damaged or"
-            " empty"
-        ) from error
+        raise _unreadable(archive, f": {error}") from error
     for member in members:
         path = PurePosixPath(member.name)
         stem, _, ending = path.name.partition(".")
@@ -112,11 +109,15 @@ def _samples(archive: Path) -> list[_Sample]:
             raise ValueError(f"{sample} has two files that end in .{ending.lower()}; give samples names of their own")
         sample.files[ending.lower()] = (member.offset_data, member.size)
     if not found:
-        raise ValueError(
-            f"the tables in {archive.parent} cannot be read: {archive.name} is empty; replace those that are"
-            " damaged or empty"
-        )
+        raise _unreadable(archive, " is empty")
     return list(found.values())
+
+
+def _unreadable(archive: Path, problem: str) -> ValueError:
+    return ValueError(
+        f"the tables in {archive.parent} cannot be read: {archive.name}{problem}; replace those that are damaged or"
+        " empty"
+    )
 
 
 def _image_ending(sample: _Sample, given: str | None) -> str:

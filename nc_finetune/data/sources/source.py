@@ -1,97 +1,22 @@
-"""Labelled sets of images with the splits, classes and labels that they came with."""
+"""From what was found somewhere to labelled images with the splits and classes that they came with."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import warnings
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data._pixels.encoded_images import EncodedImages
+from nc_finetune.data.columns.finding import find_columns, image_columns, label_columns, one_column
 from nc_finetune.data.columns.labels import is_no_label, number_label_sets, number_labels, rarest_labels
-from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, divide_by_columns, is_split_column
+from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, divide_by_columns
 from nc_finetune.data.columns.split_names import UNLABELLED, by_split, split_of
 from nc_finetune.data.sources.locations import find_splits
-from nc_finetune.errors import DataWarning, unknown_name
+from nc_finetune.data.sources.tables import ImageTable, Source
+from nc_finetune.errors import DataWarning
 
 if TYPE_CHECKING:
     import datasets
-
-_MOST_HASHES = 2**18  # of files that a process remembers, of about 300 bytes each
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
-LABEL_COLUMNS = ("label", "labels", "class", "target", "cls")
-
-
-@dataclass(frozen=True)
-class ImageTable(EncodedImages):
-    """One split as it was found: encoded images and integer labels.
-
-    Attributes:
-        labels: The label of each row, in ``[0, K)``; of a row of several labels the rarest, of one without labels K.
-        label_sets: All labels of each row; ``None`` where every row has one.
-        others: Its other columns; ``None`` where there are none.
-    """
-
-    labels: list[int]
-    label_sets: list[tuple[int, ...]] | None = None
-    others: datasets.Dataset | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A labelled set of images with the splits that it came with.
-
-    Attributes:
-        splits: ``"train"`` and, where the source has them, ``"val"`` and ``"test"``.
-        class_names: K names; the label is the index.
-        unlabelled: Images without a label, by the split that they were in: for predicting.
-    """
-
-    splits: dict[str, ImageTable]
-    class_names: tuple[str, ...]
-    unlabelled: dict[str, EncodedImages] = field(default_factory=dict)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a row may have several labels, or none."""
-        return self.splits["train"].label_sets is not None
-
-    def fingerprint(self) -> str:
-        """Hash what is there: the labels and the content of the images of every split, whatever the files are called.
-
-        Returns:
-            BLAKE2b in hexadecimal, the same on every machine.
-        """
-        digest = hashlib.blake2b(digest_size=16)
-        for split, table in self.splits.items():
-            digest.update(repr((split, self.class_names, table.label_sets or table.labels)).encode())
-            for image in table.rows[table.image_column]:
-                digest.update(_content(image))
-        return digest.hexdigest()
-
-
-def _content(image: dict[str, Any] | None) -> bytes:
-    """Return the bytes of an image in a table, or a hash of its file."""
-    if not image or not (image["bytes"] or image["path"]):
-        return b"no image"
-    if image["bytes"]:
-        return bytes(image["bytes"])
-    try:
-        if not Path(image["path"]).is_file():  # a pipe would never end
-            return b"no file"
-        state = Path(image["path"]).stat()
-        return _file_hash(image["path"], state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-    except OSError:  # gone, or a link to nowhere: a bad image, which on_bad_image deals with
-        return b"no file"
-
-
-@lru_cache(maxsize=_MOST_HASHES)
-def _file_hash(path: str, _size: int, _written: int, _changed: int) -> bytes:
-    """Hash a file; once, until its size, or the time that it was written or renamed, is another."""
-    return hashlib.blake2b(Path(path).read_bytes()).digest()
 
 
 def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:
@@ -109,40 +34,6 @@ def _canonical_splits(found: dict[str, Any]) -> dict[str, Any]:
             stacklevel=2,
         )
     return known
-
-
-def _find_columns(rows: datasets.Dataset, image: str | None, label: str | None) -> tuple[str, str]:
-    """Return the columns of images and labels: those given, or the only image column and the usual label names."""
-    return _one_column("image", rows, image, _image_columns(rows, label)), _one_column(
-        "label", rows, label, _label_columns(rows)
-    )
-
-
-def _image_columns(rows: datasets.Dataset, label: str | None) -> list[str]:
-    import datasets as hf
-
-    images = [name for name, feature in rows.features.items() if isinstance(feature, hf.Image)]
-    return images or [name for name in IMAGE_COLUMNS if name in rows.features and name != label]
-
-
-def _label_columns(rows: datasets.Dataset) -> list[str]:
-    import datasets as hf
-
-    declared = {name: getattr(feature, "feature", feature) for name, feature in rows.features.items()}
-    labels = [
-        name
-        for name, feature in declared.items()
-        if isinstance(feature, hf.ClassLabel) and not is_split_column(name, feature.names)
-    ]
-    return labels or [name for name in LABEL_COLUMNS if name in rows.features]
-
-
-def _one_column(kind: str, rows: datasets.Dataset, given: str | None, candidates: list[str]) -> str:
-    if given is not None and given not in rows.features:
-        raise unknown_name(f"{kind} column", given, rows.column_names)
-    if given is None and len(candidates) != 1:
-        raise ValueError(f"cannot tell the {kind} column among {', '.join(rows.column_names)}; pass {kind}_column=")
-    return given or candidates[0]
 
 
 def _image_rows(rows: datasets.Dataset, image: str) -> datasets.Dataset:
@@ -198,9 +89,9 @@ def _divided(
     splits = {name: rows.with_format(None) for name, rows in _canonical_splits(found).items() if len(rows)}
     if "train" not in splits:
         raise ValueError("the train split is empty; it must have images of every class")
-    image, label = _find_columns(splits["train"], image, label)
+    image, label = find_columns(splits["train"], image, label)
     for name, rows in splits.items():
-        if image not in rows.features or (label not in rows.features and _label_columns(rows)):
+        if image not in rows.features or (label not in rows.features and label_columns(rows)):
             lacking = label if image in rows.features else image
             raise ValueError(f"the {name} split has no column {lacking!r}, only {', '.join(rows.column_names)}")
     splits = divide_by_columns(splits, {image, label}, only=len(found) == 1)
@@ -246,9 +137,7 @@ def _checked(source: Source) -> Source:
 
 
 def _classes_of(table: ImageTable) -> set[int]:
-    if table.label_sets is None:
-        return set(table.labels)
-    return {label for labels in table.label_sets for label in labels}
+    return {label for row in range(len(table.labels)) for label in table.labels_of(row)}
 
 
 def load_source(source: str, image_column: str | None = None, label_column: str | None = None) -> Source:
@@ -314,8 +203,8 @@ def load_unlabelled(
     splits = {name: rows.with_format(None) for name, rows in found.splits.items() if len(rows)}
     everything, unlabelled = {}, {}
     for name, rows in splits.items():
-        image = _one_column("image", rows, image_column, _image_columns(rows, label_column))
-        labels = [label_column] if label_column in rows.features else _label_columns(rows)
+        image = one_column("image", rows, image_column, image_columns(rows, label_column))
+        labels = [label_column] if label_column in rows.features else label_columns(rows)
         without = [
             row for row, value in enumerate(rows[labels[0]] if labels else [None] * len(rows)) if is_no_label(value)
         ]

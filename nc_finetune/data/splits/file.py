@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from nc_finetune._common.atomic_files import write_text_atomically
-from nc_finetune.data.content_hashes import row_hashes
-from nc_finetune.data.sources.source import ImageTable
+from nc_finetune.data.sources.tables import ImageTable
+from nc_finetune.data.splits.content_hashes import row_hashes
 from nc_finetune.data.splits.stratified import Indices
 from nc_finetune.errors import DataWarning
 
@@ -53,6 +53,33 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     """
     plan: dict[str, Any] | None = _content(path).get("plan")
     return plan
+
+
+def compare_plans(path: Path, asked: dict[str, Any], written: dict[str, Any]) -> None:
+    """Refuse splits that were drawn with other arguments.
+
+    Args:
+        path: The file of the splits.
+        asked: The arguments that are asked for; those that are ``None`` ask for nothing.
+        written: Those that the splits were drawn with.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if asked["fold"] is None:
+        asked = asked | {"num_folds": written.get("num_folds")}
+    differ = {name: written.get(name) for name, value in asked.items() if value != written.get(name)}
+    if wrong := {name: value for name, value in differ.items() if asked[name] is not None}:
+        raise ValueError(
+            f"{path} was drawn with {_said(wrong)}, and {_said({name: asked[name] for name in wrong})} is asked"
+            f" for; give {_said(wrong)}, another split_file, or delete it to split anew"
+        )
+    if differ:
+        warnings.warn(f"{path} was drawn with {_said(differ)}: these are its splits", DataWarning, stacklevel=2)
+
+
+def _said(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def read_splits(path: Path, tables: Mapping[str, ImageTable]) -> SplitRows:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nc_finetune.data.columns.relative_paths import below_one_folder
-from nc_finetune.data.sources.source import ImageTable, Source
+from nc_finetune.data.sources.tables import ImageTable, Source
 from nc_finetune.data.splits.stratified import Indices, rank, take_per_class
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nc_finetune.data.sources.source import Source
-from nc_finetune.data.splits.file import SplitRows, read_plan, read_splits, write_splits
+from nc_finetune.data.sources.tables import Source
+from nc_finetune.data.splits.file import SplitRows, compare_plans, read_plan, read_splits, write_splits
 from nc_finetune.data.splits.groups import (
     group_names,
     k_folds_of_groups,
@@ -86,9 +86,10 @@ class SplitPlan:
         path = None if self.split_file is None else Path(self.split_file)
         if path is not None and path.exists():
             written = read_plan(path)
-            self._compare(path, written)
             found = read_splits(path, source.splits)
-            if written is None:
+            if written is not None:
+                compare_plans(path, self._written(), written)
+            else:
                 self._compare_sizes(path, source, found)
             return found
         found = _Drawing(self, source).rows()
@@ -99,22 +100,6 @@ class SplitPlan:
     def _written(self) -> dict[str, Any]:
         """Return the arguments that make the splits."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "split_file"}
-
-    def _compare(self, path: Path, written: dict[str, Any] | None) -> None:
-        """Refuse splits that were drawn with other arguments; those that are ``None`` here ask for nothing."""
-        if written is None:
-            return
-        asked = self._written()
-        if asked["fold"] is None:
-            asked["num_folds"] = written.get("num_folds")
-        differ = {name: written.get(name) for name, value in asked.items() if value != written.get(name)}
-        if wrong := {name: value for name, value in differ.items() if asked[name] is not None}:
-            raise ValueError(
-                f"{path} was drawn with {_said(wrong)}, and {_said({name: asked[name] for name in wrong})} is asked"
-                f" for; give {_said(wrong)}, another split_file, or delete it to split anew"
-            )
-        if differ:
-            warnings.warn(f"{path} was drawn with {_said(differ)}: these are its splits", DataWarning, stacklevel=2)
 
     def _compare_sizes(self, path: Path, source: Source, found: SplitRows) -> None:
         """Compare what the sizes tell with what is asked for, where a file does not say how it was drawn."""
@@ -151,10 +136,6 @@ class SplitPlan:
         if self.fold is not None:
             return 1 / self.num_folds
         return DEFAULT_VAL_SIZE if self.val_size is None else self.val_size
-
-
-def _said(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _is_size(found: int, size: int | float, total: int) -> bool:
@@ -203,8 +184,7 @@ class _Drawing:
         return [self.table.labels[row] for row in rows]
 
     def _label_sets(self, rows: Indices) -> list[tuple[int, ...]]:
-        sets = self.table.label_sets
-        return [(self.table.labels[row],) if sets is None else sets[row] for row in rows]
+        return [self.table.labels_of(row) for row in rows]
 
     def _groups(self, rows: Indices) -> list[str] | None:
         return None if self.groups is None else [self.groups[row] for row in rows]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nc_finetune.data.columns.split_names import SPLIT_NAMES
-from nc_finetune.data.content_hashes import Duplicate, find_duplicates
-from nc_finetune.data.sources.source import Source
+from nc_finetune.data.sources.tables import Source
+from nc_finetune.data.splits.content_hashes import Duplicate, find_duplicates
 from nc_finetune.data.splits.file import SplitRows
 from nc_finetune.data.splits.groups import group_names, shared_groups
 from nc_finetune.data.splits.plan import SplitPlan
@@ -121,10 +121,7 @@ def absent_classes(source: Source, rows: SplitRows) -> dict[str, list[str]]:
     found = {}
     for split, (name, indices) in rows.items():
         table = source.splits[name]
-        if table.label_sets is None:
-            present = {table.labels[row] for row in indices}
-        else:
-            present = {label for row in indices for label in table.label_sets[row]}
+        present = {label for row in indices for label in table.labels_of(row)}
         if lacking := [name for label, name in enumerate(source.class_names) if label not in present]:
             found[split] = lacking
     return found

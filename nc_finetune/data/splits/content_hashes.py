@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nc_finetune.data.sources.source import ImageTable
+from nc_finetune.data.sources.tables import ImageTable
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def find_duplicates(splits: Mapping[str, tuple[ImageTable, Sequence[int]]]) -> l
                 continue
             if digest in known:
                 other, first = known[digest]
-                same = _labels(splits[other][0], first) == _labels(table, row)
+                same = splits[other][0].labels_of(first) == table.labels_of(row)
                 found.append(Duplicate((other, first), (split, row), same))
             else:
                 here.append((digest, (split, row)))
@@ -92,7 +92,3 @@ def _size(encoded: Mapping[str, Any]) -> int:
         return Path(encoded["path"] or "").stat().st_size
     except OSError:
         return 0
-
-
-def _labels(table: ImageTable, row: int) -> Any:
-    return table.labels[row] if table.label_sets is None else table.label_sets[row]
