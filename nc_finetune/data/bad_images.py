@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nc_finetune._common.atomic_files import write_text_atomically
 from nc_finetune._common.csv_text import csv_text
-from nc_finetune.data._pixels.encoded_images import EncodedImages
+from nc_finetune.data.sources.tables import EncodedImages
 from nc_finetune.errors import DataWarning
 
 OnBadImage = Literal["raise", "skip"]
@@ -87,13 +87,8 @@ class BadImages:
 def decoded(decode: Decode, encoded: dict[str, Any], name: str) -> Tensor:
     """Decode an image.
 
-    Args:
-        decode: From an encoded image to a uint8 tensor.
-        encoded: ``{"bytes": ..., "path": ...}``.
-        name: What the image is called in the error.
-
     Raises:
-        ValueError: If it does not decode.
+        ValueError: If it does not decode; the error calls it by its name.
     """
     try:
         return decode(encoded)

@@ -23,7 +23,7 @@ from nc_finetune.data.splits.content_hashes import Duplicate
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.stratified import splits_hash
 from nc_finetune.data.splits.summary import SplitSummary
-from nc_finetune.data.training_progress import TrainingProgress
+from nc_finetune.data.training_order import TrainingProgress
 from nc_finetune.errors import DataWarning, check_name
 
 

@@ -13,14 +13,14 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nc_finetune.data._pixels.encoded_images import EncodedImages
 from nc_finetune.data._pixels.image_files import is_image_file
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.bad_images import OnBadImage, decoded, shared_flags
-from nc_finetune.data.columns.relative_paths import below_one_folder
+from nc_finetune.data.columns.image_columns import below_one_folder
 from nc_finetune.data.labelled_images import SkippingLoader, collate
 from nc_finetune.data.sources.file_listing import LeftOut, visible_files
 from nc_finetune.data.sources.source import load_unlabelled
+from nc_finetune.data.sources.tables import EncodedImages
 from nc_finetune.errors import check_name
 
 

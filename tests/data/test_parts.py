@@ -14,8 +14,7 @@ from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.loaders import ImageLoaders
 from nc_finetune.data.split_images import SplitImages
 from nc_finetune.data.splits.plan import SplitPlan
-from nc_finetune.data.training_order import TrainingLoader, TrainingOrder
-from nc_finetune.data.training_progress import TrainingProgress
+from nc_finetune.data.training_order import TrainingLoader, TrainingOrder, TrainingProgress
 
 
 def loader(seed: int = 0) -> TrainingLoader:

@@ -22,7 +22,7 @@ class PixelStore:
         rows: Of the table.
         image_size: Height and width of the images in pixels.
         stamp: What is known of the file of a row: an image is kept for as long as it stays the same. ``None`` where
-            images are in the table. See :class:`~nc_finetune.data._pixels.encoded_images.EncodedImages`.
+            images are in the table. See :class:`~nc_finetune.data.sources.tables.EncodedImages`.
 
     Warns:
         UserWarning: Once, if the folder is not writable or full; images that are not there are then decoded each time.

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data._pixels.image_files import is_image_file
-from nc_finetune.data.columns.finding import LABEL_COLUMNS
+from nc_finetune.data.columns.image_columns import FILE_COLUMNS, LABEL_COLUMNS
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, folder_split
 from nc_finetune.data.columns.split_names import plain, split_of
 from nc_finetune.data.columns.table_lines import read_csv, read_jsonl
@@ -19,7 +19,6 @@ from nc_finetune.errors import DataWarning, check_name
 if TYPE_CHECKING:
     import datasets
 
-FILE_COLUMNS = ("file_name", "filename", "file", "path", "image_path", "image", "image_id", "id")
 USUAL_LABELS = ("label", "labels", "class", "class_name", "category", "target", "tags")
 LABEL_TABLES = ("labels", "metadata")
 TABLE_ENDINGS = (".csv", ".jsonl")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nc_finetune.data._pixels.encoded_images import EncodedImages
 from nc_finetune.data._pixels.image_files import is_image_file, looks_like_an_image
+from nc_finetune.data.sources.tables import EncodedImages
 
 # What file managers leave in every folder.
 _CLUTTER = ("thumbs.db", "desktop.ini")

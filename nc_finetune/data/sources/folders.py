@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data._pixels.image_files import is_image_file
+from nc_finetune.data.columns.image_columns import names_files, with_whole_paths
 from nc_finetune.data.columns.label_tables import LabelTable, find_label_tables
 from nc_finetune.data.columns.labels import check_spellings
-from nc_finetune.data.columns.relative_paths import names_files, with_whole_paths
 from nc_finetune.data.columns.split_names import UNLABELLED, by_split, split_in, split_of, words_of
 from nc_finetune.data.sources.archives import read_archives
 from nc_finetune.data.sources.file_listing import visible_files
 from nc_finetune.data.sources.idx_files import is_idx_folder, read_idx_folder
+from nc_finetune.data.sources.published_layouts import file_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -146,8 +147,6 @@ def _read_images(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
 
     Images that are directly in the folder of another split than train have no label.
     """
-    import datasets as hf
-
     wanted = "expected one folder a class with .jpg, .png, .webp or another kind of images that Pillow decodes"
     images = [file for file in files if is_image_file(file) and len(file.parts) > 1]
     if not images:
@@ -162,13 +161,9 @@ def _read_images(path: Path, files: list[Path]) -> dict[str, datasets.Dataset]:
     assert classes is not None  # noqa: S101 - for the type checker: there is a folder of a split, if only all of it
     named = {split: {name for name in by_file.values() if name is not None} for split, by_file in classes.items()}
     check_spellings(named)
-    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=sorted(set().union(*named.values())))})
-    return {
-        split: hf.Dataset.from_dict(
-            {"image": [str(path / file) for file in by_file], "label": list(by_file.values())}, features
-        )
-        for split, by_file in classes.items()
-    }
+    return file_rows(
+        {split: [(path / file, name) for file, name in by_file.items()] for split, by_file in classes.items()}
+    )
 
 
 def _classes(images: list[Path], folder: Path, split: str) -> dict[Path, str | None]:

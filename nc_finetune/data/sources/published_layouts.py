@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def read_dtd(folder: Path, fold: str) -> dict[str, datasets.Dataset]:
     rows = {
         split: [(folder / "images" / name, Path(name).parts[0]) for name in names] for split, names in lists.items()
     }
-    return _images(rows)
+    return file_rows(rows)
 
 
 def read_aircraft(folder: Path, level: str) -> dict[str, datasets.Dataset]:
@@ -46,7 +46,7 @@ def read_aircraft(folder: Path, level: str) -> dict[str, datasets.Dataset]:
     for split in ("train", "val", "test"):
         pairs = [line.split(" ", 1) for line in _lines(folder / f"images_{level}_{split}.txt")]
         rows[split] = [(folder / "images" / f"{number}.jpg", name) for number, name in pairs]
-    return _images(rows)
+    return file_rows(rows)
 
 
 def read_pets(folder: Path, level: str) -> dict[str, datasets.Dataset]:
@@ -57,7 +57,7 @@ def read_pets(folder: Path, level: str) -> dict[str, datasets.Dataset]:
             name, _, species, *_ = line.split()
             label = name.rsplit("_", 1)[0] if level == "breed" else ("cat", "dog")[int(species) - 1]
             rows.setdefault(split, []).append((folder / "images" / f"{name}.jpg", label))
-    return _images(rows)
+    return file_rows(rows)
 
 
 def read_cifar10(folder: Path, _: str) -> dict[str, datasets.Dataset]:
@@ -78,16 +78,22 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _images(rows: dict[str, list[tuple[Path, str]]]) -> dict[str, datasets.Dataset]:
+def file_rows(rows: Mapping[str, Iterable[tuple[Path, str | None]]]) -> dict[str, datasets.Dataset]:
+    """Return HF datasets of files and their classes, which all splits number alike.
+
+    Args:
+        rows: By split, each image and the name of its class, where it has one.
+    """
     import datasets as hf
 
-    names = sorted({name for group in rows.values() for _, name in group})
+    pairs = {split: list(group) for split, group in rows.items()}
+    names = sorted({name for group in pairs.values() for _, name in group if name is not None})
     features: Any = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=names)})
     return {
         split: hf.Dataset.from_dict(
             {"image": [str(path) for path, _ in group], "label": [name for _, name in group]}, features=features
         )
-        for split, group in rows.items()
+        for split, group in pairs.items()
     }
 
 

@@ -6,13 +6,12 @@ import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nc_finetune.data._pixels.encoded_images import EncodedImages
-from nc_finetune.data.columns.finding import find_columns, image_columns, label_columns, one_column
+from nc_finetune.data.columns.image_columns import find_columns, image_columns, label_columns, one_column
 from nc_finetune.data.columns.labels import is_no_label, number_label_sets, number_labels, rarest_labels
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, divide_by_columns
 from nc_finetune.data.columns.split_names import UNLABELLED, by_split, split_of
 from nc_finetune.data.sources.locations import find_splits
-from nc_finetune.data.sources.tables import ImageTable, Source
+from nc_finetune.data.sources.tables import EncodedImages, ImageTable, Source
 from nc_finetune.errors import DataWarning
 
 if TYPE_CHECKING:

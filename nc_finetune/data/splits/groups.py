@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nc_finetune.data.columns.relative_paths import below_one_folder
+from nc_finetune.data.columns.image_columns import below_one_folder
 from nc_finetune.data.sources.tables import ImageTable, Source
-from nc_finetune.data.splits.stratified import Indices, rank, take_per_class
+from nc_finetune.data.splits.stratified import Indices, no_such_part, rank, take_per_class
 
 
 def group_names(source: Source, group: str) -> dict[str, list[str]]:
@@ -126,10 +126,7 @@ def split_off_groups(
     total = len(labels)
     share = size if 0 < size < 1 else size / total
     if not 0 < share < 1:
-        raise ValueError(
-            f"cannot split {size} of {total} images off: give a share in (0, 1) or a whole number, and leave at least"
-            " one image on both sides"
-        )
+        raise no_such_part(size, total)
     groups = Groups(labels, names, seed)
     held = np.zeros_like(groups.totals)
     taken: set[int] = set()

@@ -29,18 +29,6 @@ DEFAULT_VAL_SIZE = 0.1
 class SplitPlan:
     """How a source is split; the arguments of :class:`~nc_finetune.ImageData` of the same names.
 
-    Attributes:
-        samples_per_class: Training images a class.
-        train_share: Share of the training images that are kept.
-        seed: Which sample is drawn, and which images are held out for validation.
-        val_size: Images held out for validation.
-        test_size: Images held out for the test.
-        max_test_images: Images taken of the source's own test split.
-        fold: Which fold is held out for validation.
-        num_folds: Number of folds.
-        split_file: Where the splits are written, and read again.
-        group: Images of one group are in one split: a column, or a pattern of file names.
-
     Raises:
         ValueError: If an argument is out of range, or two exclude each other.
     """

@@ -85,10 +85,7 @@ def split_off(labels: Sequence[int], size: int | float, seed: int) -> tuple[Indi
     total = len(labels)
     number = round(size * total) if 0 < size < 1 else size
     if not (0 < number < total and number == int(number)):
-        raise ValueError(
-            f"cannot split {size} of {total} images off: give a share in (0, 1) or a whole number, and leave at least"
-            " one image on both sides"
-        )
+        raise no_such_part(size, total)
     # Round the running total and not each class, so that the total is met; in an order that is drawn, too, so that of
     # many small classes not always the same ones give a row.
     chosen: list[int] = []
@@ -97,6 +94,14 @@ def split_off(labels: Sequence[int], size: int | float, seed: int) -> tuple[Indi
         seen += len(group)
         chosen += group[: seen * int(number) // total - len(chosen)]
     return _indices(chosen), _indices(sorted(set(range(total)) - set(chosen)))
+
+
+def no_such_part(size: int | float, total: int) -> ValueError:
+    """Return the error of a size that cannot be split off."""
+    return ValueError(
+        f"cannot split {size} of {total} images off: give a share in (0, 1) or a whole number, and leave at least"
+        " one image on both sides"
+    )
 
 
 def give_back(held_out: Indices, label_sets: Sequence[tuple[int, ...]], seed: int, replace: bool = True) -> Indices:
