@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -73,24 +73,18 @@ class NetworkLayers:
         near = (*inner[:3], *get_close_matches(layer, self.submodule_names, n=3))
         raise unknown_name("layer", layer, dict.fromkeys((*self.layer_names, *near)))
 
-    @contextmanager
-    def watch(self, layer: str, take: Callable[[str, object], None]) -> Iterator[None]:
+    def watch(self, layer: str, take: Callable[[str, object], None]) -> AbstractContextManager[None]:
         """Call ``take(layer, output)`` at every forward pass inside the ``with`` block, whatever the output is.
 
         Args:
             layer: One of :attr:`layer_names`, or another submodule of the network or of the whole module.
             take: What to do with the output, or with the input for ``"stem"`` and ``"penultimate"``.
         """
-        with ExitStack() as hooks:
-            if layer == STEM and self.block_names:
-                block = self._submodules[self.block_names[0]]
-                hooks.enter_context(watch_input(block, layer, take, check=False))
-            elif layer == PENULTIMATE and self.classifier is not None:
-                hooks.enter_context(watch_input(self.classifier, layer, take, check=False))
-            else:
-                found = self._submodules[layer]
-                hooks.enter_context(watch_outputs(found, [""], lambda _, output: take(layer, output), check=False))
-            yield
+        if layer == STEM and self.block_names:
+            return watch_input(self._submodules[self.block_names[0]], layer, take, check=False)
+        if layer == PENULTIMATE and self.classifier is not None:
+            return watch_input(self.classifier, layer, take, check=False)
+        return watch_outputs(self._submodules[layer], [""], lambda _, output: take(layer, output), check=False)
 
     def pool(
         self, output: Any, pooling: Pooling = "default", dtype: torch.dtype | None = None, layer: str | None = None
@@ -145,21 +139,16 @@ def find_network_layers(
         (('stem', 'layer1.0', 'layer1.1'), 'penultimate', 3)
     """
     backbones = [part for part in module.modules() if isinstance(part, Backbone)]
+    head = None
     if len(backbones) == 1 and network is None:
-        return _layers_of_backbone(module, backbones[0], classifier, num_classes)
-    inner = _submodule(module, module, network, "network") if network else _find_network(module)
-    layout = find_layout(inner, module)
-    head = _find_classifier(module, inner, layout.block_names, classifier, num_classes)
-    return NetworkLayers(module, inner, head, layout)
-
-
-def _layers_of_backbone(
-    module: nn.Module, backbone: Backbone, classifier: str | None, num_classes: int | None
-) -> NetworkLayers:
-    head = getattr(module, "head", None)
+        inner, layout = backbones[0].model, backbones[0].layout
+        head = getattr(module, "head", None)
+    else:
+        inner = _submodule(module, module, network, "network") if network else _find_network(module)
+        layout = find_layout(inner, module)
     if classifier is not None or not isinstance(head, nn.Module):
-        head = _find_classifier(module, backbone.model, backbone.block_names, classifier, num_classes)
-    return NetworkLayers(module, backbone.model, head, backbone.layout)
+        head = _find_classifier(module, inner, layout.block_names, classifier, num_classes)
+    return NetworkLayers(module, inner, head, layout)
 
 
 def _submodule(module: nn.Module, network: nn.Module, name: str, kind: str) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nc_finetune.backbones._open_clip.source import OpenClipSource
 from nc_finetune.backbones._open_clip.text_encoder import TextEncoder
 from nc_finetune.backbones._open_clip.towers import describe_tower
+from nc_finetune.backbones._weights.state_dicts import shapes
 from nc_finetune.backbones.base import Backbone
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
 from nc_finetune.errors import check_name
@@ -133,7 +134,7 @@ class OpenClipBackbone(Backbone):
             state |= {key if name == own else f"{key}.{name}": value for name, value in aside.items()}
         with torch.device("meta"):
             plain: Any = OpenClipSource(self.name, None, self.model_options).build()
-        if _shapes(state) != (wanted := _shapes(plain.visual.state_dict())):
+        if shapes(state) != (wanted := shapes(plain.visual.state_dict())):
             different = sorted(state.keys() ^ wanted.keys()) or sorted(state)
             raise ValueError(
                 f"open_clip's {self.name} has other weights, e.g. {different[0]}; export a program or ONNX instead"
@@ -174,7 +175,3 @@ class OpenClipBackbone(Backbone):
             RuntimeError: If the tokenizer is neither open_clip's own nor on this machine.
         """
         return self.text_encoder()(prompts)
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in state.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Preprocessing:
     std: tuple[float, ...]
     image_size: int
     interpolation: str
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], image_size: int | Sequence[int]) -> Preprocessing:
+        """Build it from what timm and open_clip say of weights; of a size ``(..., H, W)`` the width counts."""
+        size = image_size if isinstance(image_size, int) else image_size[-1]
+        return cls(tuple(config["mean"]), tuple(config["std"]), size, config["interpolation"])
 
     def for_channels(self, number: int) -> Preprocessing:
         """Return the same for images of another number of channels: of one the means over channels, of more in turn.

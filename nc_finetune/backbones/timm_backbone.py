@@ -12,17 +12,11 @@ from torch import Tensor, nn
 
 from nc_finetune._common.trust import check_options
 from nc_finetune.backbones._layers.block_layout import find_layout
+from nc_finetune.backbones._weights.hub_folder import LocalWeights, find_local_weights, local_path
+from nc_finetune.backbones._weights.packages import match_by_order, packaged_weights
+from nc_finetune.backbones._weights.state_dicts import hub_failure, load_exactly, read_state_dict, shapes
 from nc_finetune.backbones.base import Backbone
-from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
-from nc_finetune.backbones.weights import (
-    hub_failure,
-    load_exactly,
-    local_path,
-    match_by_order,
-    packaged_weights,
-    read_state_dict,
-)
 from nc_finetune.errors import unknown_name
 
 # Names of the weights in a folder of timm's on the hub, in timm's own order.
@@ -61,14 +55,10 @@ def _load_local(name: str, local: LocalWeights, options: Mapping[str, Any]) -> n
     classifier = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
     prefixes = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
     state = read_state_dict(local.file)
-    if _shapes(state) != _shapes(model.state_dict()):
+    if shapes(state) != shapes(model.state_dict()):
         state = _adapt_input(model, _convert(model, state))
     load_exactly(model, {key: value for key, value in state.items() if not key.startswith(prefixes)}, name, local.file)
     return model
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: value.shape for name, value in state.items()}
 
 
 def _convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,25 +130,18 @@ def _build(name: str, weights: str | None, options: Mapping[str, Any]) -> tuple[
     return _load_hub(name, weights, options), True
 
 
-def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1], config["interpolation"])
-
-
-def _usual_preprocessing(name: str) -> list[Preprocessing]:
-    import timm
-
-    architecture = name.partition(".")[0]
-    configs = [timm.get_pretrained_cfg(f"{architecture}.{tag}").to_dict() for tag in _tags(architecture)]
-    return [_preprocessing(config) for config in configs]
-
-
 def _settle_preprocessing(
     model: nn.Module, name: str, weights: str | None, given: Preprocessing | None, stated: bool, channels: int
 ) -> Preprocessing:
     import timm
 
-    own = _preprocessing(timm.data.resolve_model_data_config(model)).for_channels(channels)
-    usual = [] if weights is None else [each.for_channels(channels) for each in _usual_preprocessing(name)]
+    architecture = name.partition(".")[0]
+    tags = [] if weights is None else _tags(architecture)
+    configs = [timm.get_pretrained_cfg(f"{architecture}.{tag}").to_dict() for tag in tags]
+    own, *usual = (
+        Preprocessing.of_config(config, config["input_size"]).for_channels(channels)
+        for config in (timm.data.resolve_model_data_config(model), *configs)
+    )
     return settle_preprocessing(f"the weights {weights!r} of {name}", given, own if stated else None, [own, *usual])
 
 

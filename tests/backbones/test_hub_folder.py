@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nc_finetune.backbones.hub_folder import find_local_weights
+from nc_finetune.backbones._weights.hub_folder import find_local_weights
 
 USUAL = ("model.safetensors", "pytorch_model.bin")
 

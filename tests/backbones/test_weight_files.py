@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData, load_delta, save_delta
 from nc_finetune.backbones import TimmBackbone, weights_hash
-from nc_finetune.backbones.weights import read_state_dict
+from nc_finetune.backbones._weights.state_dicts import read_state_dict
 from nc_finetune.deployment.export import export_onnx, export_program
 from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
 

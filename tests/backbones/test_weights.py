@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nc_finetune.backbones import weights_hash
-from nc_finetune.backbones.weights import WEIGHT_PACKAGES, match_by_order, packaged_weights, read_state_dict
+from nc_finetune.backbones import packaged_weights, weights_hash
+from nc_finetune.backbones._weights.packages import WEIGHT_PACKAGES, match_by_order
+from nc_finetune.backbones._weights.state_dicts import read_state_dict
 
 
 class Malicious:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -145,7 +144,9 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = own
 
 
-def give_blanks(outputs: Sequence[Any], number: int, device: torch.device, otherwise: Callable[..., Any]) -> Any:
+def give_blanks(
+    outputs: Sequence[Any], number: int, device: torch.device, otherwise: Callable[..., Any]
+) -> Callable[..., Any]:
     """Build a forward function that gives blanks in place of what was recorded.
 
     Args:
@@ -163,4 +164,4 @@ def give_blanks(outputs: Sequence[Any], number: int, device: torch.device, other
         recorded = next(remaining, None)
         return otherwise(*inputs, **named) if recorded is None else pytree.tree_map(blank, recorded)
 
-    return partial(forward)
+    return forward

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nc_finetune.backbones._layers.dry_run import Watch
+from nc_finetune.backbones._layers.feature_hooks import watch_outputs
 from nc_finetune.backbones.norms import is_norm
 
 Run = Callable[[Watch], Tensor]
@@ -67,15 +67,10 @@ def called_layers(network: nn.Module, block_names: Collection[str], run: Run) ->
     ]
     calls: list[str] = []
 
-    def note(name: str, *_: Any) -> None:
-        calls.append(name)
-
     @contextmanager
     def watch() -> Iterator[None]:
         calls.clear()
-        with ExitStack() as hooks:
-            for name in names:
-                hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(note, name)))
+        with watch_outputs(network, names, lambda name, _: calls.append(name), check=False):
             yield
 
     run(watch)
@@ -87,14 +82,15 @@ def _gets_past(network: nn.Module, block: str, norm: str, run: Run, *, from_inpu
 
     @contextmanager
     def watch() -> Iterator[None]:
-        source, layer = network.get_submodule(block), network.get_submodule(norm)
-        with ExitStack() as hooks:
-            if from_input:
-                enter = lambda _, inputs: _each(_traced, inputs)  # noqa: E731
-                hooks.enter_context(source.register_forward_pre_hook(enter))
-            else:
-                hooks.enter_context(source.register_forward_hook(lambda _, __, output: _each(_traced, output)))
-            hooks.enter_context(layer.register_forward_hook(lambda _, __, output: output.detach()))
+        source = network.get_submodule(block)
+        trace = partial(pytree.tree_map_only, Tensor, _traced)
+        start = (
+            source.register_forward_pre_hook(lambda _, inputs: trace(inputs))
+            if from_input
+            else source.register_forward_hook(lambda _, __, output: trace(output))
+        )
+        cut = network.get_submodule(norm).register_forward_hook(lambda _, __, output: output.detach())
+        with start, cut:
             yield
 
     return run(watch).requires_grad
@@ -103,7 +99,3 @@ def _gets_past(network: nn.Module, block: str, norm: str, run: Run, *, from_inpu
 def _traced(value: Tensor) -> Tensor:
     # A copy, which may be written into, of what the graph begins with.
     return value.detach().requires_grad_().clone() if value.is_floating_point() else value
-
-
-def _each(change: Callable[[Tensor], Tensor], values: Any) -> Any:
-    return pytree.tree_map_only(Tensor, change, values)

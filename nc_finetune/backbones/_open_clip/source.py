@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from nc_finetune._common.trust import check_options
-from nc_finetune.backbones.hub_folder import LocalWeights, find_local_weights
+from nc_finetune.backbones._weights.hub_folder import LocalWeights, find_local_weights, local_path
+from nc_finetune.backbones._weights.state_dicts import hub_failure, load_exactly, other_architecture, read_state_dict
 from nc_finetune.backbones.preprocessing import Preprocessing
-from nc_finetune.backbones.weights import hub_failure, load_exactly, local_path, other_architecture, read_state_dict
 from nc_finetune.errors import check_name, unknown_name
 
 # Names of the weights in a folder of open_clip's on the hub, in open_clip's own order.
@@ -106,8 +106,8 @@ class OpenClipSource:
         own = open_clip.get_model_preprocess_cfg(model)
         if self.local is not None:
             said = (self.local.config or {}).get("preprocess_cfg")
-            return _preprocessing({**own, **said}, own["size"]) if said else None
-        return None if self.weights is None else _preprocessing(own, own["size"])
+            return Preprocessing.of_config({**own, **said}, own["size"]) if said else None
+        return None if self.weights is None else Preprocessing.of_config(own, own["size"])
 
     def usual_preprocessing(self, model: nn.Module) -> list[Preprocessing]:
         """Return what the tags of this model want; open_clip's own default where it has no tags."""
@@ -116,7 +116,7 @@ class OpenClipSource:
         own = open_clip.get_model_preprocess_cfg(model)
         tags = open_clip.list_pretrained_tags_by_model(self.name)
         configs = [{**own, **open_clip.get_pretrained_cfg(self.name, tag)} for tag in tags]
-        return [_preprocessing(config, own["size"]) for config in configs or [own]]
+        return [Preprocessing.of_config(config, own["size"]) for config in configs or [own]]
 
     def _create(self, pretrained: str | None) -> nn.Module:
         import open_clip
@@ -175,11 +175,6 @@ class OpenClipSource:
         trained, built = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
         choice = f"choose {other!r}" if other in open_clip.list_models() else f"set force_quick_gelu to {quick_gelu}"
         raise ValueError(f"{source} were trained with {trained}, but {self.name} is built with {built}; {choice}")
-
-
-def _preprocessing(config: Mapping[str, Any], size: int | tuple[int, int]) -> Preprocessing:
-    image_size = size if isinstance(size, int) else size[-1]
-    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), image_size, config["interpolation"])
 
 
 def _essentials(config: Mapping[str, Any]) -> dict[str, Any]:

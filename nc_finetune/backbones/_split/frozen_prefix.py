@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nc_finetune.backbones._split.layer_inputs import SplitError
 from nc_finetune.backbones._split.split import PrefixOutput, SplitBackbone
-from nc_finetune.backbones.module_key import module_key
+from nc_finetune.backbones.hashes import module_key
 
 # Where weights are from, and what they were before, says nothing that they do not say themselves.
 _NOT_IN_THE_KEY = ("weights", "base_hash", "_source")

@@ -1,14 +1,36 @@
-"""Local copies of a model's folder on the hub: a configuration and its weights."""
+"""Local weights: a file, or a copy of a model's folder on the hub with a configuration beside it."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nc_finetune.backbones.weights import WEIGHT_FILES
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+LOCAL_FOLDER = "local-dir:"
+
+
+def local_path(weights: str) -> Path | None:
+    """Tell a path of weights from a tag, without looking at the disk.
+
+    Args:
+        weights: As a backbone takes them.
+
+    Returns:
+        The path of a file (by its suffix) or a folder (with a slash in it, or after ``local-dir:``); ``None`` for a
+        tag.
+
+    Example:
+        >>> local_path("a1_in1k"), local_path("weights.pth"), local_path("local-dir:resnet50").name
+        (None, PosixPath('weights.pth'), 'resnet50')
+    """
+    separators = ("/", os.sep)
+    if weights.startswith(LOCAL_FOLDER) or weights.endswith(WEIGHT_FILES) or any(s in weights for s in separators):
+        return Path(weights.removeprefix(LOCAL_FOLDER)).expanduser()
+    return None
 
 
 @dataclass(frozen=True)
@@ -67,10 +89,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _find_file(folder: Path, usual_names: tuple[str, ...]) -> Path:
-    for name in usual_names:
-        if (folder / name).is_file():
-            return folder / name
-    files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_FILES)
+    usual = [folder / name for name in usual_names if (folder / name).is_file()]
+    files = usual[:1] or sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_FILES)
     if not files:
         raise FileNotFoundError(f"{folder} has no weights ({', '.join(WEIGHT_FILES)})")
     if len(files) > 1:

@@ -1,4 +1,4 @@
-"""Hash everything that a network's outputs follow from: weights, structure, and what its modules were built with."""
+"""Hash weights, and all that a network's outputs follow from: these, and what its modules are built with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones.weights import state_hash
-
 # What torch keeps in every module for itself: the parameters are hashed by themselves.
 _TORCHS_OWN = frozenset(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -36,6 +34,41 @@ _PLAIN = (
     enum.Enum,
 )
 _LONG = 200
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash every parameter and buffer by name, dtype, shape and bytes.
+
+    Args:
+        module: The network.
+
+    Returns:
+        SHA-256 in hexadecimal, the same wherever the same weights are.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = weights_hash(layer)
+        >>> _ = nn.init.zeros_(layer.bias)
+        >>> weights_hash(layer) == before
+        False
+    """
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Hash tensors by name, dtype, shape and bytes; :func:`weights_hash` of a part of a network.
+
+    Args:
+        state: Tensors by name; their order counts.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def module_key(
