@@ -2,7 +2,7 @@
 
 from nc_finetune.backbones._layers.block_finder import find_block_names as find_block_names
 from nc_finetune.backbones._layers.block_layout import BlockLayout as BlockLayout
-from nc_finetune.backbones._layers.call_record import replaced_forward as replaced_forward
+from nc_finetune.backbones._layers.feature_hooks import replaced_forward as replaced_forward
 from nc_finetune.backbones._layers.feature_hooks import run_beside as run_beside
 from nc_finetune.backbones._layers.feature_hooks import watch_input as watch_input
 from nc_finetune.backbones._layers.feature_hooks import watch_outputs as watch_outputs

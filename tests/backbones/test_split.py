@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, Preprocessing, SplitBackbone, SplitError, create_backbone
-from nc_finetune.backbones._layers.call_record import CallRecord, record_calls
+from nc_finetune.backbones._split.call_record import CallRecord, record_calls
 
 NETS = (
     *("test_resnet", "test_vit", "test_vit_relpos", "test_convnext", "test_efficientnet", "test_coatnet"),

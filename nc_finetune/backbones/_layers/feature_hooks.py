@@ -1,4 +1,4 @@
-"""Outputs of inner layers, taken by forward hooks that live only as long as they are needed."""
+"""What inner layers give is taken, or replaced, inside a ``with`` block alone."""
 
 from __future__ import annotations
 
@@ -129,3 +129,17 @@ def run_beside(
             hooks.enter_context(watched.register_forward_pre_hook(partial(hook, layer), with_kwargs=True))
         yield run
     run()
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module run another function inside the ``with`` block; its hooks are called as ever."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones._layers.call_record import CallRecord, give_blanks, record_calls, replaced_forward
-from nc_finetune.backbones._layers.feature_hooks import watch_outputs
+from nc_finetune.backbones._layers.feature_hooks import replaced_forward, watch_outputs
+from nc_finetune.backbones._split.call_record import CallRecord, give_blanks, record_calls
 from nc_finetune.backbones._split.layer_inputs import LayerInput, SeenInput, SplitError, samples_axis, watch_seen
 from nc_finetune.backbones.base import PENULTIMATE, Backbone
 from nc_finetune.backbones.pooling import Pooling

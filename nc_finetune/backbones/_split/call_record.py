@@ -14,36 +14,28 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape and dtype of a tensor."""
-
-    sizes: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class GrowingShape:
-    """Shape of a tensor for any number of samples: ``offsets + slopes * N``.
+    """Shape and dtype of a tensor; with slopes, for any number N of samples: ``sizes + slopes * N``.
 
     Example:
-        >>> shape = GrowingShape.through(2, Shape((2, 5), torch.float32), 3, Shape((3, 5), torch.float32))
-        >>> shape.blank(4, torch.device("cpu")).shape
+        >>> few, more = Shape((2, 5), torch.float32), Shape((3, 5), torch.float32)
+        >>> few.through(2, more, 3).blank(4, torch.device("cpu")).shape
         torch.Size([4, 5])
     """
 
-    slopes: tuple[int, ...]
-    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
     dtype: torch.dtype
+    slopes: tuple[int, ...] = ()
 
-    @classmethod
-    def through(cls, number: int, few: Shape, larger: int, more: Shape) -> GrowingShape:
+    def through(self, number: int, more: Shape, larger: int) -> Shape:
         """Draw a line through the shapes that were seen with two numbers of samples."""
-        pairs = list(zip(few.sizes, more.sizes, strict=True))
+        pairs = list(zip(self.sizes, more.sizes, strict=True))
         slopes = tuple((b - a) // (larger - number) for a, b in pairs)
-        return cls(slopes, tuple(a - number * slope for (a, _), slope in zip(pairs, slopes, strict=True)), few.dtype)
+        offsets = (a - number * slope for (a, _), slope in zip(pairs, slopes, strict=True))
+        return Shape(tuple(offsets), self.dtype, slopes)
 
     def blank(self, number: int, device: torch.device) -> Tensor:
         """Return a tensor of that shape that takes no memory: ``nan``, or zero if it holds no floats."""
-        sizes = [offset + slope * number for offset, slope in zip(self.offsets, self.slopes, strict=True)]
+        sizes = [offset + slope * number for offset, slope in zip(self.sizes, self.slopes, strict=True)]
         fill = torch.nan if self.dtype.is_floating_point else 0
         return torch.full((), fill, dtype=self.dtype, device=device).expand(sizes)
 
@@ -88,7 +80,7 @@ class CallRecord:
 
     def _join(self, more: CallRecord, few: Any, many: Any) -> Any:
         def line(a: Any, b: Any) -> Any:
-            return GrowingShape.through(self.number, a, more.number, b) if isinstance(a, Shape) else a
+            return a.through(self.number, b, more.number) if isinstance(a, Shape) else a
 
         return pytree.tree_map(line, few, many)
 
@@ -130,20 +122,6 @@ def _parents(network: nn.Module, layer: str) -> list[nn.Module]:
     return [network.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
 
 
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module run another function inside the ``with`` block; its hooks are called as ever."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-
 def give_blanks(
     outputs: Sequence[Any], number: int, device: torch.device, otherwise: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -158,7 +136,7 @@ def give_blanks(
     remaining = iter(outputs)
 
     def blank(value: Any) -> Any:
-        return value.blank(number, device) if isinstance(value, GrowingShape) else value
+        return value.blank(number, device) if isinstance(value, Shape) else value
 
     def forward(*inputs: Any, **named: Any) -> Any:
         recorded = next(remaining, None)
