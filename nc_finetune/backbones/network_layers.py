@@ -92,7 +92,7 @@ class NetworkLayers:
         """Reduce what a layer gave to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`.
 
         Args:
-            output: A tensor, or a tuple that begins with one; see :func:`~nc_finetune.backbones.pooling.hidden_state`.
+            output: A tensor, or a tuple that begins with one; see :func:`~nc_finetune.backbones.hidden_state`.
             pooling: As of ``pool_features``.
             dtype: Dtype of the result.
             layer: Whose output it is. Blocks before the stage that brings the class token have none, and maps of
