@@ -51,10 +51,6 @@ def _line(value: Mapping[str, Any]) -> tuple[str, str]:
 def accuracy_against_size(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw test accuracy against the number of training images, a line per method, a panel per data set and backbone.
 
-    Args:
-        rows: Rows of any groups.
-        styles: Colours and shapes by display name.
-
     Returns:
         The figure; ``None`` where no method was measured at two sizes.
     """
@@ -137,10 +133,6 @@ def cost_values(rows: Sequence[Row]) -> Values:
 def accuracy_against_cost(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw test accuracy against the time of an epoch, or else the tuned share, with the Pareto front.
 
-    Args:
-        rows: Rows of one group.
-        styles: Colours and shapes by display name.
-
     Returns:
         The figure; ``None`` where nothing was measured.
     """
@@ -202,10 +194,6 @@ def _epoch_means(curves: Sequence[Sequence[float]], digits: int) -> list[float]:
 
 def learning_curves(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw the training loss epoch by epoch, a line per method, each the mean over seeds.
-
-    Args:
-        rows: Rows of one group.
-        styles: Colours and shapes by display name.
 
     Returns:
         The figure; ``None`` where no curve was recorded.

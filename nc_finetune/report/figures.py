@@ -153,9 +153,6 @@ def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: b
         points: What it shows, each with its ``method``.
         width: Of the picture, in pixels.
         sized: Whether the chart takes width and height; a chart of panels has them inside.
-
-    Returns:
-        The specification.
     """
     column = _LEGEND_SYMBOL + _LEGEND_LETTER * max((len(point["method"]) for point in points), default=0)
     finished = (
@@ -238,15 +235,8 @@ def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping
 def layerwise_nc1(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw NC1 against depth, one line per method, each the mean over seeds.
 
-    Args:
-        rows: Rows of one group.
-        styles: Colours and shapes by display name.
-
     Returns:
         The figure; ``None`` if no run has a positive NC1 at any layer.
-
-    Raises:
-        ImportError: If altair is not installed.
     """
     points = _layer_points(rows)
     if not points:
@@ -316,15 +306,8 @@ def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict
 def accuracy_against_nc1(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw test accuracy against NC1 of what the classifier sees, one point per run.
 
-    Args:
-        rows: Rows of any groups.
-        styles: Colours and shapes by display name.
-
     Returns:
         The figure; ``None`` if no run has both an accuracy and a positive NC1.
-
-    Raises:
-        ImportError: If altair is not installed.
     """
     points = _run_points(rows)
     if not points:
@@ -340,25 +323,12 @@ def vegalite_version() -> str:
 
     Returns:
         Major and minor version, e.g. ``"v6.1"``: what vl-convert wants to be told.
-
-    Raises:
-        ImportError: If altair is not installed.
     """
     return str(altair().SCHEMA_VERSION).rsplit(".", 1)[0]
 
 
 def to_png(figure: Figure) -> bytes:
-    """Draw a figure for markdown: twice the pixels, on white.
-
-    Args:
-        figure: The picture.
-
-    Returns:
-        The bytes of a PNG file.
-
-    Raises:
-        ImportError: If vl-convert is not installed.
-    """
+    """Draw a figure for markdown: twice the pixels, on white."""
     try:
         import vl_convert
     except ImportError as error:

@@ -57,9 +57,6 @@ def _markdown_section(section: Section) -> Iterator[str]:
 def render_markdown(report: Report) -> str:
     """Write a report for a repository: blocks with an empty line between.
 
-    Args:
-        report: Its content.
-
     Returns:
         The text; whatever markdown or HTML would act upon is escaped.
     """

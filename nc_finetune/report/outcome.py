@@ -43,14 +43,7 @@ def count(number: int, noun: str) -> str:
 
 
 def status_words(results: Sequence[Result]) -> str:
-    """Count the runs by what became of them.
-
-    Args:
-        results: Runs.
-
-    Returns:
-        One sentence.
-    """
+    """Count the runs by what became of them."""
     counts = collections.Counter(str(run.status) for run in results)
     words = [f"{counts[status]} {word}" for status, word in _STATUS_WORDS.items() if counts[status]]
     return f"{count(len(results), 'run')}: {', '.join(words)}."
@@ -58,9 +51,6 @@ def status_words(results: Sequence[Result]) -> str:
 
 def lost_words(rows: Sequence[Row]) -> str:
     """Say whose means are over fewer runs than were begun, and what became of the others.
-
-    Args:
-        rows: The rows of all groups.
 
     Returns:
         One sentence; empty where every run came to a result.
@@ -279,9 +269,6 @@ def recommendation_words(rows: Sequence[Row]) -> list[str]:
     """Say what to take, what of its lead over the alternatives is clear, and what speaks against it.
 
     The words are read off the numbers of :func:`~nc_finetune.report._tables.standings.comparison_table`.
-
-    Args:
-        rows: The rows of all groups.
 
     Returns:
         Sentences; none where nothing that tunes at most 10 % was compared with anything.

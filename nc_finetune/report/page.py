@@ -105,9 +105,6 @@ def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
 def render_page(report: Report) -> str:
     """Write a report as HTML; the page holds the drawing library and its data, so that it opens without a network.
 
-    Args:
-        report: Its content.
-
     Returns:
         The page; whatever HTML or JavaScript would act upon is escaped.
 

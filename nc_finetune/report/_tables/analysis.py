@@ -97,9 +97,6 @@ def nc1_correlation(runs: Iterable[Result]) -> RankCorrelation:
 def correlation_table(runs: Sequence[Result]) -> Table:
     """Correlate accuracy with NC1: over all runs, over each data set, over each backbone, and in each group.
 
-    Args:
-        runs: Finished runs.
-
     Returns:
         The table; a scope that is the same as one above it is left out, as is one without a correlation.
     """
@@ -140,14 +137,7 @@ def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
 
 
 def pareto_table(rows: Sequence[Row]) -> Table:
-    """Tabulate the costs of what is on a Pareto front; a cost is marked where the row is on the front of that cost.
-
-    Args:
-        rows: The rows of all groups.
-
-    Returns:
-        The table.
-    """
+    """Tabulate the costs of what is on a Pareto front; a cost is marked where the row is on the front of that cost."""
     lines = []
     names = setting_names(by_group(rows))
     for group, members in by_group(rows).items():
@@ -173,9 +163,6 @@ def summed_confusion(runs: Sequence[Result]) -> list[list[int]]:
 def worst_classes(runs: Sequence[Result]) -> list[tuple[str, float, str]]:
     """Find the classes that are recognised least.
 
-    Args:
-        runs: The runs of one row.
-
     Returns:
         Name, recall in per cent, and what it is most often taken for, of the three worst.
     """
@@ -196,9 +183,6 @@ def _taken_for(row: Sequence[int], label: int, names: Sequence[str]) -> str:
 
 def worst_table(rows: Sequence[Row]) -> Table:
     """Tabulate the worst classes of the best method of each group.
-
-    Args:
-        rows: The rows of all groups.
 
     Returns:
         The table; empty where no confusion was recorded.

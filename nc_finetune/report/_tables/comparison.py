@@ -33,10 +33,6 @@ def scipy_stats() -> Any:
 def paired(ours: Row, theirs: Row) -> tuple[float, ...]:
     """Subtract the accuracies of one setting, seed by seed, where both have one.
 
-    Args:
-        ours: A row.
-        theirs: Another row of the same setting.
-
     Returns:
         Differences in points, above zero where ours is more accurate; empty where they share no seed.
     """
@@ -152,14 +148,6 @@ def _half_interval(samples: Sequence[Sequence[float]], confidence: float) -> flo
 
 
 def gap(ours: Row, theirs: Row) -> float:
-    """Say how many points one row is above another of its setting: over shared seeds, or of means if there are none.
-
-    Args:
-        ours: A row with an accuracy.
-        theirs: Another one.
-
-    Returns:
-        The mean difference.
-    """
+    """Say how many points one row is above another of its setting: over shared seeds, or of means if there are none."""
     values = paired(ours, theirs) or [(ours.accuracy or 0.0) - (theirs.accuracy or 0.0)]
     return round(statistics.fmean(values), _DIGITS)

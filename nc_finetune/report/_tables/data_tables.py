@@ -33,9 +33,6 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 def data_table(runs: Sequence[Result]) -> Table:
     """Tabulate what each setting was trained and tested on, over its seeds.
 
-    Args:
-        runs: Finished runs.
-
     Returns:
         The table; empty where no run has recorded it.
     """
@@ -55,9 +52,6 @@ def _line(name: str, runs: Sequence[Result]) -> tuple[Entry, ...]:
 
 def notes_table(runs: Sequence[Result]) -> Table:
     """List what was noted of the data, each once a setting, and the first images that are in two splits.
-
-    Args:
-        runs: Finished runs.
 
     Returns:
         The table; empty where there is nothing to say.

@@ -64,14 +64,7 @@ class Group:
 
 
 def group_of(run: Result) -> Group:
-    """Say which group a run belongs to.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        Its group.
-    """
+    """Say which group a run belongs to."""
     return Group(
         dataset=run.dataset,
         backbone=run.backbone,
@@ -90,12 +83,6 @@ def group_order(group: Group) -> tuple[object, ...]:
 
 def finite(values: Iterable[float | None]) -> list[float]:
     """Leave out what was not measured or is not a number.
-
-    Args:
-        values: Measurements.
-
-    Returns:
-        The finite ones, in order.
 
     Example:
         >>> finite([1.0, None, float("nan"), 2.0])
@@ -129,9 +116,6 @@ def _varying(groups: Iterable[Group]) -> tuple[list[Group], list[str]]:
 def setting_names(groups: Iterable[Group]) -> dict[Group, str]:
     """Name groups by what sets them apart, for tables and sentences about all of them.
 
-    Args:
-        groups: All groups that are spoken of.
-
     Returns:
         Name by group, in order; a lone group has its full name.
 
@@ -147,9 +131,6 @@ def setting_names(groups: Iterable[Group]) -> dict[Group, str]:
 
 def common_words(groups: Iterable[Group]) -> str:
     """Say what groups have in common, which :func:`setting_names` leaves out.
-
-    Args:
-        groups: All groups that are spoken of.
 
     Returns:
         A sentence; empty where there is nothing to say.

@@ -42,12 +42,6 @@ Choices = tuple[tuple[str, str], ...]
 def plain_words(name: str) -> str:
     """Write the name of a class or an option in words.
 
-    Args:
-        name: In snake or camel case.
-
-    Returns:
-        The words.
-
     Example:
         >>> plain_words("SimplexETFHead"), plain_words("probe_epochs")
         ('simplex ETF head', 'probe epochs')
@@ -157,9 +151,6 @@ def variant_labels(results: Iterable[Result]) -> dict[Variant, str]:
 
     Siblings are variants of one method in one group. A key layer that most of them share, a linear head, the
     cross-entropy and default options need no mention.
-
-    Args:
-        results: Runs.
 
     Returns:
         Display name by variant, in the order of the tables. Within a group no two variants have the same name.

@@ -19,9 +19,6 @@ def _recalls(matrix: list[list[int]]) -> list[float]:
 def balanced_accuracy(run: Result) -> float | None:
     """Average the recall over classes: what accuracy would be if every class had as many test images.
 
-    Args:
-        run: Any run.
-
     Returns:
         In per cent; ``None`` where it is not known, or images have several labels.
 
@@ -40,9 +37,6 @@ def balanced_accuracy(run: Result) -> float | None:
 
 def has_uneven_classes(run: Result) -> bool:
     """Say whether accuracy tells too little: whether the largest test class has 1.5 times the images of the smallest.
-
-    Args:
-        run: Any run.
 
     Returns:
         Whether it has; ``False`` where no confusion was recorded.

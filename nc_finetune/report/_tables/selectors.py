@@ -69,9 +69,6 @@ def _cost_of_trials(run: Result, blocks: Mapping[str, Result]) -> float | None:
 def selector_table(runs: Sequence[Result]) -> Table:
     """Tabulate the regrets of rules for the key layer, the smallest mean first.
 
-    Args:
-        runs: Finished runs.
-
     Returns:
         The table; empty where no task has both a choice by trials and a run of every block.
     """

@@ -63,9 +63,6 @@ def _measured(rows: Sequence[Row]) -> dict[Group, list[Row]]:
 def standings(rows: Sequence[Row]) -> list[Standing]:
     """Compare variants over all settings.
 
-    Args:
-        rows: The rows of all groups.
-
     Returns:
         The standings: those in most settings first, then by the mean distance to the best.
     """
@@ -92,9 +89,6 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
 def light(found: Sequence[Standing]) -> list[Standing]:
     """Find what can be recommended if it lost no run: what tunes at most 10 % of the parameters, in most settings.
 
-    Args:
-        found: The standings.
-
     Returns:
         Those, the closest to the best on average first; empty where there is nothing to compare with.
     """
@@ -111,9 +105,6 @@ def recommended(found: Sequence[Standing]) -> Standing | None:
 
     What diverged or failed on some seeds is never recommended: its mean is over the runs that went well.
 
-    Args:
-        found: The standings.
-
     Returns:
         The one that is closest to the best on average, among those that were run in most settings; ``None`` where
         nothing tunes so little, all that does lost runs, or there is nothing to compare with.
@@ -123,10 +114,6 @@ def recommended(found: Sequence[Standing]) -> Standing | None:
 
 def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Difference]:
     """Compare one variant with each other one, all intervals holding together.
-
-    Args:
-        choice: The one.
-        found: All standings.
 
     Returns:
         Difference by label, the strongest rival first; what shares no run with it is left out.
@@ -149,9 +136,6 @@ def reference_rows(found: Iterable[Standing], method: str, but: Standing) -> dic
         found: The standings.
         method: Name of the method.
         but: The standing that is compared with it.
-
-    Returns:
-        Its row by setting.
     """
     best: dict[Group, Row] = {}
     for standing in found:
@@ -174,10 +158,6 @@ def _mark(points: float, bound: float) -> Entry:
 
 def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     """Tabulate how variants did over all settings, the one that is recommended marked.
-
-    Args:
-        found: The standings.
-        rows: The rows that they are of.
 
     Returns:
         The table; empty where there is only one setting or one variant.
@@ -225,10 +205,6 @@ def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool,
 def comparison_table(choice: Standing, found: Sequence[Standing]) -> Table:
     """Tabulate what one variant is ahead of each other one, seed by seed.
 
-    Args:
-        choice: The one.
-        found: All standings.
-
     Returns:
         The table, the strongest rival first; empty where nothing can be compared with it.
     """
@@ -261,10 +237,6 @@ def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
 
 def choice_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     """Tabulate the recommendation setting by setting, beside the best of all and what it is compared with.
-
-    Args:
-        found: The standings.
-        rows: The rows that they are of.
 
     Returns:
         The table; empty where nothing is recommended, or there is only one setting.

@@ -151,9 +151,6 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
 def finished_runs(results: Iterable[Result]) -> list[Result]:
     """Keep the runs whose numbers may be shown, in the order of the tables.
 
-    Args:
-        results: Runs, whatever became of them.
-
     Returns:
         The runs with status ok, sorted by group, variant and seed; data sets and weights of one name that are not the
         same are told apart by :func:`~nc_finetune.results.identity.told_apart`.
@@ -251,22 +248,12 @@ def row_labels(rows: Iterable[Row]) -> dict[Variant, str]:
 
 
 def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
-    """Gather rows by group.
-
-    Args:
-        rows: Rows of any order.
-
-    Returns:
-        The rows of each group, order kept.
-    """
+    """Gather rows by group."""
     return grouped(rows, lambda row: row.group)
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:
     """Find the highest mean accuracy.
-
-    Args:
-        rows: The rows of one group.
 
     Returns:
         The best row, or several where the means are equal; empty if nothing has an accuracy.

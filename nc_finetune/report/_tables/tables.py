@@ -67,9 +67,6 @@ def significant(value: float | None, digits: int = 3) -> str:
 def accuracy_text(row: Row) -> str:
     """Write the accuracy of a row.
 
-    Args:
-        row: Any row.
-
     Returns:
         Mean in per cent, with the standard deviation where there is one; marked where runs without a result are not
         in it.
@@ -83,10 +80,6 @@ def accuracy_text(row: Row) -> str:
 def measure_text(mean: float | None, sd: float | None) -> str:
     """Write a collapse measure of a row.
 
-    Args:
-        mean: Mean over seeds.
-        sd: Its standard deviation, where there is one.
-
     Returns:
         Both in words; a dash where nothing was measured.
 
@@ -99,9 +92,6 @@ def measure_text(mean: float | None, sd: float | None) -> str:
 
 def memory_text(size: float | None) -> str:
     """Write a number of bytes.
-
-    Args:
-        size: The number, or ``None``.
 
     Returns:
         In KiB, MiB or GiB; a dash for ``None``.
@@ -129,9 +119,6 @@ COSTS = {
 def measure_column(rows: Sequence[Row]) -> str:
     """Name the measure that rows are ranked by, as the heading of its column.
 
-    Args:
-        rows: Rows of any groups.
-
     Returns:
         E.g. ``"accuracy %"``; all of them, where groups are measured differently.
     """
@@ -139,15 +126,7 @@ def measure_column(rows: Sequence[Row]) -> str:
 
 
 def cost_text(column: str, value: float | None) -> str:
-    """Write a cost.
-
-    Args:
-        column: One of ``COSTS``.
-        value: What it costs, or ``None``.
-
-    Returns:
-        The text.
-    """
+    """Write a cost."""
     if column in ("peak memory", "delta size"):
         return memory_text(value)
     if column == "tuned %":
@@ -189,14 +168,7 @@ def _percent(value: float | None) -> str:
 
 
 def group_table(rows: Sequence[Row]) -> Table:
-    """Tabulate one group: a row for each method.
-
-    Args:
-        rows: The rows of one group.
-
-    Returns:
-        The table.
-    """
+    """Tabulate one group: a row for each method."""
     best, balanced = best_rows(rows), any(row.uneven for row in rows)
     lines = tuple(_cells(row, row in best, balanced) for row in rows)
     return Table(_columns(rows), lines)
@@ -210,14 +182,7 @@ def _place_cell(part: str, row: Row) -> Entry:
 
 
 def long_table(rows: Sequence[Row]) -> Table:
-    """Tabulate everything in one table: data set, backbone and training size have columns where they vary.
-
-    Args:
-        rows: The rows of all groups.
-
-    Returns:
-        The table.
-    """
+    """Tabulate everything in one table: data set, backbone and training size have columns where they vary."""
     best = {id(row) for members in by_group(rows).values() for row in best_rows(members)}
     balanced = any(row.uneven for row in rows)
     vary = {name: part for name, part in _PLACES.items() if len({getattr(row.group, part) for row in rows}) > 1}
@@ -231,14 +196,7 @@ def long_table(rows: Sequence[Row]) -> Table:
 
 
 def overview_table(rows: Sequence[Row]) -> Table:
-    """Tabulate all groups beside each other: methods downwards, groups across, accuracy / NC1 in the cells.
-
-    Args:
-        rows: The rows of all groups.
-
-    Returns:
-        The table.
-    """
+    """Tabulate all groups beside each other: methods downwards, groups across, accuracy / NC1 in the cells."""
     groups = by_group(rows)
     lines = {label: [Entry(label), *[Entry(NOTHING)] * len(groups)] for label in row_labels(rows).values()}
     for column, members in enumerate(groups.values(), start=1):

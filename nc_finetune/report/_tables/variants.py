@@ -54,9 +54,6 @@ class Variant:
 def method_label(name: str) -> str:
     """Name a method as the papers do.
 
-    Args:
-        name: Name of the fine-tuning method.
-
     Returns:
         The usual name, or the given one where there is none.
 
@@ -82,12 +79,6 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 def variant_of(run: Result) -> Variant:
     """Say which variant a run is of.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        Its variant.
 
     Example:
         >>> run = Result(
@@ -116,14 +107,7 @@ def _natural(name: str | None) -> list[tuple[int, str]]:
 
 
 def variant_order(variant: Variant) -> tuple[object, ...]:
-    """Sort the known methods by what they tune, all others behind them by name.
-
-    Args:
-        variant: Any variant.
-
-    Returns:
-        A key to sort by.
-    """
+    """Sort the known methods by what they tune, all others behind them by name."""
     methods = list(METHOD_LABELS)
     rank = methods.index(variant.method) if variant.method in methods else len(methods)
     head = variant.head != "linear", variant.head
