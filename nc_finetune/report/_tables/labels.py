@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nc_finetune.report._tables.groups import Group, group_of
+from nc_finetune.report._tables.groups import Group, group_of, grouped
 from nc_finetune.report._tables.variants import (
     CHOSEN,
     LABELS_OF_CLASSES,
@@ -135,12 +135,9 @@ def _spelt_out(variant: Variant, namesakes: Sequence[Variant]) -> Iterator[str]:
 
 def _unique_names(names: Mapping[Variant, str], family: Iterable[Variant]) -> dict[Variant, str]:
     """Lengthen the names that several variants of a family have."""
-    namesakes: dict[str, list[Variant]] = {}
-    for variant in family:
-        namesakes.setdefault(names[variant], []).append(variant)
     return {
         variant: ", ".join([name, *_spelt_out(variant, found)])
-        for name, found in namesakes.items()
+        for name, found in grouped(family, names.__getitem__).items()
         if len(found) > 1
         for variant in found
     }

@@ -41,6 +41,5 @@ def has_uneven_classes(run: Result) -> bool:
     Returns:
         Whether it has; ``False`` where no confusion was recorded.
     """
-    counts = ([int(pair.partition(":")[2]) for pair in row.split()] for row in run.confusion)
-    sizes = [size for size in map(sum, counts) if size]
+    sizes = [size for size in map(sum, run.confusion_matrix()) if size]
     return bool(sizes) and max(sizes) > _EVEN * min(sizes)

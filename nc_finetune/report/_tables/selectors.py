@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from nc_finetune.report._tables.groups import group_of
-from nc_finetune.report._tables.tables import NOTHING, Entry, Table
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table, number
 from nc_finetune.report._tables.variants import variant_of
 from nc_finetune.results.result import Result
 
@@ -82,7 +82,7 @@ def selector_table(runs: Sequence[Result]) -> Table:
             (
                 Entry(rule),
                 Entry(f"{means[rule]:.2f}", rule != BRUTE_FORCE and means[rule] == min(others), means[rule]),
-                Entry(f"{max(regret):.2f}", value=max(regret)),
+                number(max(regret)),
                 Entry(f"{fmean(cost):.2f}" if cost else NOTHING),
                 Entry(str(len(regret))),
             )

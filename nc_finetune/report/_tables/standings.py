@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from nc_finetune.report._tables.comparison import Difference, difference, gap
 from nc_finetune.report._tables.groups import Group, finite, grouped, setting_names
 from nc_finetune.report._tables.summary import Row, by_group
-from nc_finetune.report._tables.tables import NOTHING, Entry, Table, accuracy_text, cost_text, measure_column
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table, accuracy_text, measure_column, number
 from nc_finetune.report._tables.variants import method_label
 
 NEAR = 1.0  # points of accuracy
 LIGHT = 10.0  # per cent of the parameters
 # What a recommendation is compared with, where it was run.
 REFERENCES = ("adapter", "full_ft", "linear_probe")
+_TIMES = "{:.1f} times"
 _YES, _NO = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
@@ -151,9 +152,9 @@ def _share(number: int, of: int) -> Entry:
     return Entry(f"{_YES if number == of else _NO} {number}/{of}", value=number / of if of else None)
 
 
-def _mark(points: float, bound: float) -> Entry:
+def _mark(points: float | None, bound: float) -> Entry:
     """Write a difference, and whether it is above a bound."""
-    return Entry(f"{_YES if points >= bound else _NO} {points:+.2f}", value=points)
+    return number(points, f"{_YES if points is not None and points >= bound else _NO} {{:+.2f}}")
 
 
 def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
@@ -185,20 +186,18 @@ def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool,
         difference(standing.rows, reference_rows(found, method, standing)) for method in ("linear_probe", "full_ft")
     )
     everywhere = len(standing.rows) == settings  # means over other settings could not be compared
-    speed = full.mean_speed if full else None
     tuned = None if math.isnan(standing.tuned_percent) else standing.tuned_percent
-    mean, largest = statistics.fmean(standing.behind.values()), max(standing.behind.values())
     return (
         Entry(standing.label, chosen),
-        Entry(cost_text("tuned %", tuned), value=tuned),
-        Entry(f"{standing.accuracy:.2f}" if everywhere else NOTHING, value=standing.accuracy if everywhere else None),
-        Entry(f"{standing.rank:.1f}", value=standing.rank),
+        number(tuned),
+        number(standing.accuracy if everywhere else None),
+        number(standing.rank, "{:.1f}"),
         _share(standing.near, len(standing.behind)),
-        Entry(f"{mean:.2f}", value=mean),
-        Entry(f"{largest:.2f}", value=largest),
+        number(statistics.fmean(standing.behind.values())),
+        number(max(standing.behind.values())),
         Entry(NOTHING) if probe is None else _share(sum(v >= 0 for v in probe.points.values()), len(probe.points)),
-        _or_nothing(speed, _times),
-        Entry(str(len(standing.rows)), value=len(standing.rows)),
+        number(full.mean_speed if full else None, _TIMES),
+        number(len(standing.rows), "{}"),
     )
 
 
@@ -222,16 +221,15 @@ def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
     won, lost = sum(value > 0 for value in values), sum(value < 0 for value in values)
     known = against.low is not None and against.high is not None
     interval = f"{against.low:+.2f} to {against.high:+.2f}" if known else f"none: {against.no_interval}"
-    share = None if math.isnan(tuned) else tuned
     return (
-        Entry(f"{against.mean:+.2f}", value=against.mean),
+        number(against.mean, "{:+.2f}"),
         Entry(interval, value=against.low),
         Entry(against.verdict),
-        Entry(str(len(values)), value=len(values)),
+        number(len(values), "{}"),
         Entry(f"{won} / {len(values) - won - lost} / {lost}", value=won / len(values)),
-        Entry(str(against.unpaired), value=against.unpaired),
-        _or_nothing(against.mean_speed, _times),
-        Entry(cost_text("tuned %", share), value=share),
+        number(against.unpaired, "{}"),
+        number(against.mean_speed, _TIMES),
+        number(None if math.isnan(tuned) else tuned),
     )
 
 
@@ -251,8 +249,8 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     timed = [method for method in against if method != "linear_probe" and against[method].speed]
     names, lines = setting_names(by_group(rows)), []
     for group, row in choice.rows.items():
-        points = [_or_nothing(against[method].points.get(group), lambda value: _mark(value, 0.0)) for method in against]
-        speeds = [_or_nothing(against[method].speed.get(group), _times) for method in timed]
+        points = [_mark(compared.points.get(group), 0.0) for compared in against.values()]
+        speeds = [number(against[method].speed.get(group), _TIMES) for method in timed]
         first = (Entry(names[group]), Entry(accuracy_text(row), value=row.accuracy))
         to_best = _mark(0.0 - choice.behind[group], -NEAR)
         lines.append((*first, to_best, *points, *speeds, Entry(best[group].label)))
@@ -260,11 +258,3 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     to = [f"to {method_label(method)}" for method in against]
     speeds_to = [f"epochs vs {method_label(method)}" for method in timed]
     return Table((*heads, *to, *speeds_to, "best of all"), tuple(lines))
-
-
-def _times(value: float) -> Entry:
-    return Entry(f"{value:.1f} times", value=value)
-
-
-def _or_nothing(value: float | None, write: Callable[[float], Entry]) -> Entry:
-    return Entry(NOTHING) if value is None else write(value)

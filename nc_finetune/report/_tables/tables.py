@@ -29,6 +29,11 @@ class Entry:
     value: float | None = None
 
 
+def number(value: float | None, text: str = "{:.2f}") -> Entry:
+    """Write a number, by which its column is sorted; a dash where there is none."""
+    return Entry(NOTHING if value is None else text.format(value), value=value)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table, the same for the terminal, markdown and HTML.

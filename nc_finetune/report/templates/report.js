@@ -159,8 +159,7 @@
   // What is to be seen, for whoever cannot see it.
   const describe = (chart, values) => {
     if (!values.length) return `${chart.title}: nothing is shown.`;
-    const methods = Map.groupBy ? Map.groupBy(values, (value) => value.method ?? "") : groupBy(values);
-    const parts = [...methods].map(([name, points]) => {
+    const parts = [...groupBy(values)].map(([name, points]) => {
       const numbers = points.map((point) => point[chart.y]);
       const label = name ? `${name}: ` : "";
       return `${label}${chart.y} ${short(Math.min(...numbers))} to ${short(Math.max(...numbers))}`;
