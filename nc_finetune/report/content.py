@@ -14,8 +14,14 @@ from nc_finetune.report._tables.selectors import selector_table
 from nc_finetune.report._tables.standings import choice_table, comparison_table, recommended, standings, standings_table
 from nc_finetune.report._tables.summary import Row, by_group, finished_runs, row_labels, summarize
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table, group_table, measure_column, overview_table
-from nc_finetune.report.charts import accuracy_against_cost, accuracy_against_size, learning_curves
-from nc_finetune.report.figures import Figure, Style, accuracy_against_nc1, layerwise_nc1, palette
+from nc_finetune.report.charts import (
+    accuracy_against_cost,
+    accuracy_against_nc1,
+    accuracy_against_size,
+    layerwise_nc1,
+    learning_curves,
+)
+from nc_finetune.report.figures import Figure, Style, palette
 from nc_finetune.report.outcome import outcome
 from nc_finetune.results.result import Measure, Result
 

@@ -1,20 +1,17 @@
-"""Pictures of a benchmark as Vega-Lite specifications, one source for the page and for the PNG files: NC1."""
+"""What all pictures of a benchmark share: Vega-Lite specifications, one source for the page and for the PNG files."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from PIL import Image
 
 from nc_finetune.errors import missing_extra
-from nc_finetune.report._tables.groups import finite, grouped
-from nc_finetune.report._tables.summary import Row
-from nc_finetune.report._tables.tables import significant
 from nc_finetune.report._tables.variants import METHOD_LABELS, Variant
-from nc_finetune.results.result import Measure, Result
+from nc_finetune.results.result import Measure
 
 # Okabe & Ito, Color Universal Design (2008); first the four that stand out on white and on black.
 _COLOURS = ("#CC79A7", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#999999", "#F0E442")
@@ -23,12 +20,13 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 # The four methods of the mission have the colours that stand out; after side FT the rest follow in the tables' order.
 _FIRST_METHODS = ("linear_probe", "layer_ft", "scl_ft", "full_ft", "side_ft")
 _STYLED_METHODS = (*_FIRST_METHODS, *(name for name in METHOD_LABELS if name not in _FIRST_METHODS))
-_MIN_WIDTH, _WIDTH_PER_LAYER, _HEIGHT = 520, 24, 320
+_HEIGHT = 320
 _PNG_SCALE = 2.0
 # Vega's expressions for the ends of what is shown.
 _LEAST, _MOST = (f"extent(pluck(data('shown'), '{{field}}'))[{end}]" for end in (0, 1))
 _MOST_OF_ALL_TICKS = 900  # times the least: nine of them; beyond, powers of ten alone
 _LEGEND_SYMBOL, _LEGEND_LETTER = 32, 7  # pixels, generous for letters of 12 pixels
+Points = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def palette(labels: Mapping[Variant, str]) -> dict[str, Style]:
     return styles
 
 
-def method_channels(alt: Any, points: Sequence[Mapping[str, Any]], styles: Mapping[str, Style]) -> tuple[Any, Any]:
+def method_channels(alt: Any, points: Points, styles: Mapping[str, Style]) -> tuple[Any, Any]:
     """Encode the method as colour and as shape; the same field and title make Vega-Lite draw one legend for both."""
     present = {point["method"] for point in points}
     names = [label for label in styles if label in present]
@@ -103,9 +101,15 @@ def method_channels(alt: Any, points: Sequence[Mapping[str, Any]], styles: Mappi
     colour = alt.Scale(domain=names, range=[styles[name].colour for name in names])
     shape = alt.Scale(domain=names, range=[styles[name].shape for name in names])
     return (
-        alt.Color("method", type="nominal", scale=colour, legend=legend),
-        alt.Shape("method", type="nominal", scale=shape, legend=legend),
+        alt.Color("method:N", scale=colour, legend=legend),
+        alt.Shape("method:N", scale=shape, legend=legend),
     )
+
+
+def measure_in(points: Points) -> Measure:
+    """Name the measure that points, all with the same one, hold under its name."""
+    found: Measure = next(measure for measure in get_args(Measure) if measure in points[0])
+    return found
 
 
 def _round_down(value: str) -> str:
@@ -117,35 +121,51 @@ def _round_down(value: str) -> str:
 def log_axis(alt: Any, field: str, channel: str) -> dict[str, Any]:
     """Draw a log scale from one of 1, 2, 5, 10, … to another: by itself Vega draws a grid line for each of the digits.
 
-    Its ends are expressions, like those of :func:`accuracy_scale`: the page draws other points by the same picture.
+    Its ends are expressions, like those of :func:`accuracy_axis`: the page draws other points by the same picture.
     """
     low, high = (f"clamp({value}, 1e-300, 1e300)" for value in (f"{_LEAST} / 1.1", f"1 / ({_MOST} * 1.1)"))
     ends = _round_down(low), f"1 / ({_round_down(high)})"  # 1 / 2 is 5e-1, 1 / 5 is 2e-1
     many = f"domain('{channel}')[1] / domain('{channel}')[0] > {_MOST_OF_ALL_TICKS}"
     drawn = f"test({many} ? /^1e/ : /^[125]e/, format(datum.value, '~e'))"
     shown = alt.condition(drawn, alt.value(1), alt.value(0))
-    return {
-        "type": "quantitative",
-        "scale": alt.Scale(type="log", domain=[alt.ExprRef(end.format(field=field)) for end in ends], nice=False),
-        "axis": alt.Axis(
-            format="~g",  # of what is pointed at; Vega would leave out labels by it
-            labelExpr=f"{drawn} ? format(datum.value, '~g') : ''",
-            labelOverlap=True,
-            gridOpacity=shown,
-            tickOpacity=shown,
-        ),
-    }
+    axis = alt.Axis(
+        format="~g",  # of what is pointed at; Vega would leave out labels by it
+        labelExpr=f"{drawn} ? format(datum.value, '~g') : ''",
+        labelOverlap=True,
+        gridOpacity=shown,
+        tickOpacity=shown,
+    )
+    return {"scale": alt.Scale(type="log", domain=_expressions(alt, ends, field), nice=False), "axis": axis}
 
 
-def accuracy_scale(alt: Any, points: Sequence[Mapping[str, Any]]) -> Any:
-    """Frame the accuracies, or the average precisions, closely: above zero, the methods would lie on each other."""
+def accuracy_axis(alt: Any, measure: Measure) -> Any:
+    """Frame accuracies, or average precisions, closely: above zero, the methods would lie on each other."""
     margin = f"max(0.05 * ({_MOST} - {_LEAST}), 0.5)"
     ends = f"max({_LEAST} - {margin}, 0)", f"min({_MOST} + {margin}, 100)"
-    field = measure_in(points)
-    return alt.Scale(domain=[alt.ExprRef(end.format(field=field)) for end in ends], zero=False, nice=True)
+    scale = alt.Scale(domain=_expressions(alt, ends, measure), zero=False, nice=True)
+    return alt.Y(f"{measure}:Q", title=f"test {measure} %", scale=scale)
 
 
-def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: bool = True) -> dict[str, Any]:
+def accuracy_tip(alt: Any, measure: Measure) -> Any:
+    """Tell the accuracy of the point that is pointed at."""
+    return alt.Tooltip(f"{measure}:Q", format=".2f", title=f"{measure} %")
+
+
+def _expressions(alt: Any, ends: Sequence[str], field: str) -> list[Any]:
+    return [alt.ExprRef(end.format(field=field)) for end in ends]
+
+
+def lines_with_dots(
+    alt: Any, points: Points, styles: Mapping[str, Style], size: int, tooltip: Sequence[Any], **axes: Any
+) -> Any:
+    """Draw a line a method, with a dot of a size at each point that tells about itself."""
+    colour, shape = method_channels(alt, points, styles)
+    base = alt.Chart(alt.Data(values=[])).encode(color=colour, **axes)
+    dots = base.mark_point(filled=True, size=size, opacity=1).encode(shape=shape, tooltip=list(tooltip))
+    return alt.layer(base.mark_line(), dots)
+
+
+def finish(chart: Any, points: Points, width: int, sized: bool = True) -> dict[str, Any]:
     """Finish a chart; colours of text and lines are left to whoever shows it, on white or on black.
 
     Args:
@@ -164,158 +184,6 @@ def finish(chart: Any, points: Sequence[Mapping[str, Any]], width: int, sized: b
     data = {"name": "shown", "values": [dict(point) for point in points]}
     spec: dict[str, Any] = {**finished.to_dict(validate=False), "data": data}
     return spec
-
-
-def network_order(runs: Sequence[Result]) -> list[str]:
-    """Collect the layers of runs that share a backbone.
-
-    Args:
-        runs: Runs, each with its layers from the stem to the penultimate feature.
-
-    Returns:
-        Every layer once, in the order of the run that measured most of them.
-    """
-    longest_first = sorted(runs, key=lambda run: -len(run.nc1_layers))
-    return list(dict.fromkeys(layer for run in longest_first for layer in run.nc1_layers))
-
-
-def _drawable(values: Iterable[float | None]) -> list[float]:
-    """Keep what a log scale can hold."""
-    return [value for value in finite(values) if value > 0]
-
-
-def _layer_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Average NC1 over seeds for each group, method and layer."""
-    points = []
-    for row in rows:
-        for layer in network_order(row.runs):
-            values = _drawable(run.nc1_layers.get(layer) for run in row.runs)
-            if values:
-                nc1, about = sum(values) / len(values), {"seeds": len(values), "group": row.group.label}
-                points.append({"method": row.label, "layer": layer, "nc1": nc1, **about})
-    return points
-
-
-def by_method(point: Mapping[str, Any]) -> str:
-    """Name the method that a point is of, to group points by."""
-    return str(point["method"])
-
-
-def _layer_description(points: Sequence[Mapping[str, Any]]) -> str:
-    """Say where the line of each method begins and ends."""
-    ends = [
-        f"{label} from {significant(line[0]['nc1'])} at {line[0]['layer']} "
-        f"to {significant(line[-1]['nc1'])} at {line[-1]['layer']}"
-        for label, line in grouped(points, by_method).items()
-    ]
-    return f"Line chart of NC1 by layer. {'; '.join(ends)}."
-
-
-def _layer_spec(points: list[dict[str, Any]], layers: list[str], styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Draw one line per method over the layers."""
-    alt = altair()
-    colour, shape = method_channels(alt, points, styles)
-    axis = alt.Axis(labelAngle=-90, labelOverlap="parity", labelLimit=120, grid=False)
-    base = alt.Chart(alt.Data(values=[])).encode(
-        x=alt.X("layer", type="ordinal", sort=layers, title="layer, from input to output", axis=axis),
-        y=alt.Y("nc1", title="NC1", **log_axis(alt, "nc1", "y")),
-        color=colour,
-    )
-    tooltip = [
-        alt.Tooltip("method", type="nominal"),
-        alt.Tooltip("layer", type="nominal"),
-        alt.Tooltip("nc1", type="quantitative", format=".3~g", title="mean NC1"),
-        alt.Tooltip("seeds", type="quantitative"),
-    ]
-    dots = base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape, tooltip=tooltip)
-    width = max(_MIN_WIDTH, _WIDTH_PER_LAYER * len(layers))
-    return finish(alt.layer(base.mark_line(), dots), points, width)
-
-
-def layerwise_nc1(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
-    """Draw NC1 against depth, one line per method, each the mean over seeds.
-
-    Returns:
-        The figure; ``None`` if no run has a positive NC1 at any layer.
-    """
-    points = _layer_points(rows)
-    if not points:
-        return None
-    measured = {point["layer"] for point in points}
-    layers = [layer for layer in network_order([run for row in rows for run in row.runs]) if layer in measured]
-    caption = "NC1 layer by layer, mean over seeds (log scale; lower is more collapsed)."
-    return Figure(caption, _layer_description(points), _layer_spec(points, layers, styles))
-
-
-def _run_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Take every run that has both an accuracy and an NC1 to be drawn."""
-    return [
-        {
-            "method": row.label,
-            run.measure: run.score,
-            "nc1": run.nc1,
-            "seed": run.seed,
-            "group": row.group.label,
-        }
-        for row in rows
-        for run in row.runs
-        if finite([run.score]) and _drawable([run.nc1])
-    ]
-
-
-def _run_description(points: Sequence[Mapping[str, Any]]) -> str:
-    """Say where the points of each method lie."""
-    measure, clouds = measure_in(points), grouped(points, by_method)
-    places = [f"{label}: {_span(cloud, measure)} % at NC1 {_span(cloud, 'nc1')}" for label, cloud in clouds.items()]
-    return f"Scatter plot of test {measure} against NC1, {len(points)} runs. {'; '.join(places)}."
-
-
-def _span(points: Sequence[Mapping[str, Any]], name: str) -> str:
-    values = [point[name] for point in points]
-    low, high = significant(min(values)), significant(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-def measure_in(points: Sequence[Mapping[str, Any]]) -> Measure:
-    """Name the measure that points, all with the same one, hold under its name."""
-    found: Measure = next(measure for measure in get_args(Measure) if measure in points[0])
-    return found
-
-
-def _run_spec(points: list[dict[str, Any]], styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Draw one point per run."""
-    alt = altair()
-    colour, shape = method_channels(alt, points, styles)
-    tooltip = [
-        alt.Tooltip("method", type="nominal"),
-        alt.Tooltip(measure_in(points), type="quantitative", format=".2f", title=f"{measure_in(points)} %"),
-        alt.Tooltip("nc1", type="quantitative", format=".3~g", title="NC1"),
-        alt.Tooltip("seed", type="quantitative"),
-        alt.Tooltip("group", type="nominal", title="runs on"),
-    ]
-    chart = alt.Chart(alt.Data(values=[])).mark_point(filled=True, size=80, opacity=0.85)
-    accuracy = alt.Y(
-        measure_in(points), type="quantitative", title=f"test {measure_in(points)} %", scale=accuracy_scale(alt, points)
-    )
-    encoded = chart.encode(
-        x=alt.X("nc1", title="NC1", **log_axis(alt, "nc1", "x")), y=accuracy, color=colour, shape=shape, tooltip=tooltip
-    )
-    return finish(encoded, points, _MIN_WIDTH)
-
-
-def accuracy_against_nc1(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
-    """Draw test accuracy against NC1 of what the classifier sees, one point per run.
-
-    Returns:
-        The figure; ``None`` if no run has both an accuracy and a positive NC1.
-    """
-    points = _run_points(rows)
-    if not points:
-        return None
-    caption = (
-        f"Test {measure_in(points)} against NC1 of what the classifier sees, one point a run (NC1 on a log scale)."
-    )
-    return Figure(caption, _run_description(points), _run_spec(points, styles))
 
 
 def vegalite_version() -> str:

@@ -11,23 +11,18 @@ from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import Row, by_group, row_labels
 from nc_finetune.report._tables.tables import COSTS, long_table
 from nc_finetune.report.charts import (
+    accuracy_against_nc1,
     accuracy_against_size,
     confusion_spec,
     confusion_values,
     cost_spec,
     cost_values,
+    layerwise_nc1,
     learning_curves,
     size_values,
 )
 from nc_finetune.report.content import Report
-from nc_finetune.report.figures import (
-    Figure,
-    Style,
-    accuracy_against_nc1,
-    layerwise_nc1,
-    palette,
-    vegalite_version,
-)
+from nc_finetune.report.figures import Figure, Style, palette, vegalite_version
 
 _TEMPLATES = "report/templates"
 # Vega's symbols as paths in a square of 16, for the legend in the page.

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.summary import row_labels, summarize
+from nc_finetune.report.charts import accuracy_against_nc1, layerwise_nc1
 from nc_finetune.report.content import build_report
-from nc_finetune.report.figures import Figure, accuracy_against_nc1, layerwise_nc1, palette, vegalite_version
+from nc_finetune.report.figures import Figure, palette, vegalite_version
 from nc_finetune.report.markdown import escape_markdown
 from nc_finetune.report.report import check_report_extra, print_summary, write_report
 from nc_finetune.results.result import Result
