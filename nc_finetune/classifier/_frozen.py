@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nc_finetune._common.lightning_internals import averages
 from nc_finetune.backbones import state_hash
+from nc_finetune.passes.evaluation import is_sharded
 
 
 def frozen_state(model: Any) -> dict[str, Tensor]:
@@ -41,27 +42,36 @@ def frozen_state(model: Any) -> dict[str, Tensor]:
 
 
 class FrozenPart:
-    """The frozen part of a model as it was when a fit began.
+    """The frozen part of a model as it was when a fit began; between fits it holds nothing.
 
     Lightning's callbacks that average weights do so with all of a model, and that rounds; one of them resets the
     statistics of every BatchNorm. Buffers are put back from a copy. Parameters are written by way of the average
     alone, which gets their own values before it takes the model's place. What others write is found out by hashes.
 
     Args:
-        model: An :class:`~nc_finetune.ImageClassifier` at the start of a fit.
-        hashed: Whether to find out at the end what else has changed; 1 ms a megabyte, twice.
+        model: An :class:`~nc_finetune.ImageClassifier`.
     """
 
-    def __init__(self, model: Any, hashed: bool = True) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        state = frozen_state(model)
-        self._hashes = {name: _hash(value) for name, value in state.items()} if hashed else {}
-        self._buffers = {name: value.clone() for name, value in model.backbone.named_buffers(prefix="backbone")}
+        self._begun = False
+        self._hashes: dict[str, str] = {}
+        self._buffers: dict[str, Tensor] = {}
         self._fixed: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """Note it at the start of a fit, and hashes of it where a process has it all: 1 ms a megabyte."""
+        hashed = {} if is_sharded(self.model.trainer.strategy) else frozen_state(self.model)
+        self._hashes = {name: _hash(value) for name, value in hashed.items()}
+        self._buffers = {name: value.clone() for name, value in self.model.backbone.named_buffers(prefix="backbone")}
+        self._fixed = {}
+        self._begun = True
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back the frozen buffers before an epoch; those of what is tuned from now on are let go of."""
+        if not self._begun:
+            self.begin()
         if not self._fixed:  # not earlier: a head may be aligned before the first epoch
             others = (pair for pair in self.model.named_buffers() if pair[0] not in self._buffers)
             self._fixed = {name: value.clone() for name, value in others}
@@ -72,27 +82,24 @@ class FrozenPart:
                 value.copy_(self._buffers[name])
 
     @torch.no_grad()
-    def align_averages(self, callbacks: Iterable[Any]) -> None:
-        """Give averages of the model whatever has not moved since the fit began: frozen weights, a fixed head.
-
-        Args:
-            callbacks: Of the trainer.
-        """
-        for average in _averages_of(callbacks):
+    def align_averages(self) -> None:
+        """Give averages of the model whatever has not moved since the fit began: frozen weights, a fixed head."""
+        for average in _averages_of(self.model.trainer.callbacks) if self._begun else ():
             theirs = {**dict(average.named_parameters()), **dict(average.named_buffers())}
             ours = dict(self.model.named_buffers())
             unmoved = {name: ours[name] for name, value in self._fixed.items() if torch.equal(ours[name], value)}
             for name, value in {**frozen_state(self.model), **unmoved}.items():
                 theirs[name].copy_(value)
 
-    def warn_of_changes(self) -> None:
-        """Say which frozen tensors are not what they were.
+    def end(self) -> None:
+        """Say at the end of a fit which frozen tensors are not what they were.
 
         Warns:
             UserWarning: If there are any.
         """
         state = frozen_state(self.model)
         changed = [name for name, known in self._hashes.items() if name not in state or _hash(state[name]) != known]
+        self._begun, self._hashes, self._buffers, self._fixed = False, {}, {}, {}
         if changed:
             warnings.warn(
                 f"{len(changed)} tensors that {self.model.method.label} leaves frozen were written during the fit, e.g."

@@ -18,9 +18,9 @@ from nc_finetune.backbones import Backbone, Preprocessing
 from nc_finetune.errors import unsafe_content
 from nc_finetune.files.class_config import build, describe, describe_if_possible
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
-from nc_finetune.files.model_config import ModelConfig, describe_model
+from nc_finetune.files.model_config import ModelConfig, describe_model, described_key_layer
 from nc_finetune.losses import PickAllLabelsLoss
-from nc_finetune.methods import FinetuningMethod
+from nc_finetune.methods import AUTO, FinetuningMethod, named_blocks
 
 # Where a checkpoint says how its model is trained: the arguments that a delta need not know.
 TRAINING_KEY = "nc_finetune_training"
@@ -239,6 +239,24 @@ def describe_into(checkpoint: dict[str, Any], model: Any) -> None:
     told, saved = hyperparameters(model), checkpoint.pop(model.CHECKPOINT_HYPER_PARAMS_KEY, {})
     if own := {name: value for name, value in saved.items() if not (name in told and told[name] == value)}:
         checkpoint[model.CHECKPOINT_HYPER_PARAMS_KEY] = own
+
+
+def take_key_layer(method: FinetuningMethod, backbone: Backbone, checkpoint: Mapping[str, Any]) -> bool:
+    """Let a method tune the block that a checkpoint names, where trials choose it; tell whether it does.
+
+    Raises:
+        ValueError: If the method names another one itself.
+    """
+    found = described_key_layer(checkpoint.get(CHECKPOINT_KEY))
+    if found in (None, AUTO):
+        return False
+    if method.key_layer != AUTO and not method.key_layer_chosen:
+        own = method.key_layers(backbone)
+        if named_blocks(backbone, found) != own:
+            raise ValueError(f"the checkpoint tunes key_layer={found!r}, the model {', '.join(own)}; name the same")
+        return False
+    method.set_key_layer(found)
+    return True
 
 
 def _argument_names(cls: type[Any]) -> list[str]:

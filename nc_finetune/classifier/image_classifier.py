@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from nc_finetune._common.data_facts import told_by
 from nc_finetune._common.lightning_internals import OF_MODULE, is_attached, require
-from nc_finetune.backbones import (
-    Backbone,
-    FrozenPrefix,
-    OpenClipBackbone,
-    PrefixOutput,
-    create_backbone,
-    resumed,
-)
+from nc_finetune.backbones import Backbone, FrozenPrefix, PrefixOutput, create_backbone, resumed
 from nc_finetune.callbacks import HeadAlignment
-from nc_finetune.classifier._arguments import (
-    DEFAULT_WEIGHTS,
-    check_backbone,
-    check_batch,
-    check_head,
-    check_head_factory,
-    check_images,
-    check_method,
-    check_rates,
-    images_of,
-)
+from nc_finetune.classifier._arguments import DEFAULT_WEIGHTS, build_head, check_arguments, choose_head
+from nc_finetune.classifier._batches import check_images, images_of, labelled_images
+from nc_finetune.classifier._data import take_facts
+from nc_finetune.classifier._expected_warnings import ExpectedWarnings
 from nc_finetune.classifier._frozen import FrozenPart, check_thawed
+from nc_finetune.classifier._modes import TrainModes
+from nc_finetune.classifier._optimization import adopt_older_schedules, follow_this_fit, optimizer_and_schedule
+from nc_finetune.classifier._scores import LoaderScores
 from nc_finetune.classifier._weight_writers import average_switches, keep_frozen_norms, refuse_writers
 from nc_finetune.classifier.checkpoint import (
     checkpoint_arguments,
@@ -46,35 +31,22 @@ from nc_finetune.classifier.checkpoint import (
     hyperparameters,
     load_state,
     read_checkpoint,
+    take_key_layer,
 )
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.files.class_config import describe_if_possible
 from nc_finetune.files.delta import record_base
-from nc_finetune.files.delta_io import CHECKPOINT_KEY, read_and_write_deltas
-from nc_finetune.files.model_config import described_key_layer
-from nc_finetune.heads import ZeroShotHead
+from nc_finetune.files.delta_io import read_and_write_deltas
 from nc_finetune.losses import (
-    ClassBalanced,
-    check_loss,
     has_independent_classes,
     loss_value,
     match_loss_state,
     mean_and_weight,
     takes_several_labels,
 )
-from nc_finetune.methods import (
-    AUTO,
-    FinetuningMethod,
-    LinearProbe,
-    ScheduleName,
-    check_schedule,
-    follow,
-    named_blocks,
-    parameter_groups,
-    rate_factor,
-)
-from nc_finetune.metrics import MAIN_METRICS, WeightedMean, classification_metrics
-from nc_finetune.passes.batches import changes_batches, unpack_batch
+from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, ScheduleName, parameter_groups
+from nc_finetune.metrics import MAIN_METRICS
+from nc_finetune.passes.batches import changes_batches
 from nc_finetune.passes.evaluation import is_sharded
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
@@ -163,20 +135,14 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         super().__init__()
         require(L.LightningModule, *OF_MODULE)
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
-        check_backbone(backbone, weights)
-        check_method(method)
-        check_head_factory(head)
-        check_loss(loss)
-        check_schedule(schedule, warmup)
+        parts: dict[str, Any] = {"weights": weights, "method": method, "head": head, "loss": loss}
+        check_arguments(backbone, num_classes, **parts, schedule=schedule, warmup=warmup)
         self.num_classes = num_classes
         self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()
-        build_head = self._choose_head(head)
-        self.head = build_head(self.backbone.num_features, num_classes)
-        check_head(self.head)
-        self.head_config = describe_if_possible(build_head)
+        head_factory = choose_head(self.method, head)
+        self.head = build_head(head_factory, self.backbone.num_features, num_classes)
+        self.head_config = describe_if_possible(head_factory)
         self.loss = loss or nn.CrossEntropyLoss()
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
@@ -186,22 +152,16 @@ class ImageClassifier(L.LightningModule):
         self.warmup = warmup
         self.multilabel = takes_several_labels(self.loss)
         self.independent_classes = has_independent_classes(self.loss)
-        self.val_metrics = classification_metrics(num_classes, self.multilabel)
-        self.test_metrics = classification_metrics(num_classes, self.multilabel)
-        # Not logged as a number: Lightning's mean over processes rounds the number of images of each.
-        self.val_loss = WeightedMean()
-        self.test_loss = WeightedMean()
-        self.further_scores = nn.ModuleDict({stage: nn.ModuleList() for stage in ("val", "test")})
-        self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
-        self._train_modes: list[tuple[nn.Module, bool]] = []
-        self._said_one_image = False
-        self._alone: list[_BatchNorm] = []
+        self.val_scores = LoaderScores(num_classes, self.multilabel)
+        self.test_scores = LoaderScores(num_classes, self.multilabel)
         self.automatic_optimization = self.method.trains
         self.split: FrozenPrefix | None = None
-        self._expected_warnings: list[Any] = []
         self.nothing_to_train = False
-        self._frozen: FrozenPart | None = None
+        self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._resting: list[nn.Parameter] = []
+        self._frozen = FrozenPart(self)
+        self._modes = TrainModes()
+        self._expected_warnings = ExpectedWarnings()
         self.freeze_untuned()
         self.save_hyperparameters(hyperparameters(self))
 
@@ -294,28 +254,20 @@ class ImageClassifier(L.LightningModule):
         super().train(mode)
         if mode:
             self.method.set_modes(self.backbone)
-            # The modules, too: to find them again at every step would take longer than to look at their modes.
-            self._train_modes = [
-                (part, part.training) for whole in (self.backbone, self.method, self.head) for part in whole.modules()
-            ]
+            self._modes.note((self.backbone, self.method, self.head))
         return self
 
     def setup(self, stage: str) -> None:
         """Compare ``num_classes`` with the data, where the data know."""
-        self._expect_warnings(stage)
-        if stage == "fit" and self.method.key_layer == AUTO and self.trainer.ckpt_path is None:
-            raise ValueError(
-                "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer; add it"
-                " to the trainer, or name a block"
-            )
-        facts = told_by(self.trainer)
-        if facts.num_classes not in (None, self.num_classes):
-            raise ValueError(
-                f"the data have {facts.num_classes} classes, the model was built for num_classes={self.num_classes}"
-            )
-        if isinstance(self.loss, ClassBalanced) and (counts := facts.class_counts(self.num_classes)) is not None:
-            self.loss.use_class_counts(counts)
-        self._write_text()
+        self._expected_warnings.forget()
+        if stage == "fit":
+            self._expected_warnings.expect(has_optimizer=self.method.trains)
+            if self.method.key_layer == AUTO and self.trainer.ckpt_path is None:
+                raise ValueError(
+                    "key_layer='auto' is chosen before the fit by the callback nc_finetune.selection.ChooseKeyLayer;"
+                    " add it to the trainer, or name a block"
+                )
+        take_facts(self, told_by(self.trainer))
         if not is_sharded(self.trainer.strategy):
             read_and_write_deltas(self.trainer, self)
         if stage == "fit":  # not later: a checkpoint that is resumed from holds tuned weights
@@ -349,14 +301,31 @@ class ImageClassifier(L.LightningModule):
             return self._checked(super()._apply_batch_transfer_handler(batch, device, dataloader_idx), scale=False)
         return super()._apply_batch_transfer_handler(self._checked(batch), device, dataloader_idx)
 
+    def _is_kept(self, batch: Any) -> bool:
+        return self.split is not None and self.split.holds(batch)
+
     def _checked(self, batch: Any, scale: bool = True) -> Any:
         if self.trainer.predicting:
-            images = images_of(batch)
-            check_images(images, scale)
-            return images
-        pair = unpack_batch(batch) if isinstance(batch, Mapping) else batch
-        images, labels = check_batch(pair, self.num_classes, self.multilabel, scale)
-        return images, labels.long()  # the loss takes no narrower integers
+            return check_images(images_of(batch), scale)
+        return labelled_images(batch, self.num_classes, self.multilabel, scale)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
+        self.freeze_untuned()
+        self.save_hyperparameters(hyperparameters(self))  # a key layer may have been chosen since
+        self._frozen.begin()
+        if not self.method.trains:
+            return None
+        optimizer = self.optimizer(self._parameter_groups())
+        return optimizer_and_schedule(optimizer, self.schedule, self.warmup, self.trainer.estimated_stepping_batches)
+
+    def on_train_start(self) -> None:
+        """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
+        self.method.start_epoch(self.current_epoch)  # where a run resumes in the midst of one
+        self.train()
+        self._expected_warnings.forget()
+        check_thawed(self, self.trainer.optimizers)  # says it better than a schedule that meets a group too many
+        follow_this_fit(self.trainer.lr_scheduler_configs)
 
     def on_train_epoch_start(self) -> None:
         """Put frozen parts back to what they were, and the tuned part into train mode, whatever happened in between.
@@ -364,25 +333,23 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If an optimizer holds what is frozen.
         """
-        (self._frozen or self._note_frozen()).restore()
+        self._frozen.restore()
         if check_thawed(self, self.trainer.optimizers):
             self.freeze_untuned()
         self.method.start_epoch(self.current_epoch)
         self.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Do so again where a callback has switched modes within the epoch; looking costs 0.02 ms."""
-        if any(part.training is not mode for part, mode in self._train_modes):
+        """Do so again where a callback has switched modes within the epoch."""
+        if self._modes.are_switched:
             self.train()
         if len(batch[1]) == 1:
-            self._keep_statistics()
+            self._modes.keep_statistics(self, self.trainer.world_size)
         return -1 if self.nothing_to_train else None  # Lightning's word for the end of the epoch
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let statistics be taken again after a batch of one image."""
-        for part in self._alone:
-            part.training = True
-        self._alone = []
+        self._modes.take_statistics()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -397,7 +364,7 @@ class ImageClassifier(L.LightningModule):
 
         Where nothing is trained no step is counted, so that ``max_steps`` would never come: one epoch is all.
         """
-        self._align_averages()
+        self._frozen.align_averages()
         if not self.method.trains and self.trainer.max_epochs in (None, -1):
             self.trainer.should_stop = True
         if self.trainer.strategy.reduce_boolean_decision(bool(self._diverged), all=False):
@@ -409,18 +376,16 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Say which frozen weights somebody has written."""
-        if self._frozen is not None:
-            self._frozen.warn_of_changes()
-        self._frozen = None
+        self._frozen.end()
 
     def on_validation_start(self) -> None:
         """Begin with scores that are empty, one set for each loader."""
-        self._begin_evaluation("val", self.trainer.val_dataloaders)
-        self._align_averages()  # before they take the place of the weights
+        self.val_scores.begin(self.trainer.val_dataloaders, self.device)
+        self._frozen.align_averages()  # before they take the place of the weights
 
     def on_test_start(self) -> None:
         """The same."""
-        self._begin_evaluation("test", self.trainer.test_dataloaders)
+        self.test_scores.begin(self.trainer.test_dataloaders, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log loss and accuracy of a validation batch."""
@@ -442,7 +407,7 @@ class ImageClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how the model is built, so that it can be exported and used without its recipe."""
         describe_into(checkpoint, self)
-        self._align_averages()  # of which the checkpoint may hold tensors
+        self._frozen.align_averages()  # of which the checkpoint may hold tensors
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tune the block that the checkpoint names, where trials choose it; blocks may have the same shapes.
@@ -451,74 +416,9 @@ class ImageClassifier(L.LightningModule):
             ValueError: If the model names another one itself.
         """
         match_loss_state(self.loss, checkpoint.get("state_dict", {}))
-        for state in checkpoint.get("lr_schedulers", []):  # of a version whose cosine was torch's own
-            state.setdefault("lr_lambdas", [None] * len(state.get("base_lrs", [])))
-        found = described_key_layer(checkpoint.get(CHECKPOINT_KEY))
-        if found in (None, AUTO):
-            return
-        if self.method.key_layer != AUTO and not self.method.key_layer_chosen:
-            own = self.method.key_layers(self.backbone)
-            if named_blocks(self.backbone, found) != own:
-                raise ValueError(f"the checkpoint tunes key_layer={found!r}, the model {', '.join(own)}; name the same")
-            return
-        self.method.set_key_layer(found)
-        self.freeze_untuned()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
-        self.freeze_untuned()
-        self.save_hyperparameters(hyperparameters(self))  # a key layer may have been chosen since
-        self._note_frozen()
-        if not self.method.trains:
-            return None
-        optimizer = self.optimizer(self._parameter_groups())
-        check_rates(optimizer)
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps) and self.schedule != "constant":
-            warnings.warn(
-                f"the fit has no end (max_steps=-1 and no max_epochs), so that the rates cannot fall along a"
-                f" {self.schedule}: they stay constant",
-                stacklevel=2,
-            )
-        factor = rate_factor(self.schedule, self.warmup, steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
-        self.method.start_epoch(self.current_epoch)  # where a run resumes in the midst of one
-        self.train()
-        self._forget_expected_warnings()
-        check_thawed(self, self.trainer.optimizers)  # says it better than a schedule that meets a group too many
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, torch.optim.lr_scheduler.LambdaLR):
-                follow(config.scheduler)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.independent_classes else torch.softmax(logits.float(), dim=1)
-
-    def _choose_head(self, given: Callable[[int, int], nn.Module] | None) -> Callable[[int, int], nn.Module]:
-        if given is not None and self.method.own_head is not None:
-            raise ValueError(f"{self.method.label} brings its own head, got another one, {given}; leave head out")
-        return given or self.method.own_head or nn.Linear
-
-    def _write_text(self) -> None:
-        """Let the text tower write the rows of zero-shot heads that wait for it."""
-        waiting = [part for part in self.head.modules() if isinstance(part, ZeroShotHead) and part.awaits_text]
-        if not waiting:
-            return
-        if not isinstance(self.backbone, OpenClipBackbone):
-            raise ValueError(
-                f"a zero-shot head needs a CLIP, 'open_clip:...', and {self.backbone.name!r} has no text tower; choose"
-                " one, or another head"
-            )
-        encoder = self.backbone.text_encoder()
-        for head in waiting:
-            head.write_(encoder, told_by(self.trainer).class_names(self.num_classes))
-
-    def _is_kept(self, batch: Any) -> bool:
-        """Tell outputs of the frozen prefix, which were checked as images, from images."""
-        return self.split is not None and self.split.holds(batch)
+        adopt_older_schedules(checkpoint)
+        if take_key_layer(self.method, self.backbone, checkpoint):
+            self.freeze_untuned()
 
     def _logits(self, inputs: Tensor | PrefixOutput) -> Tensor:
         """Return logits of images, or of what ``split`` has kept of them."""
@@ -526,50 +426,8 @@ class ImageClassifier(L.LightningModule):
             logits: Tensor = self(images)
         return logits
 
-    def _expect_warnings(self, stage: str) -> None:
-        """Leave out, until training starts, what Lightning warns of and is meant: frozen parts, and no optimizer."""
-        self._forget_expected_warnings()
-        if stage != "fit":
-            return
-        messages = [r"Found \d+ module\(s\) in eval mode"]
-        if not self.method.trains:
-            messages.append("`LightningModule.configure_optimizers` returned `None`")
-        for message in messages:
-            warnings.filterwarnings("ignore", message=message)
-            self._expected_warnings.append(warnings.filters[0])
-
-    def _forget_expected_warnings(self) -> None:
-        for entry in self._expected_warnings:
-            if entry in warnings.filters:
-                warnings.filters.remove(entry)  # type: ignore[attr-defined]
-        self._expected_warnings.clear()
-
-    def _note_frozen(self) -> FrozenPart:
-        self._frozen = FrozenPart(self, hashed=not is_sharded(self.trainer.strategy))
-        return self._frozen
-
-    def _align_averages(self) -> None:
-        if self._frozen is not None:
-            self._frozen.align_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
-
-    def _keep_statistics(self) -> None:
-        """Let BatchNorm use, and leave, its kept statistics in a step with one image, which has none of its own.
-
-        They come back to train mode once the step is over. Statistics over several processes are over several images.
-        """
-        alone = [part for part in self.modules() if isinstance(part, _BatchNorm) and part.training]
-        if self.trainer.world_size > 1:
-            alone = [part for part in alone if not isinstance(part, nn.SyncBatchNorm)]
-        for part in alone:
-            part.training = False
-        self._alone = alone
-        if alone and not self._said_one_image:
-            self._said_one_image = True
-            warnings.warn(
-                f"a batch of one image has no statistics: {len(alone)} BatchNorm layers that train use the kept ones"
-                " for it; drop_last=True of the DataLoader leaves such a batch out",
-                stacklevel=2,
-            )
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.independent_classes else torch.softmax(logits.float(), dim=1)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(
@@ -581,36 +439,17 @@ class ImageClassifier(L.LightningModule):
             rest_learning_rate=self.rest_learning_rate,
         )
 
-    def _begin_evaluation(self, stage: str, loaders: Any) -> None:
-        """Have empty scores for each loader, of this run: what inference mode has left cannot be added to outside."""
-        number = len(CombinedLoader(loaders, "sequential").flattened)
-        further: Any = self.further_scores[stage]
-        with torch.inference_mode(False):
-            while len(further) < number - 1:
-                scores = {"loss": WeightedMean(), **classification_metrics(self.num_classes, self.multilabel)}
-                further.append(nn.ModuleDict(scores).to(self.device))
-        for loader in range(number):
-            self._scores(stage, loader)["loss"].reset()
-
-    def _scores(self, stage: str, loader: int) -> Any:
-        if loader:
-            further: Any = self.further_scores[stage]
-            return further[loader - 1]
-        return {"loss": getattr(self, f"{stage}_loss"), **getattr(self, f"{stage}_metrics")}
-
     def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
         inputs, labels = batch
         logits = self._logits(inputs)
-        probabilities = self._probabilities(logits)
-        suffix, place = (f"/dataloader_idx_{loader}", f"further_scores.{stage}.{loader - 1}.") if loader else ("", None)
-        for name, metric in self._scores(stage, loader).items():
-            given = mean_and_weight(self.loss, logits, labels) if name == "loss" else (probabilities, labels)
-            metric.update(*given)
+        loss, probabilities = mean_and_weight(self.loss, logits, labels), self._probabilities(logits)
+        scores: LoaderScores = getattr(self, f"{stage}_scores")
+        for name, metric, place in scores.update(loader, loss, probabilities, labels):
             self.log(
-                f"{stage}/{name}{suffix}",
+                f"{stage}/{name}/dataloader_idx_{loader}" if loader else f"{stage}/{name}",
                 metric,
                 prog_bar=stage == "val" and name in MAIN_METRICS and not loader,
                 batch_size=len(labels),
                 add_dataloader_idx=False,
-                metric_attribute=None if place is None else place + name,
+                metric_attribute=f"{stage}_scores.{place}",
             )
