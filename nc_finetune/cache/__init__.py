@@ -1,7 +1,6 @@
 """Decoded images and outputs of frozen networks, kept so that they are computed once."""
 
 from nc_finetune.cache.cached_rows import CachedRows as CachedRows
-from nc_finetune.cache.cached_rows import row_number as row_number
 from nc_finetune.cache.feature_store import FeatureStore as FeatureStore
 from nc_finetune.cache.feature_store import FileWriter as FileWriter
 from nc_finetune.cache.feature_store import MemoryWriter as MemoryWriter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,15 +17,6 @@ from nc_finetune.cache.feature_store import FeatureStore
 
 LABELS = "labels"
 CachedBatch = tuple[dict[str, Tensor], Tensor]
-RowOf = Callable[[Any], "int | None"]
-
-
-def row_number(item: Any) -> int | None:
-    """Return an item that is a number, as most samplers give them."""
-    try:
-        return operator.index(item)
-    except TypeError:
-        return None
 
 
 class CachedRows(Dataset[CachedBatch]):
@@ -45,7 +35,7 @@ class CachedRows(Dataset[CachedBatch]):
     """
 
     def __init__(
-        self, stores: Sequence[FeatureStore], loader: DataLoader[Any], views: int = 1, row_of: RowOf = row_number
+        self, stores: Sequence[FeatureStore], loader: DataLoader[Any], views: int, row_of: Callable[[Any], int | None]
     ) -> None:
         self._loader = loader
         self.uncached = copy.copy(loader)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from nc_finetune.cache.row_layout import RowLayout
+from nc_finetune.cache.row_layout import RowLayout, raw_bytes
 
 _META = "meta.json"
 _UNFINISHED = ".tmp"
@@ -113,7 +113,7 @@ class FileWriter:
         """Add samples."""
         for name, file in self._files.items():
             # Written, not mapped: a full disk is then an error that can be caught.
-            file.write(self._layouts[name].pack(batch[name]).flatten().view(torch.uint8).numpy().data)
+            file.write(raw_bytes(self._layouts[name].pack(batch[name])))
         self._rows += len(next(iter(batch.values())))
 
     def leave_room(self, rows: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+
+from nc_finetune.cache.row_layout import raw_bytes
 
 
 def hash_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -19,6 +20,7 @@ def hash_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> str:
         BLAKE2b in hexadecimal.
 
     Example:
+        >>> import torch
         >>> images, labels = torch.rand(4, 3, 2, 2), torch.arange(4)
         >>> whole, halves = [(images, labels)], zip(images.split(2), labels.split(2))
         >>> hash_batches(whole) == hash_batches(halves)
@@ -30,11 +32,7 @@ def hash_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> str:
         if (kind := f"{images.dtype} {tuple(images.shape[1:])}") != known:
             pixels.update(kind.encode())
             known = kind
-        pixels.update(_bytes(images))
-        classes.update(_bytes(labels.long()))
+        pixels.update(raw_bytes(images))
+        classes.update(raw_bytes(labels.long()))
     pixels.update(classes.digest())
     return pixels.hexdigest()
-
-
-def _bytes(values: Tensor) -> memoryview:
-    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

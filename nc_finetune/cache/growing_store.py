@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nc_finetune.cache.feature_store import FeatureStore, FileWriter, array_file, open_store
-from nc_finetune.cache.row_layout import RowLayout
+from nc_finetune.cache.row_layout import RowLayout, raw_bytes
 
 _ROWS, _MARKS = "rows", "marks"
 
@@ -59,10 +59,10 @@ class GrowingStore:
         """Add a row, or replace it."""
         content = self._content(value[None])
         self._write(0, row, content)
-        self._write(1, row, _mark(key, content).view(torch.uint8).numpy().data)
+        self._write(1, row, raw_bytes(_mark(key, content)))
 
     def _content(self, batch: Tensor) -> memoryview:
-        return self._layouts[_ROWS].pack(batch).flatten().view(torch.uint8).numpy().data
+        return raw_bytes(self._layouts[_ROWS].pack(batch))
 
     def _open(self) -> FeatureStore:
         store = open_store(self.folder)

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def raw_bytes(values: Tensor) -> memoryview:
+    """Return the bytes of a tensor, its last dimension running fastest."""
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
 @dataclass(frozen=True)
 class RowLayout:
     """Order of dimensions, sizes and dtype in which samples are kept.

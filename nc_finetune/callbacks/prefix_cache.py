@@ -6,30 +6,33 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from nc_finetune._common.data_facts import told_by
-from nc_finetune._common.lightning_internals import current_datamodule, fetch_anew, loaders_in_use
+from nc_finetune._common.lightning_internals import loaders_in_use
 from nc_finetune.backbones import FrozenPrefix, SplitError
-from nc_finetune.cache import CachedRows, row_number
-from nc_finetune.callbacks._collapse.callback import CollapseCallback, Split
-from nc_finetune.callbacks._prefix.fill import CannotKeepError, PrefixFill, read_share
-from nc_finetune.data.batch_transforms import numbers_as_they_come
-from nc_finetune.data.labelled_images import Drawn
+from nc_finetune.cache import CachedRows
+from nc_finetune.callbacks._collapse.callback import Split
+from nc_finetune.callbacks._prefix.fill import CannotKeepError, PrefixFill
+from nc_finetune.callbacks._prefix.loaders import (
+    begin_again,
+    first_images,
+    identity,
+    is_measured,
+    randomness,
+    usable_loaders,
+)
 from nc_finetune.errors import check_name
-from nc_finetune.passes.batches import HOOKS, prepare_batch
-from nc_finetune.passes.evaluation import evaluating, random_state_kept, refuse_sharded
-from nc_finetune.passes.repeats import Witness, what_differs
+from nc_finetune.passes.evaluation import evaluating, refuse_sharded
+from nc_finetune.passes.repeats import Witness
 
-_LOOKED_AT = 4
 GIGABYTE = 1e9
 
 
@@ -111,17 +114,14 @@ class PrefixCache(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Cut the network and keep the training split."""
         self.stored_bytes, self.fill_seconds = {}, {}
-        try:
-            loaders = _usable_loaders(trainer, trainer.fit_loop)
-            if self.views is None and (reason := _randomness(trainer, pl_module, loaders[0], training=True)):
+        with self._or_without(trainer):
+            loader = usable_loaders(trainer, trainer.fit_loop)[0]
+            if self.views is None and (reason := randomness(trainer, pl_module, loader, training=True)):
                 raise SplitError(
                     f"{reason}, so that a cache would freeze what is random in them (keep several views of each image"
                     " by views=8)"
                 )
-            self._cut(trainer, pl_module, loaders[0], training=True)
-        except SplitError as error:
-            self._go_without(trainer, str(error))
-        else:
+            self._cut(trainer, pl_module, loader, training=True)
             if "train" in self.splits:
                 self._keep(trainer, pl_module, trainer.fit_loop, "train")
                 self._take_view(trainer)
@@ -138,7 +138,7 @@ class PrefixCache(L.Callback):
             return
         if "val" in self.fill_seconds:
             if self._look_again(trainer, pl_module, "val"):
-                _begin_again(loop)
+                begin_again(loop)
         elif self._can_keep(trainer, loop, "val"):
             self._keep(trainer, pl_module, loop, "val")
 
@@ -146,14 +146,10 @@ class PrefixCache(L.Callback):
         """Cut the network and keep the test split, where that was asked for and there is a frozen prefix."""
         self.stored_bytes.pop("test", None)
         self.fill_seconds.pop("test", None)
-        if not self._can_keep(trainer, trainer.test_loop, "test"):
-            return
-        try:
-            self._cut(trainer, pl_module, _usable_loaders(trainer, trainer.test_loop)[0])
-        except SplitError as error:
-            self._go_without(trainer, str(error))
-        else:
-            self._keep(trainer, pl_module, trainer.test_loop, "test")
+        if self._can_keep(trainer, trainer.test_loop, "test"):
+            with self._or_without(trainer):
+                self._cut(trainer, pl_module, usable_loaders(trainer, trainer.test_loop)[0])
+                self._keep(trainer, pl_module, trainer.test_loop, "test")
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Give the loaders back and let go of what was kept."""
@@ -173,27 +169,23 @@ class PrefixCache(L.Callback):
                 kept.rows.epoch = trainer.current_epoch
 
     def _cut(self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], training: bool = False) -> None:
-        images = _first_images(trainer, pl_module, loader, training)
+        images = first_images(trainer, pl_module, loader, training)
         with evaluating(trainer, pl_module):
             pl_module.split = FrozenPrefix(pl_module, images)
 
     def _can_keep(self, trainer: L.Trainer, loop: Any, split: str) -> bool:
         """Tell whether an evaluation may read outputs of the prefix: nobody else looks at its images or layers."""
-        return split in self.splits and loaders_in_use(loop) is not None and not _is_measured(trainer, split)
+        return split in self.splits and loaders_in_use(loop) is not None and not is_measured(trainer, split)
 
     def _keep(self, trainer: L.Trainer, pl_module: Any, loop: Any, split: str) -> None:
         """Fill or find the cache of each loader of a split, and let its loop read from there."""
         self.fill_seconds[split] = 0.0
-        try:
-            loaders = _usable_loaders(trainer, loop)
-        except SplitError as error:
-            self._go_without(trainer, f"{split} split: {error}")
-            return
         before = len(self._installed)
-        for number, loader in enumerate(loaders):
-            self._keep_loader(trainer, pl_module, loader, split, number)
+        with self._or_without(trainer, f"{split} split: "):
+            for number, loader in enumerate(usable_loaders(trainer, loop)):
+                self._keep_loader(trainer, pl_module, loader, split, number)
         if len(self._installed) > before:
-            _begin_again(loop)
+            begin_again(loop)
 
     def _keep_loader(
         self, trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], split: str, number: int
@@ -201,7 +193,7 @@ class PrefixCache(L.Callback):
         start, training = time.perf_counter(), split == "train"
         drawn = self.views if training else None
         try:
-            if not training and (reason := _randomness(trainer, pl_module, loader, number=number)):
+            if not training and (reason := randomness(trainer, pl_module, loader, number=number)):
                 raise SplitError(reason)
             rows = PrefixFill(
                 trainer,
@@ -213,7 +205,7 @@ class PrefixCache(L.Callback):
                 number=number,
                 training=training,
                 views=drawn,
-                identity=None if drawn else _identity(trainer, pl_module, loader),
+                identity=None if drawn else identity(trainer, pl_module, loader),
             ).run()
         except (CannotKeepError, SplitError, OSError) as error:
             self._go_without(trainer, f"{split} split: {error}")
@@ -222,7 +214,6 @@ class PrefixCache(L.Callback):
         if drawn is None and not told_by(trainer).deterministic:
             witness = Witness(rows.uncached, number, training)
             witness.looks_different(trainer, pl_module)
-        rows.row_of = _row_of
         rows.install()
         self._installed.append(_Kept(split, rows, witness))
         self.fill_seconds[split] += time.perf_counter() - start
@@ -234,31 +225,41 @@ class PrefixCache(L.Callback):
 
     def _look_again(self, trainer: L.Trainer, pl_module: Any, split: str) -> bool:
         """Give up what was kept of images that have become others; look in epochs 1, 2, 4, 8 and so on."""
-        epoch, given_up = trainer.current_epoch, False
+        epoch, before = trainer.current_epoch, len(self._installed)
         if epoch & (epoch - 1) or not epoch:
             return False
-        for kept in [kept for kept in self._installed if kept.split == split and kept.witness is not None]:
-            changed = kept.witness is not None and kept.witness.looks_different(trainer, pl_module)
-            if not trainer.strategy.reduce_boolean_decision(changed, all=False):
+        for kept in [kept for kept in self._installed if kept.split == split]:
+            if kept.witness is None:
                 continue
-            kept.rows.remove()
-            self._installed.remove(kept)
-            self.stored_bytes.pop(split, None)
-            given_up = True
-            self._go_without(
-                trainer,
-                f"in epoch {epoch} some {split} images have become others than those whose outputs were kept and used"
-                " until now, so that something random, or files, had been frozen",
-            )
-        return given_up
+            changed = kept.witness.looks_different(trainer, pl_module)
+            if trainer.strategy.reduce_boolean_decision(changed, all=False):
+                kept.rows.remove()
+                self._installed.remove(kept)
+                self.stored_bytes.pop(split, None)
+                self._go_without(
+                    trainer,
+                    f"in epoch {epoch} some {split} images have become others than those whose outputs were kept and"
+                    " used until now, so that something random, or files, had been frozen",
+                )
+        return len(self._installed) < before
 
     def _shared_folder(self, trainer: L.Trainer) -> Path | None:
-        if self.folder is not None or trainer.world_size == 1:
-            return None if self.folder is None else Path(self.folder).expanduser()
+        if self.folder is not None:
+            return Path(self.folder).expanduser()
+        if trainer.world_size == 1:
+            return None
         temporary = ""
         if trainer.is_global_zero:
             temporary = self._contexts.enter_context(tempfile.TemporaryDirectory(prefix="nc-finetune-"))
         return Path(trainer.strategy.broadcast(temporary))
+
+    @contextmanager
+    def _or_without(self, trainer: L.Trainer, where: str = "") -> Iterator[None]:
+        """Go on without a cache where the network cannot be cut, or there is nothing to keep, and say why."""
+        try:
+            yield
+        except SplitError as error:
+            self._go_without(trainer, f"{where}{error}")
 
     def _go_without(self, trainer: L.Trainer, reason: str) -> None:
         if trainer.is_global_zero:
@@ -271,84 +272,3 @@ class _Kept(NamedTuple):
     split: str
     rows: CachedRows
     witness: Witness | None
-
-
-def _usable_loaders(trainer: Any, loop: Any) -> list[DataLoader[Any]]:
-    """Return the loaders of a loop.
-
-    Raises:
-        SplitError: If what they give cannot be kept.
-    """
-    found = loaders_in_use(loop) or []
-    training = loop is trainer.fit_loop
-    if not found or (training and len(found) > 1) or not all(map(_has_numbered_samples, found)):
-        kind = "the training data must come in batches of one DataLoader" if training else "data must come in batches"
-        raise SplitError(f"{kind}, over a dataset whose samples have numbers")
-    if training and trainer.reload_dataloaders_every_n_epochs:
-        raise SplitError("training data that are loaded anew every few epochs cannot be kept")
-    return found
-
-
-def _has_numbered_samples(loader: Any) -> bool:
-    return (
-        isinstance(loader, DataLoader)
-        and loader.batch_sampler is not None
-        and hasattr(loader.dataset, "__len__")
-        and not isinstance(loader.dataset, IterableDataset)
-    )
-
-
-def _randomness(
-    trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], *, training: bool = False, number: int = 0
-) -> str | None:
-    """Say what makes images others each time, on any process.
-
-    Raises:
-        SplitError: If they cannot be read by their numbers.
-    """
-    if told_by(trainer).deterministic:
-        return None
-    try:
-        reason = what_differs(trainer, pl_module, loader, training=training, number=number)
-    except Exception as error:  # of the data, or of hooks; training meets it again if it is no matter of the cache
-        raise SplitError(f"samples cannot be read by their numbers ({type(error).__name__}: {error})") from error
-    agreed = trainer.strategy.reduce_boolean_decision(reason is not None, all=False)
-    return (reason or "another process read other images the second time") if agreed else None
-
-
-def _begin_again(loop: Any) -> None:
-    """Let a loop take its batches from what its loaders give now, with the random numbers that it has drawn already."""
-    generators = {
-        holder.generator: holder.generator.get_state()
-        for loader in loaders_in_use(loop) or ()
-        for holder in (loader, loader.sampler)
-        if isinstance(getattr(holder, "generator", None), torch.Generator)
-    }
-    with random_state_kept():
-        fetch_anew(loop)
-    for generator, state in generators.items():
-        generator.set_state(state)
-
-
-def _row_of(item: Any) -> int | None:
-    return item.item if isinstance(item, Drawn) else row_number(item)
-
-
-def _identity(trainer: Any, pl_module: Any, loader: DataLoader[Any]) -> str | None:
-    """Say which images a loader gives, where its datamodule knows without decoding them and the module changes none."""
-    datamodule = current_datamodule(trainer)
-    own = any(is_overridden(hook, pl_module) and not is_overridden(hook, datamodule) for hook in HOOKS)
-    return None if datamodule is None or own else told_by(trainer).identity(loader.dataset)
-
-
-def _first_images(trainer: L.Trainer, pl_module: Any, loader: DataLoader[Any], training: bool) -> Any:
-    with evaluating(trainer, pl_module, training=training), numbers_as_they_come():
-        batch = next(read_share(loader, range(min(_LOOKED_AT, len(loader.dataset)))), None)  # type: ignore[arg-type]
-        if batch is None:
-            raise SplitError("the first images do not decode")
-        return prepare_batch(trainer, pl_module, batch)[0]
-
-
-def _is_measured(trainer: L.Trainer, split: str) -> bool:
-    callbacks: Iterator[Any] = iter(trainer.callbacks)  # type: ignore[attr-defined]
-    return any(isinstance(callback, CollapseCallback) and split in callback.splits for callback in callbacks)

@@ -13,10 +13,6 @@ from nc_finetune.losses import ClassBalanced
 def take_facts(model: Any, facts: DataFacts) -> None:
     """Compare ``num_classes`` with the data, where these know; count classes, and write rows of text, where asked for.
 
-    Args:
-        model: An :class:`~nc_finetune.ImageClassifier`.
-        facts: Of its data.
-
     Raises:
         ValueError: If the data have another number of classes, or a zero-shot head waits for a text tower that is not
             there.

@@ -111,10 +111,6 @@ class FrozenPart:
 def check_thawed(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> bool:
     """Tell whether something frozen asks for a gradient; no optimizer may hold it.
 
-    Args:
-        model: Anything with a ``backbone`` and a ``method``.
-        optimizers: Of the trainer.
-
     Raises:
         ValueError: If one does.
     """

@@ -18,11 +18,7 @@ from nc_finetune.backbones import batch_norms, restore_classes, synchronize
 
 
 def refuse_writers(trainer: L.Trainer, model: Any) -> None:
-    """Refuse what would change frozen weights, or thaw them, before any of it has run.
-
-    Args:
-        trainer: With its callbacks and its plugins.
-        model: An :class:`~nc_finetune.ImageClassifier`.
+    """Refuse callbacks and plugins that would change frozen weights, or thaw them, before any of it has run.
 
     Raises:
         ValueError: With the way out.
@@ -49,10 +45,9 @@ def refuse_writers(trainer: L.Trainer, model: Any) -> None:
 
 
 def average_switches(callbacks: Iterable[Any]) -> None:
-    """Let averages of the weights take over buffers that are no numbers; torch's equal average fails at a boolean one.
+    """Let averages of the weights take over buffers that are no numbers, once callbacks are set up.
 
-    Args:
-        callbacks: Of the trainer, after their ``setup``.
+    torch's equal average fails at a boolean one.
     """
     for average in averages(callbacks):
         if isinstance(average, AveragedModel) and average.avg_fn is None and average.multi_avg_fn is None:
@@ -77,21 +72,12 @@ def _pruned_frozen_weight(callback: Any, model: Any) -> str | None:
 
 
 def keep_frozen_norms(strategy: Any, model: Any) -> None:
-    """Let ``sync_batchnorm=True`` synchronise what is tuned alone, and without loss of timm's activations.
-
-    Args:
-        strategy: Of the trainer.
-        model: An :class:`~nc_finetune.ImageClassifier`.
-    """
+    """Let ``sync_batchnorm=True`` synchronise what is tuned alone, and without loss of timm's activations."""
     replace_layer_sync(strategy, TorchSyncBatchNorm, TunedSyncBatchNorm(model))
 
 
 class TunedSyncBatchNorm(LayerSync):
-    """Synchronise the BatchNorm layers of what is tuned over all processes; see :func:`keep_frozen_norms`.
-
-    Args:
-        model: An :class:`~nc_finetune.ImageClassifier`.
-    """
+    """Synchronise the BatchNorm layers of what is tuned over all processes; see :func:`keep_frozen_norms`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

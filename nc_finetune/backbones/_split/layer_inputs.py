@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,8 @@ class SplitError(ValueError):
     """The network cannot be cut there."""
 
 
-@dataclass(frozen=True)
-class SeenInput:
-    """What a layer was called with.
-
-    Attributes:
-        first: Its first input.
-        others: Further ones by position.
-        named: And by name.
-    """
+class SeenInput(NamedTuple):
+    """What a layer was called with: its first input, further ones by position, and by name."""
 
     first: Any
     others: tuple[Any, ...]
@@ -61,9 +53,8 @@ def watch_seen(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, 
         yield seen
 
 
-@dataclass(frozen=True)
-class LayerInput:
-    """The input of a layer as it is kept: the first one with samples in front, the others as they ever are.
+class LayerInput(NamedTuple):
+    """How the input of a layer is kept: the first one with samples in front, the others as they ever are.
 
     Attributes:
         axis: The dimension of the samples in the first input.
@@ -92,11 +83,6 @@ class LayerInput:
             raise SplitError(f"what {layer!r} sees beside its first input depends on the samples")
         axis = samples_axis(few.first.shape, more.first.shape, layer)
         return cls(axis, few.first.dtype, few.others, few.named)
-
-    def pack(self, seen: SeenInput) -> Tensor:
-        """Return what is kept of one call."""
-        first: Tensor = seen.first
-        return first.movedim(self.axis, 0)
 
     @contextmanager
     def given(self, layer: nn.Module, kept: Tensor) -> Iterator[None]:

@@ -123,7 +123,9 @@ class SplitBackbone:
         network = self.backbone.model
         with watch_outputs(network, self.skip_layers, keep), watch_seen(network, self.input_layers) as seen:
             found[self.cut] = self._run_to_cut(images).movedim(self._axis, 0)
-        return found | {_input_of(layer): kind.pack(seen[layer]) for layer, kind in self._inputs.items()}
+        return found | {
+            _input_of(layer): seen[layer].first.movedim(kind.axis, 0) for layer, kind in self._inputs.items()
+        }
 
     @contextmanager
     def resume(self, outputs: PrefixOutput) -> Iterator[Tensor]:

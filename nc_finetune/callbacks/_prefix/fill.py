@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from nc_finetune.cache import (
 )
 from nc_finetune.cache.cached_rows import LABELS
 from nc_finetune.data.batch_transforms import numbers_as_they_come
+from nc_finetune.data.labelled_images import Drawn
 from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.passes.batches import prepare_batch
 from nc_finetune.passes.evaluation import evaluating
@@ -41,10 +44,11 @@ class CannotKeepError(RuntimeError):
     """What must be kept is larger than the budget, or cannot be read."""
 
 
+@dataclass
 class PrefixFill:
     """One pass of this process's share of a dataset through the frozen prefix.
 
-    Args:
+    Attributes:
         trainer: How batches get to the device and in which precision is its business.
         module: Its module, with the cut network as ``split``.
         loader: Whose dataset is kept.
@@ -57,33 +61,23 @@ class PrefixFill:
         identity: A text that is the same for the same pixels and labels; ``None`` hashes them all.
     """
 
-    def __init__(
-        self,
-        trainer: L.Trainer,
-        module: Any,
-        loader: DataLoader[Any],
-        *,
-        folder: Path | None,
-        dtype: torch.dtype | None,
-        budget: int | None,
-        number: int = 0,
-        training: bool = False,
-        views: int | None = None,
-        identity: str | None = None,
-    ) -> None:
-        self.trainer = trainer
-        self.module = module
-        self.split: FrozenPrefix = module.split
-        self.loader = loader
-        self.folder = folder
-        self.dtype = dtype
-        self.budget = budget
-        self.is_drawn = views is not None
-        self.views = views or 1
-        self.number = number
-        self.training = training
-        self.identity = identity
-        self._size = len(loader.dataset)  # type: ignore[arg-type]
+    trainer: L.Trainer
+    module: Any
+    loader: DataLoader[Any]
+    folder: Path | None
+    dtype: torch.dtype | None
+    budget: int | None
+    number: int
+    training: bool
+    views: int | None
+    identity: str | None
+
+    def __post_init__(self) -> None:
+        self._split: FrozenPrefix = self.module.split
+        self._size = len(self.loader.dataset)  # type: ignore[arg-type]
+        self._share = range(self.trainer.global_rank, self._size, self.trainer.world_size)
+        self._times = self.views or 1
+        self._rows = len(self._share) * self._times
 
     def run(self) -> CachedRows:
         """Return the cached dataset.
@@ -92,72 +86,65 @@ class PrefixFill:
             CannotKeepError: If it does not fit into the budget, or images are of other sizes or do not decode.
             OSError: If the folder is not writable or full.
         """
-        if self.folder is None:
-            layouts = self._layouts_with_room()
-            return CachedRows([self._fill(MemoryWriter(layouts, self._share() * self.views))], self.loader, self.views)
+        stores = self._in_memory() if self.folder is None else self._in_files(self.folder)
+        return CachedRows(stores, self.loader, self._times, _row_of)
+
+    def _in_memory(self) -> list[FeatureStore]:
+        return [self._fill(MemoryWriter(self._layouts(), self._rows))]
+
+    def _in_files(self, folder: Path) -> list[FeatureStore]:
         ranks, key = self.trainer.world_size, self._key()
-        places = [self.folder / f"{key}-{number + 1}of{ranks}" for number in range(ranks)]
+        places = [folder / f"{key}-{number + 1}of{ranks}" for number in range(ranks)]
         failed = self._find_or_fill(places[self.trainer.global_rank])
         done = self.trainer.strategy.reduce_boolean_decision(failed is None, all=True)
         stores = [store for place in places if (store := open_store(place)) is not None]
         if failed is not None or not done or len(stores) != ranks:
-            raise OSError(f"the cache could not be kept in {self.folder} ({failed or 'another process failed'})")
-        return CachedRows(stores, self.loader, self.views)
+            raise OSError(f"the cache could not be kept in {folder} ({failed or 'another process failed'})")
+        return stores
 
     def _find_or_fill(self, place: Path) -> OSError | None:
         """Return why it came to nothing, so that no process waits for another that has failed."""
-        found: FeatureStore | None = None
-        failed: OSError | None = None
+        found, failed = False, None
         try:
-            found = self._find(place)
+            found = self._is_there(place)
         except OSError as error:
             failed = error
-        if self.trainer.strategy.reduce_boolean_decision(found is not None, all=True):
+        if self.trainer.strategy.reduce_boolean_decision(found, all=True):
             return None  # what is there already needs no room
-        layouts = self._layouts_with_room()
-        if found is None and failed is None:
+        layouts = self._layouts()
+        if not found and failed is None:
             try:
                 self._fill(FileWriter(layouts, place))
             except OSError as error:
                 failed = error
         return failed
 
-    def _layouts_with_room(self) -> dict[str, RowLayout]:
-        layouts = self._layouts()
-        self._check_room(layouts)
-        return layouts
-
     def _layouts(self) -> dict[str, RowLayout]:
-        """Look at one batch."""
+        """Look at one batch, and whether there is room for all."""
         with self._looking():
-            kept = next(self._outputs(2))
-        narrowed = {name: None if name == LABELS else self.dtype for name in kept}
-        return {name: RowLayout.of(value, narrowed[name]) for name, value in kept.items()}
-
-    def _check_room(self, layouts: dict[str, RowLayout]) -> None:
-        share = self._share() * self.views
-        wanted = share * sum(layout.row_bytes for layout in layouts.values())
+            layouts = {name: RowLayout.of(value, self.dtype) for name, value in next(self._outputs(2)).items()}
+        wanted = self._rows * sum(layout.row_bytes for layout in layouts.values())
         free = _free_bytes(self.folder)
-        budget = free // 2 if self.budget is None else self.budget
-        fits = wanted <= min(budget, free)
-        if not self.trainer.strategy.reduce_boolean_decision(fits, all=True):
+        room = min(free, free // 2 if self.budget is None else self.budget)
+        if not self.trainer.strategy.reduce_boolean_decision(wanted <= room, all=True):
             raise CannotKeepError(
-                f"{share} outputs take {wanted / 1e9:.3g} GB, there is room for {min(budget, free) / 1e9:.3g} GB in"
+                f"{self._rows} outputs take {wanted / 1e9:.3g} GB, there is room for {room / 1e9:.3g} GB in"
                 f" {self.folder or 'memory'}; free some, raise budget_gb, name a folder, keep bfloat16 or cut later"
             )
+        return layouts
 
-    def _find(self, place: Path) -> FeatureStore | None:
-        """Open a cache if it is whole and holds what the network gives today; otherwise remove it."""
+    def _is_there(self, place: Path) -> bool:
+        """Tell whether a cache is whole and holds what the network gives today; otherwise remove it."""
         store = open_store(place)
-        if store is not None and len(store) == self._share() * self.views and self._holds(store):
-            return store
+        if store is not None and len(store) == self._rows and self._holds_today(store):
+            return True
         if place.exists():
             warnings.warn(f"PrefixCache: {place} is truncated or stale; it is computed anew", stacklevel=2)
             shutil.rmtree(place)
-        return None
+        return False
 
-    def _holds(self, store: FeatureStore) -> bool:
-        if self.is_drawn:  # the key holds the pixels of the first view
+    def _holds_today(self, store: FeatureStore) -> bool:
+        if self.views is not None:  # the key holds the pixels of the first view
             return True
         with self._looking():
             fresh = next(self._outputs(_CHECKED_ROWS))
@@ -172,30 +159,26 @@ class PrefixFill:
     def _fill(self, writer: MemoryWriter | FileWriter) -> FeatureStore:
         try:
             with self._looking():
-                for kept in self._all_outputs():
-                    writer.append(kept)
+                for view in range(self._times):
+                    _seed(view)
+                    for kept in self._outputs():
+                        writer.append(kept)
             return writer.finish()
         except BaseException:
             writer.abandon()
             raise
 
-    def _all_outputs(self) -> Iterator[dict[str, Tensor]]:
-        for view in range(self.views):
-            _seed(view)
-            yield from self._outputs()
-
     def _outputs(self, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
         for images, labels in self._batches(rows):
-            yield {**self.split.prefix(images), LABELS: labels}
+            yield {**self._split.prefix(images), LABELS: labels}
 
     def _batches(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Read this process's share in its order, or the first rows of it, as the network sees them."""
-        share = range(self.trainer.global_rank, self._size, self.trainer.world_size)[:rows]
-        read = 0
+        share, shape, read = self._share[:rows], self._split.image_shape, 0
         for batch in read_share(self.loader, share, self.loader.num_workers if rows is None else 0):
             images, labels = prepare_batch(self.trainer, self.module, batch, self.number)
-            if images.shape[1:] != self.split.image_shape:
-                raise CannotKeepError(f"images are of several sizes, {self.split.image_shape} and {images.shape[1:]}")
+            if images.shape[1:] != shape:
+                raise CannotKeepError(f"images are of several sizes, {shape} and {images.shape[1:]}")
             read += len(labels)
             yield images, labels
         if read != len(share):
@@ -206,25 +189,11 @@ class PrefixFill:
         with evaluating(self.trainer, self.module, training=self.training), numbers_as_they_come():
             yield
 
-    def _share(self) -> int:
-        return len(range(self.trainer.global_rank, self._size, self.trainer.world_size))
-
     def _key(self) -> str:
         """Hash everything that decides what is kept, the pixels of the first view among it."""
         pixels = [self.identity] if self.identity is not None else self._pixels()
-        parts = (
-            self.split.key(),
-            pixels,
-            self._size,
-            self.views,
-            str(self.dtype),
-            str(self.trainer.precision),
-            self.split.cut,
-            self.split.image_shape,
-            self.split.skip_layers,
-            self.split.input_layers,
-            self.split.pooling,
-        )
+        how = self._times, str(self.dtype), str(self.trainer.precision)
+        parts = (self._split.key(), pixels, self._size, *how, *self._split.place)
         return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
 
     def _pixels(self) -> list[str]:
@@ -246,6 +215,16 @@ def read_share(loader: DataLoader[Any], share: Sequence[int], num_workers: int =
         worker_init_fn=loader.worker_init_fn,
     )
     return (batch for batch in found if batch is not None)
+
+
+def _row_of(item: Any) -> int | None:
+    """Return the number of the sample that a sampler names; ``None`` where it says more than that."""
+    if isinstance(item, Drawn):
+        return item.item
+    try:
+        return operator.index(item)
+    except TypeError:
+        return None
 
 
 def _seed(view: int) -> None:
