@@ -10,36 +10,23 @@ from torch import nn
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.losses import check_loss
-from nc_finetune.methods import FinetuningMethod, check_schedule
+from nc_finetune.methods import FinetuningMethod
 
 DEFAULT_WEIGHTS = "default"
 HeadFactory = Callable[[int, int], nn.Module]
 
 
-def check_arguments(
-    backbone: Any,
-    num_classes: int,
-    *,
-    weights: str | None,
-    method: Any,
-    head: Any,
-    loss: Any,
-    schedule: str,
-    warmup: int | float,
-) -> None:
+def check_parts(backbone: Any, weights: str | None, method: Any, head: Any, loss: Any) -> None:
     """Refuse what no model can be built from, before anything is built.
 
     Raises:
         TypeError: If a part is of another kind, such as a class where an object belongs.
-        ValueError: If a number or a name is out of range, or weights are given that nobody would load.
+        ValueError: If weights are given that nobody would load.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
     _check_backbone(backbone, weights)
     _check_method(method)
     _check_head_factory(head)
     check_loss(loss)
-    check_schedule(schedule, warmup)
 
 
 def choose_head(method: FinetuningMethod, given: HeadFactory | None) -> HeadFactory:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nc_finetune._common.lightning_internals import averages
 from nc_finetune.backbones import state_hash
@@ -84,8 +84,9 @@ class FrozenPart:
     @torch.no_grad()
     def align_averages(self) -> None:
         """Give averages of the model whatever has not moved since the fit began: frozen weights, a fixed head."""
-        for average in _averages_of(self.model.trainer.callbacks) if self._begun else ():
-            theirs = {**dict(average.named_parameters()), **dict(average.named_buffers())}
+        for average in averages(self.model.trainer.callbacks) if self._begun else ():
+            copy = getattr(average, "module", average)
+            theirs = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
             ours = dict(self.model.named_buffers())
             unmoved = {name: ours[name] for name, value in self._fixed.items() if torch.equal(ours[name], value)}
             for name, value in {**frozen_state(self.model), **unmoved}.items():
@@ -123,11 +124,6 @@ def check_thawed(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> boo
                 " leave out what has put them there, or choose a method that tunes them"
             )
     return any(value.requires_grad for value in state.values())
-
-
-def _averages_of(callbacks: Iterable[Any]) -> list[nn.Module]:
-    """Return what Lightning's ``WeightAveraging`` and ``StochasticWeightAveraging``, or kin of theirs, keep."""
-    return [getattr(average, "module", average) for average in averages(callbacks)]
 
 
 def _hash(value: Tensor) -> str:

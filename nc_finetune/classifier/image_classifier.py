@@ -16,7 +16,7 @@ from nc_finetune._common.data_facts import told_by
 from nc_finetune._common.lightning_internals import OF_MODULE, is_attached, require
 from nc_finetune.backbones import Backbone, FrozenPrefix, PrefixOutput, create_backbone, resumed
 from nc_finetune.callbacks import HeadAlignment
-from nc_finetune.classifier._arguments import DEFAULT_WEIGHTS, build_head, check_arguments, choose_head
+from nc_finetune.classifier._arguments import DEFAULT_WEIGHTS, build_head, check_parts, choose_head
 from nc_finetune.classifier._batches import check_images, images_of, labelled_images
 from nc_finetune.classifier._data import take_facts
 from nc_finetune.classifier._expected_warnings import ExpectedWarnings
@@ -44,7 +44,7 @@ from nc_finetune.losses import (
     mean_and_weight,
     takes_several_labels,
 )
-from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, ScheduleName, parameter_groups
+from nc_finetune.methods import AUTO, FinetuningMethod, LinearProbe, ScheduleName, check_schedule, parameter_groups
 from nc_finetune.metrics import MAIN_METRICS
 from nc_finetune.passes.batches import changes_batches
 from nc_finetune.passes.evaluation import is_sharded
@@ -135,8 +135,10 @@ class ImageClassifier(L.LightningModule):
     ) -> None:
         super().__init__()
         require(L.LightningModule, *OF_MODULE)
-        parts: dict[str, Any] = {"weights": weights, "method": method, "head": head, "loss": loss}
-        check_arguments(backbone, num_classes, **parts, schedule=schedule, warmup=warmup)
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}; one class leaves nothing to classify")
+        check_parts(backbone, weights, method, head, loss)
+        check_schedule(schedule, warmup)
         self.num_classes = num_classes
         self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()

@@ -70,11 +70,6 @@ class FrozenPrefix(SplitBackbone):
         key = module_key(self.backbone, tuned, [*buffers, *trained], _NOT_IN_THE_KEY)
         return f"{self.backbone.name} {key} {self.device.type} {torch.get_float32_matmul_precision()}"
 
-    @property
-    def place(self) -> tuple[Any, ...]:
-        """Where the cut is, and what is kept there, for a key of outputs."""
-        return self.cut, self.image_shape, self.skip_layers, self.input_layers, self.pooling
-
     def holds(self, batch: Any) -> bool:
         """Tell whether a batch is what :meth:`prefix` gave, with labels, and not images."""
         first = batch[0] if isinstance(batch, (tuple, list)) and batch else None

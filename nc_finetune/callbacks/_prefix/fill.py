@@ -86,11 +86,11 @@ class PrefixFill:
             CannotKeepError: If it does not fit into the budget, or images are of other sizes or do not decode.
             OSError: If the folder is not writable or full.
         """
-        stores = self._in_memory() if self.folder is None else self._in_files(self.folder)
+        if self.folder is None:
+            stores = [self._fill(MemoryWriter(self._layouts(), self._rows))]
+        else:
+            stores = self._in_files(self.folder)
         return CachedRows(stores, self.loader, self._times, _row_of)
-
-    def _in_memory(self) -> list[FeatureStore]:
-        return [self._fill(MemoryWriter(self._layouts(), self._rows))]
 
     def _in_files(self, folder: Path) -> list[FeatureStore]:
         ranks, key = self.trainer.world_size, self._key()
@@ -193,14 +193,19 @@ class PrefixFill:
         """Hash everything that decides what is kept, the pixels of the first view among it."""
         pixels = [self.identity] if self.identity is not None else self._pixels()
         how = self._times, str(self.dtype), str(self.trainer.precision)
-        parts = (self._split.key(), pixels, self._size, *how, *self._split.place)
+        split = self._split
+        where = split.cut, split.image_shape, split.skip_layers, split.input_layers, split.pooling
+        parts = (split.key(), pixels, self._size, *how, *where)
         return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
 
     def _pixels(self) -> list[str]:
         """Hash each process's share."""
         with self._looking():
             _seed(0)
-            return _gather(hash_batches(self._batches()), self.trainer.world_size)
+            found = [hash_batches(self._batches())] * self.trainer.world_size
+        if len(found) > 1:
+            torch.distributed.all_gather_object(found, found[0])
+        return found
 
 
 def read_share(loader: DataLoader[Any], share: Sequence[int], num_workers: int = 0) -> Iterator[Any]:
@@ -237,13 +242,6 @@ def _seed(view: int) -> None:
 def _close(kept: Tensor, fresh: Tensor, tolerance: float) -> bool:
     scale = float(fresh.double().square().mean().sqrt())
     return torch.allclose(kept.double(), fresh.double(), rtol=tolerance, atol=tolerance * scale)
-
-
-def _gather(value: str, ranks: int) -> list[str]:
-    found = [value] * ranks
-    if ranks > 1:
-        torch.distributed.all_gather_object(found, value)
-    return found
 
 
 def _free_bytes(folder: Path | None) -> int:
