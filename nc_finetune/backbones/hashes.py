@@ -20,19 +20,8 @@ from torch import Tensor, nn
 # What torch keeps in every module for itself: the parameters are hashed by themselves.
 _TORCHS_OWN = frozenset(vars(nn.Module())) - {"training"} | {"_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_PLAIN = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    torch.dtype,
-    torch.device,
-    torch.memory_format,
-    torch.layout,
-    enum.Enum,
-)
+_OF_TORCH = (torch.dtype, torch.device, torch.memory_format, torch.layout)
+_PLAIN = (int, float, complex, str, bytes, enum.Enum, *_OF_TORCH)
 _LONG = 200
 
 

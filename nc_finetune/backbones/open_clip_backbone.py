@@ -13,7 +13,7 @@ from nc_finetune.backbones._open_clip.text_encoder import TextEncoder
 from nc_finetune.backbones._open_clip.towers import describe_tower
 from nc_finetune.backbones._weights.state_dicts import shapes
 from nc_finetune.backbones.base import Backbone
-from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
+from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import check_name
 
 ClipFeatures = Literal["pre_projection", "projected"]
@@ -78,12 +78,7 @@ class OpenClipBackbone(Backbone):
             weights=weights,
             num_features=tower.num_features if features == "pre_projection" else source.config["embed_dim"],
             block_names=tower.layout.block_names,
-            preprocessing=settle_preprocessing(
-                f"the weights {weights!r} of {name}",
-                preprocessing,
-                source.stated_preprocessing(clip),
-                source.usual_preprocessing(clip)[: None if weights else 1],
-            ),
+            preprocessing=source.settle_preprocessing(clip, preprocessing),
             num_prefix_tokens=tower.layout.num_prefix_tokens,
             maps_channels_last=bool(tower.layout.maps_channels_last),
             has_class_token=tower.layout.has_class_token,

@@ -77,7 +77,7 @@ def settle_preprocessing(
         warnings.warn(
             f"{source} do not say how their images were normalised, and weights of this architecture differ in that:"
             f" {_describe(choices[0])} is assumed; pass preprocessing=, or a hub folder with its configuration",
-            stacklevel=3,
+            stacklevel=4,
         )
     return choices[0]
 

@@ -199,10 +199,11 @@ class TimmBackbone(Backbone):
         channels_last: bool | None = None,
     ) -> None:
         _check_name(name)
-        check_options("timm", model_options or {}, _own_arguments())
-        if (model_options or {}).get("global_pool") == "":
+        options = model_options or {}
+        check_options("timm", options, _own_arguments())
+        if options.get("global_pool") == "":
             raise ValueError("global_pool='' leaves maps or tokens where a classifier wants a vector; name a pooling")
-        model, stated = _build(name, weights, model_options or {})
+        model, stated = _build(name, weights, options)
         layout = find_layout(model)
         super().__init__(
             model,
@@ -210,9 +211,7 @@ class TimmBackbone(Backbone):
             weights=weights,
             num_features=model.head_hidden_size,  # type: ignore[arg-type]
             block_names=layout.block_names,
-            preprocessing=_settle_preprocessing(
-                model, name, weights, preprocessing, stated, _channels(model_options or {})
-            ),
+            preprocessing=_settle_preprocessing(model, name, weights, preprocessing, stated, _channels(options)),
             num_prefix_tokens=layout.num_prefix_tokens,
             maps_channels_last=bool(layout.maps_channels_last),
             has_class_token=layout.has_class_token,

@@ -14,7 +14,7 @@ from torch import nn
 from nc_finetune._common.trust import check_options
 from nc_finetune.backbones._weights.hub_folder import LocalWeights, find_local_weights, local_path
 from nc_finetune.backbones._weights.state_dicts import hub_failure, load_exactly, other_architecture, read_state_dict
-from nc_finetune.backbones.preprocessing import Preprocessing
+from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
 from nc_finetune.errors import check_name, unknown_name
 
 # Names of the weights in a folder of open_clip's on the hub, in open_clip's own order.
@@ -71,11 +71,6 @@ class OpenClipSource:
         elif weights is not None:
             self._check_tag(weights)
 
-    @property
-    def quick_gelu(self) -> bool:
-        """Whether the model is built with CLIP's first activation, x σ(1.702 x), in place of GELU."""
-        return bool(self.options.get("force_quick_gelu") or self.config.get("quick_gelu", False))
-
     def build(self) -> nn.Module:
         """Build the model with both towers.
 
@@ -99,24 +94,27 @@ class OpenClipSource:
             torch.set_rng_state(self._random_state)
             return self.build()
 
-    def stated_preprocessing(self, model: nn.Module) -> Preprocessing | None:
-        """Return what a tag or a hub folder says of its weights; ``None`` where they say nothing."""
+    def settle_preprocessing(self, model: nn.Module, given: Preprocessing | None) -> Preprocessing:
+        """Decide between what the user says, what a tag or a hub folder says, and what the tags of this model want.
+
+        Args:
+            model: What :meth:`build` gave.
+            given: What the user says, if anything.
+
+        Raises:
+            ValueError: If the user and the weights contradict each other.
+        """
         import open_clip
 
         own = open_clip.get_model_preprocess_cfg(model)
-        if self.local is not None:
-            said = (self.local.config or {}).get("preprocess_cfg")
-            return Preprocessing.of_config({**own, **said}, own["size"]) if said else None
-        return None if self.weights is None else Preprocessing.of_config(own, own["size"])
-
-    def usual_preprocessing(self, model: nn.Module) -> list[Preprocessing]:
-        """Return what the tags of this model want; open_clip's own default where it has no tags."""
-        import open_clip
-
-        own = open_clip.get_model_preprocess_cfg(model)
-        tags = open_clip.list_pretrained_tags_by_model(self.name)
-        configs = [{**own, **open_clip.get_pretrained_cfg(self.name, tag)} for tag in tags]
-        return [Preprocessing.of_config(config, own["size"]) for config in configs or [own]]
+        tags = open_clip.list_pretrained_tags_by_model(self.name)[: None if self.weights else 1]
+        configs = [open_clip.get_pretrained_cfg(self.name, tag) for tag in tags]
+        said = own if self.local is None else (self.local.config or {}).get("preprocess_cfg")
+        stated, *usual = (
+            Preprocessing.of_config({**own, **config}, own["size"]) for config in (said or {}, *(configs or [own]))
+        )
+        source = f"the weights {self.weights!r} of {self.name}"
+        return settle_preprocessing(source, given, stated if self.weights and said else None, usual)
 
     def _create(self, pretrained: str | None) -> nn.Module:
         import open_clip
@@ -168,7 +166,7 @@ class OpenClipSource:
         """Refuse what open_clip only warns of: the outputs would be wrong, and not visibly so."""
         import open_clip
 
-        if bool(quick_gelu) == self.quick_gelu:
+        if bool(quick_gelu) == bool(self.options.get("force_quick_gelu") or self.config.get("quick_gelu", False)):
             return
         plain = self.name.removesuffix("-quickgelu")
         other = f"{plain}-quickgelu" if quick_gelu else plain
