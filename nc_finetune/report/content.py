@@ -13,7 +13,7 @@ from nc_finetune.report._tables.data_tables import data_table, notes_table
 from nc_finetune.report._tables.selectors import selector_table
 from nc_finetune.report._tables.standings import choice_table, comparison_table, recommended, standings, standings_table
 from nc_finetune.report._tables.summary import Row, by_group, finished_runs, row_labels, summarize
-from nc_finetune.report._tables.tables import NOTHING, Entry, Table, group_table, measure_column, overview_table
+from nc_finetune.report._tables.tables import NOTHING, Table, group_table, measure_column, overview_table
 from nc_finetune.report.charts import (
     accuracy_against_cost,
     accuracy_against_nc1,
@@ -21,7 +21,7 @@ from nc_finetune.report.charts import (
     layerwise_nc1,
     learning_curves,
 )
-from nc_finetune.report.figures import Figure, Style, palette
+from nc_finetune.report.figures import Figure, Style, check_report_extra, palette
 from nc_finetune.report.outcome import outcome
 from nc_finetune.results.result import Measure, Result
 
@@ -216,21 +216,12 @@ def _analyses(rows: Sequence[Row], finished: Sequence[Result]) -> Iterator[Secti
     yield from (section for section in found if section.table.rows)
 
 
-def _sections(rows: Sequence[Row], finished: Sequence[Result]) -> Iterator[Section]:
-    """Put the overview before the groups one by one, and what follows behind them."""
-    styles = palette(row_labels(rows))
-    yield from _answers(rows)
-    yield from _overview(rows, styles)
-    yield from _group_sections(rows, styles)
-    yield from _analyses(rows, finished)
-
-
 def _failures(results: Sequence[Result], problems: Sequence[str]) -> Table:
     """List the runs without a result, and what was left out or could not be told of files."""
     lost = [run for run in results if run.status != "ok"]
-    rows = tuple((Entry(run.run_id), Entry(run.status), Entry(run.error or NOTHING)) for run in lost)
-    unread = tuple((Entry(NOTHING), Entry("note"), Entry(problem)) for problem in problems)
-    return Table(("run", "status", "error"), rows + unread)
+    rows = [(run.run_id, run.status, run.error or NOTHING) for run in lost]
+    unread = [(NOTHING, "note", problem) for problem in problems]
+    return Table.of_texts(("run", "status", "error"), [*rows, *unread])
 
 
 def _commit_text(provenance: Mapping[str, Any]) -> str:
@@ -254,8 +245,7 @@ def _provenance(results: Sequence[Result]) -> Table:
     for run in results:
         for name, value in _facts(run.provenance):
             values.setdefault(name, {})[value] = None
-    rows = tuple((Entry(name), Entry(", ".join(distinct))) for name, distinct in values.items())
-    return Table(("what", "value"), rows)
+    return Table.of_texts(("what", "value"), ((name, ", ".join(distinct)) for name, distinct in values.items()))
 
 
 def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Report:
@@ -271,18 +261,21 @@ def build_report(results: Sequence[Result], problems: Sequence[str] = ()) -> Rep
     Raises:
         ValueError: If there are no results, runs are judged by different measures, NC1 was measured by different
             conventions, or a row holds a seed twice.
-        ImportError: If altair is not installed.
+        ImportError: If a package of the extra ``report`` is not installed.
     """
+    check_report_extra()
     if not results:
         raise ValueError("a report needs at least one result, none was given: run the benchmark first")
     finished, rows = finished_runs(results), summarize(results)
     if len({run.measure for run in finished}) > 1:
         raise ValueError("accuracy and average precision do not go into one report: give the runs of one of them")
+    styles = palette(row_labels(rows))
+    groups = (*_overview(rows, styles), *_group_sections(rows, styles))
     return Report(
         title=_TITLE,
         summary=outcome(results, rows),
         notes=_notes(finished),
-        sections=tuple(_sections(rows, finished)),
+        sections=(*_answers(rows), *groups, *_analyses(rows, finished)),
         failures=_failures(results, problems),
         provenance=_provenance(results),
         rows=tuple(rows),

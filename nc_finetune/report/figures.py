@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from nc_finetune.errors import missing_extra
 from nc_finetune.report._tables.variants import METHOD_LABELS, Variant
 from nc_finetune.results.result import Measure
 
+_EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2", "scipy": "scipy"}
 # Okabe & Ito, Color Universal Design (2008); first the four that stand out on white and on black.
 _COLOURS = ("#CC79A7", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#999999", "#F0E442")
 # One fewer than the colours: a pair comes back only after 56 methods.
@@ -57,12 +59,23 @@ class Figure:
     spec: dict[str, Any]
 
 
+def check_report_extra() -> None:
+    """Import what a report needs: a benchmark calls this before it trains, not to fail after it.
+
+    Raises:
+        ImportError: If a package of the extra ``report`` is not installed.
+    """
+    for module, package in _EXTRA.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise missing_extra(package, "report", "writing a benchmark report") from error
+
+
 def altair() -> Any:
     """Import altair only when something is drawn: it is an extra."""
-    try:
-        import altair as library
-    except ImportError as error:
-        raise missing_extra("altair", "report", "drawing benchmark figures") from error
+    import altair as library
+
     return library
 
 
@@ -197,10 +210,8 @@ def vegalite_version() -> str:
 
 def to_png(figure: Figure) -> bytes:
     """Draw a figure for markdown: twice the pixels, on white."""
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise missing_extra("vl-convert-python", "report", "drawing benchmark figures") from error
+    import vl_convert
+
     drawn = vl_convert.vegalite_to_png(figure.spec, vl_version=vegalite_version(), scale=_PNG_SCALE)
     # Reports are committed: with a palette, packed well and without an alpha channel, a picture takes a tenth.
     few = (

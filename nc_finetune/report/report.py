@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +13,11 @@ from rich.text import Text
 
 from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
 from nc_finetune._common.terminal import columns_that_fit, name_table
-from nc_finetune.errors import missing_extra
 from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import by_group, summarize
 from nc_finetune.report._tables.tables import Table, group_table
 from nc_finetune.report.content import build_report
+from nc_finetune.report.figures import check_report_extra as check_report_extra
 from nc_finetune.report.figures import to_png
 from nc_finetune.report.markdown import render_markdown
 from nc_finetune.report.outcome import lost_words, status_words
@@ -26,21 +25,7 @@ from nc_finetune.report.page import render_page
 from nc_finetune.report.spreadsheet import render_csv
 from nc_finetune.results.result import Result
 
-_EXTRA = {"altair": "altair", "vl_convert": "vl-convert-python", "jinja2": "jinja2", "scipy": "scipy"}
 _SEVERAL_LABELS = "average_precision"
-
-
-def check_report_extra() -> None:
-    """Import what a report needs: a benchmark calls this before it trains, not to fail after it.
-
-    Raises:
-        ImportError: If a package of the extra ``report`` is not installed.
-    """
-    for module, package in _EXTRA.items():
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise missing_extra(package, "report", "writing a benchmark report") from error
 
 
 class ReportFiles(NamedTuple):
@@ -75,7 +60,6 @@ def write_report(results: Sequence[Result], folder: Path, problems: Sequence[str
         ValueError: If there are no results, if NC1 was measured by different conventions, or a row holds a seed twice.
         ImportError: If a package of the extra ``report`` is not installed.
     """
-    check_report_extra()
     several = [run for run in results if run.status == "ok" and run.measure != ACCURACY]
     if several and len(several) < sum(run.status == "ok" for run in results):
         # What came to nothing does not know its measure; its data set does.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nc_finetune.report._tables.comparison import CONFIDENCE, scipy_stats
+from nc_finetune.report._tables.comparison import CONFIDENCE
 from nc_finetune.report._tables.groups import finite, group_of, setting_names
 from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import Row, best_rows, by_group
@@ -70,7 +70,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCor
         return RankCorrelation(None, None, None, number, f"{number} {runs} too few, at least {_FEWEST_RUNS} are needed")
     if any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return RankCorrelation(None, None, None, number, "all runs have the same value of one of them")
-    stats = scipy_stats()
+    from scipy import stats  # an extra
+
     value = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
     if number < _FEWEST_FOR_INTERVAL:
         few = f"{number} runs are too few for an interval, at least {_FEWEST_FOR_INTERVAL} are needed"
@@ -113,9 +114,9 @@ def correlation_table(runs: Sequence[Result]) -> Table:
         if found.value is not None and key not in seen:
             seen.add(key)
             value, interval = correlation_text(found)
-            lines.append((Entry(name), Entry(str(found.number)), Entry(value), Entry(interval)))
+            lines.append((name, str(found.number), value, interval))
     measure = runs[0].measure if runs else ACCURACY
-    return Table(("over", "runs", f"Spearman, {measure} and NC1", "95 % interval"), tuple(lines))
+    return Table.of_texts(("over", "runs", f"Spearman, {measure} and NC1", "95 % interval"), lines)
 
 
 def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
@@ -192,9 +193,8 @@ def worst_table(rows: Sequence[Row]) -> Table:
     for group, members in by_group(rows).items():
         for best in best_rows(members)[:1]:
             for name, recall, other in worst_classes(best.runs):
-                cells = (settings[group], best.label, name, f"{recall:.1f}", other)
-                lines.append(tuple(map(Entry, cells)))
-    return Table(("on", "best method", "class", "recall %", "most often taken for"), tuple(lines))
+                lines.append((settings[group], best.label, name, f"{recall:.1f}", other))
+    return Table.of_texts(("on", "best method", "class", "recall %", "most often taken for"), lines)
 
 
 def wins(rows: Sequence[Row]) -> collections.Counter[str]:

@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from nc_finetune.errors import missing_extra
 from nc_finetune.report._tables.groups import Group
 from nc_finetune.report._tables.summary import Row
 
@@ -19,15 +18,6 @@ CONFIDENCE = 0.95
 FEWEST_PAIRS = 3
 _DIGITS = 9  # of a difference in points: what is beyond them is rounding, not a result
 Verdict = Literal["ahead", "behind", "not clear"]
-
-
-def scipy_stats() -> Any:
-    """Import SciPy's statistics only when something is compared: it is an extra."""
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise missing_extra("scipy", "report", "comparing the runs of a benchmark") from error
-    return stats
 
 
 def paired(ours: Row, theirs: Row) -> tuple[float, ...]:
@@ -140,10 +130,12 @@ def _why_no_interval(samples: Sequence[Sequence[float]]) -> str:
 
 def _half_interval(samples: Sequence[Sequence[float]], confidence: float) -> float:
     """Return half the interval of the mean of the means of samples."""
+    from scipy import stats  # an extra
+
     numbers = np.array([len(sample) for sample in samples])
     squares = np.array([np.var(sample, ddof=1) for sample in samples]) / numbers
     degrees = squares.sum() ** 2 / (squares**2 / (numbers - 1)).sum()
-    quantile = scipy_stats().t.ppf((1 + confidence) / 2, degrees)
+    quantile = stats.t.ppf((1 + confidence) / 2, degrees)
     return float(quantile * math.sqrt(squares.sum()) / len(samples))
 
 

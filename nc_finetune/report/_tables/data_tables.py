@@ -58,7 +58,7 @@ def notes_table(runs: Sequence[Result]) -> Table:
     """
     names: dict[Group, str] = setting_names(map(group_of, runs))
     found = [(names[group_of(run)], note) for run in runs for note in _notes_of(run)]
-    return Table(("on", "note"), tuple((Entry(name), Entry(note)) for name, note in dict.fromkeys(found)))
+    return Table.of_texts(("on", "note"), dict.fromkeys(found))
 
 
 def _notes_of(run: Result) -> list[str]:

@@ -165,7 +165,7 @@ def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     """
     settings = len(_measured(rows))
     if settings < 2 or len(found) < 2:
-        return Table((), ())
+        return Table()
     choice = recommended(found)
     columns = ("method", "tuned %", f"mean {measure_column(rows)}", "mean rank", "within 1 point of best")
     more: tuple[str, ...] = ("points below best", "at most", "not below probe", "epochs vs full FT", "settings")
@@ -213,7 +213,7 @@ def comparison_table(choice: Standing, found: Sequence[Standing]) -> Table:
         for label, against in alternatives(choice, found).items()
     )
     measured = ("points ahead", "95 % interval", "verdict", "pairs", "won / level / lost", "unpaired runs")
-    return Table(("against", *measured, "epochs", "tuned %"), lines) if lines else Table((), ())
+    return Table(("against", *measured, "epochs", "tuned %"), lines) if lines else Table()
 
 
 def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
@@ -241,7 +241,7 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     """
     choice = recommended(found)
     if choice is None or len(choice.rows) < 2:
-        return Table((), ())
+        return Table()
     others = {method: reference_rows(found, method, choice) for method in REFERENCES}
     against = {method: found_ for method, theirs in others.items() if (found_ := difference(choice.rows, theirs))}
     members = _measured(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nc_finetune.report._tables.groups import setting_names
@@ -43,8 +43,13 @@ class Table:
         rows: The cells; the first one of a row names it.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Entry, ...], ...] = ()
+
+    @classmethod
+    def of_texts(cls, columns: tuple[str, ...], lines: Iterable[Iterable[str]]) -> Table:
+        """Make a table without numbers to sort by."""
+        return cls(columns, tuple(tuple(map(Entry, line)) for line in lines))
 
 
 def significant(value: float | None, digits: int = 3) -> str:
