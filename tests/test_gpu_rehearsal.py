@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import quick_first, quick_where
 from fake_cuda import CUDA, rehearsed_cuda, to_cuda
 from plain_module import CLASSES, PlainModule
 from tiny_clip import register_tiny_clip
@@ -87,8 +88,12 @@ def test_the_rehearsal_tells_what_a_gpu_would() -> None:
             assert waits == {"a library"}
 
 
-@pytest.mark.parametrize("net", [*NETS, "CLIP"])
-@pytest.mark.parametrize("method", METHODS)
+# Every method on one network, and the ones that look into the network on all.
+MODELS = [(net, method) for method in METHODS for net in (*NETS, "CLIP")]
+EVERYWHERE = ("SkipConnectionFinetuning", "AdapterTuning", "NormTuning")
+
+
+@pytest.mark.parametrize(("net", "method"), quick_where(lambda one: one[0] == "ResNet" or one[1] in EVERYWHERE, MODELS))
 def test_methods_run_without_waiting(net: str, method: str) -> None:
     built, size = backbone(net)
     model = ImageClassifier(built, K, method=METHODS[method]()).train()
@@ -135,7 +140,7 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("net", ["ResNet", "ViT"])
+@pytest.mark.parametrize("net", quick_first(1, ["ResNet", "ViT"]))
 def test_steps_run_without_waiting(head: str, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
     built, size = backbone(net)
     model = ImageClassifier(built, K, head=HEADS[head]).train()
@@ -210,8 +215,13 @@ def test_heads_align_on_the_device(kind: str) -> None:
         assert waits <= {"head_alignment:means", "frames:nearest_simplex_etf", "frames:nearest_orthogonal_frame"}
 
 
-@pytest.mark.parametrize("net", [*NETS, "CLIP"])
-@pytest.mark.parametrize("method", ["SkipConnectionFinetuning", "SideFinetuning", "LayerFinetuning", "LinearProbe"])
+CACHED = ("SkipConnectionFinetuning", "SideFinetuning", "LayerFinetuning", "LinearProbe")
+
+
+@pytest.mark.parametrize(
+    ("net", "method"),
+    quick_where(lambda one: "ResNet" in one or CACHED[0] in one, [one for one in MODELS if one[1] in CACHED]),
+)
 def test_cached_steps_run_without_waiting(net: str, method: str) -> None:
     built, size = backbone(net)
     model = ImageClassifier(built, K, method=METHODS[method]()).eval()

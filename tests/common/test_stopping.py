@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import quick_first
 from own_group import run_in_own_group as run
 from PIL import Image
 
@@ -62,13 +63,16 @@ VALIDATION_STEP = "nc_finetune.classifier:ImageClassifier.validation_step"
 
 @pytest.mark.parametrize(
     ("target", "call", "signals"),
-    [
-        (TRAINING_STEP, 3, BOTH[:1]),
-        (TRAINING_STEP, 3, BOTH[1:]),
-        (TRAINING_STEP, 7, [signal.SIGTERM, signal.SIGTERM]),
-        (VALIDATION_STEP, 3, BOTH[:1]),
-        (VALIDATION_STEP, 3, BOTH[1:]),
-    ],
+    quick_first(
+        3,
+        [
+            (TRAINING_STEP, 3, BOTH[:1]),
+            (TRAINING_STEP, 7, [signal.SIGTERM, signal.SIGTERM]),
+            (VALIDATION_STEP, 3, BOTH[1:]),
+            (TRAINING_STEP, 3, BOTH[1:]),
+            (VALIDATION_STEP, 3, BOTH[:1]),
+        ],
+    ),
 )
 def test_a_fit_leaves_a_checkpoint_and_goes_on(
     whole: dict[str, Any], target: str, call: int, signals: Sequence[signal.Signals]
@@ -138,7 +142,9 @@ def test_whatever_is_told_to_end_says_so_in_a_line(name: str, signum: signal.Sig
     assert written <= {"stderr.txt", "config.yaml"}
 
 
-@pytest.mark.parametrize(("signals", "call"), [(BOTH[:1], 2), (BOTH[1:], 6), ([signal.SIGTERM, signal.SIGTERM], 6)])
+@pytest.mark.parametrize(
+    ("signals", "call"), quick_first(1, [(BOTH[1:], 6), (BOTH[:1], 2), ([signal.SIGTERM, signal.SIGTERM], 6)])
+)
 def test_a_benchmark_goes_on_with_what_is_missing(signals: Sequence[signal.Signals], call: int) -> None:
     Path("grid.yaml").write_text(GRID)
     words = ["benchmark", "grid.yaml", "--out", "out"]

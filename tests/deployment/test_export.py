@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import quick_first
 from safetensors.torch import load_file
 from tiny_clip import make_tiny_clip, register_tiny_clip
 from torch import Tensor, nn
@@ -95,7 +96,9 @@ def make_clip(features: Any, method: Any, head: Any = nn.Linear) -> ImageClassif
     return model
 
 
-@pytest.mark.parametrize("method", [FullFinetuning(), LayerFinetuning(), ProbeFirst(LayerFinetuning())], ids=str)
+@pytest.mark.parametrize(
+    "method", quick_first(1, [LayerFinetuning(), FullFinetuning(), ProbeFirst(LayerFinetuning())]), ids=str
+)
 @pytest.mark.parametrize("kind", ["pre_projection", "projected", "zero_shot"])
 def test_state_dict_of_a_clip_is_loaded_by_open_clip_itself(kind: str, method: Any, tmp_path: Path) -> None:
     head = partial(ZeroShotHead, embeddings=torch.randn(3, 48), trainable=True) if kind == "zero_shot" else nn.Linear
@@ -138,7 +141,7 @@ def test_state_dict_of_a_clip_is_refused_where_open_clip_computes_something_else
     assert not list(tmp_path.iterdir())
 
 
-@every_net
+@pytest.mark.parametrize("net", quick_first(2, NETS))
 def test_skip_survives_in_the_program_at_any_batch_size(net: str, tmp_path: Path) -> None:
     model = make_model(net)
     export_program(model, tmp_path / "it.pt2", image_size=32)
@@ -153,13 +156,16 @@ def test_skip_survives_in_the_program_at_any_batch_size(net: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     "method",
-    [
-        SkipConnectionFinetuning(scale="matched", join="before_norm"),
-        SkipConnectionFinetuning(scale="learned", pooling="average"),
-        AdapterTuning(rank=2),
-        ProbeFirst(SkipConnectionFinetuning()),
-    ],
-    ids=["matched", "learned", "lora", "lp-ft"],
+    quick_first(
+        2,
+        [
+            SkipConnectionFinetuning(scale="matched", join="before_norm"),
+            AdapterTuning(rank=2),
+            SkipConnectionFinetuning(scale="learned", pooling="average"),
+            ProbeFirst(SkipConnectionFinetuning()),
+        ],
+    ),
+    ids=["matched", "lora", "learned", "lp-ft"],
 )
 def test_program_of_a_clip_is_the_model_at_any_batch_size(method: Any, tmp_path: Path) -> None:
     model = make_clip("pre_projection", method)
@@ -218,7 +224,7 @@ def test_the_end_of_the_name_says_what_it_is(export: Callable[..., None], tmp_pa
         export(make_model("test_resnet"), tmp_path / "it.bin")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", quick_first(1, [torch.bfloat16, torch.float64]))
 def test_models_of_another_precision_are_exported(dtype: torch.dtype, tmp_path: Path) -> None:
     model = make_model("test_resnet").to(dtype)
     export_program(model, tmp_path / "it.pt2")

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def test_reloaded_logits_are_bit_identical_and_the_file_is_small(net: str, metho
     assert (tmp_path / "it.safetensors").stat().st_size <= share * full_size + 64 * 1024
 
 
-@pytest.mark.parametrize("net", ["test_resnet", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("net", quick_first(1, ["test_resnet", "tf_efficientnet_lite0"]))
 @pytest.mark.parametrize("method", ["layer_ft", "scl_ft", "full_ft"])
 def test_trained_statistics_of_batch_norm_travel(
     net: str, method: str, tmp_path: Path, make_loader: LoaderFactory, make_trainer: TrainerFactory

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,20 @@ def _rewrite(path: Path, description: str) -> None:
     save_file(load_file(path), path, {METADATA_KEY: description})
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("delta") / "it.safetensors"
+    save_delta(ImageClassifier(TimmBackbone("test_resnet", None), 3, method=LinearProbe()), path)
+    return path
+
+
 @pytest.fixture
-def delta(tmp_path: Path) -> Callable[..., Path]:
+def delta(untouched: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a delta whose description is changed by its author."""
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "theirs.safetensors"
-        save_delta(ImageClassifier(TimmBackbone("test_resnet", None), 3, method=LinearProbe()), path)
+        shutil.copy(untouched, path)
         with safe_open(path, framework="pt") as file:
             content = json.loads(file.metadata()[METADATA_KEY])
         content["config"] |= changes

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import quick_first
 from headless_browser import Page, browser_page
 
 from nc_finetune.report.report import write_report
@@ -13,6 +14,7 @@ from nc_finetune.results.result import Result
 
 METHODS = {"linear_probe": 0.4, "layer_ft": 5.4, "scl_ft": 5.4, "full_ft": 100.0}
 LAYERS = ["stem", "blocks.0", "blocks.1", "penultimate"]
+pytestmark = pytest.mark.xdist_group("browser")
 HOSTILE = "</script><img src=http://example.org/x onerror=alert(1)>"
 WIDTHS = (1280, 390)
 
@@ -73,7 +75,8 @@ def browser() -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(params=WIDTHS)
+# A page takes a second to open and to draw: on a phone, always where the width matters, and else with the slow tests.
+@pytest.fixture(params=quick_first(1, WIDTHS))
 def page(browser: Page, report: Path, request: pytest.FixtureRequest) -> Page:
     browser.problems.clear()
     browser.requests.clear()
@@ -123,6 +126,7 @@ def test_every_picture_is_drawn(page: Page) -> None:
     assert (marks(page, "nc1"), marks(page, "layers"), marks(page, "sizes"), marks(page, "cost")) == (32, 16, 8, 4)
 
 
+@pytest.mark.parametrize("page", WIDTHS, indirect=True)
 def test_the_page_is_no_wider_than_its_window(page: Page) -> None:
     assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.run("[...document.querySelectorAll('.chart svg')].every((svg) => svg.clientWidth <= window.innerWidth)")
@@ -170,6 +174,7 @@ def test_a_heading_sorts_from_the_keyboard(page: Page) -> None:
     assert page.run("document.querySelector('#results [aria-sort]').cellIndex") == 0
 
 
+@pytest.mark.parametrize("page", WIDTHS, indirect=True)
 def test_legends_stand_in_the_pictures_only_where_the_filters_scroll_away(page: Page) -> None:
     wide = page.run("window.innerWidth > 640")
     assert page.run("document.querySelectorAll('#chart-nc1 .role-legend').length") == (0 if wide else 1)
@@ -182,6 +187,7 @@ def test_what_cannot_be_chosen_is_not_offered(page: Page) -> None:
     assert page.run(shown) == ["dataset", "size"]
 
 
+@pytest.mark.parametrize("page", WIDTHS, indirect=True)
 def test_no_labels_of_an_axis_lie_on_each_other(page: Page) -> None:
     overlaps = """[...document.querySelectorAll('.chart .role-axis-label')].filter((axis) => {
       const boxes = [...axis.querySelectorAll('text')].filter((text) => text.getAttribute('opacity') !== '0')

@@ -32,7 +32,7 @@ def make_grid(seeds: int = 2, method: str = "LinearProbe") -> Grid:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def _cluster() -> Iterator[None]:
     """Two CPUs, one a cell: two workers. Tests use it as an existing cluster, which nobody may shut down."""
     with pytest.MonkeyPatch.context() as patch:
@@ -63,6 +63,12 @@ def die(cell: Cell) -> Result:
     raise AssertionError
 
 
+# A cluster, and each of its workers, imports everything anew.
+on_a_cluster = pytest.mark.usefixtures("_cluster")
+
+
+@pytest.mark.slow
+@on_a_cluster
 def test_the_cell_of_a_killed_worker_runs_again(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -75,6 +81,8 @@ def test_the_cell_of_a_killed_worker_runs_again(tmp_path: Path) -> None:
     assert all(result.provenance["executor"] == "ray" for result in results)
 
 
+@pytest.mark.slow
+@on_a_cluster
 def test_a_cell_that_loses_every_worker_is_recorded_as_failed(tmp_path: Path) -> None:
     (result,) = run_grid(make_grid(1), tmp_path, executor=RayExecutor(run=die, max_lost_workers=1))
     assert result.status == "failed"
@@ -82,6 +90,7 @@ def test_a_cell_that_loses_every_worker_is_recorded_as_failed(tmp_path: Path) ->
     assert ray.is_initialized()
 
 
+@on_a_cluster
 def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
     grid = make_grid(1)
     (here,) = run_grid(grid, tmp_path / "serial")
