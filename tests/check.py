@@ -18,7 +18,7 @@ HEAVY = ("lightning", "timm", "torchmetrics", "jsonargparse")
 PAUSE = 0.3
 
 
-def tests_of(file: Path) -> list[Path]:
+def find_tests(file: Path) -> list[Path]:
     """Return what has to be run: tests as they are named, those of a module or a folder with its doctests."""
     if PACKAGE not in file.parents:
         return [file]
@@ -58,7 +58,7 @@ def main() -> int:
     words = sys.argv[1:]
     if not words or words[0].startswith("-"):
         raise SystemExit("name a module or tests: make check FILE=nc_finetune/heads/cosine.py")
-    paths = tests_of(Path(words[0]))
+    paths = find_tests(Path(words[0]))
     print(*paths)  # noqa: T201
     if "--watch" not in words:
         return run(paths)

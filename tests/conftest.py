@@ -2,6 +2,7 @@ import contextlib
 import copy
 import functools
 import gc
+import multiprocessing
 import os
 import random
 import re
@@ -27,6 +28,17 @@ IMPORT_POLICY = {
     for name in ("import_path_verdicts", "import_paths_enforced")
 }
 Parameter = TypeVar("Parameter")
+# One server forks all processes that tests need: it imports what takes them long, once, and has no threads of its own.
+PRELOADED = [
+    "datasets",
+    "lightning.pytorch.cli",
+    "nc_finetune.callbacks",
+    "nc_finetune.classifier",
+    "nc_finetune.data",
+    "nc_finetune.run.grid",
+    "nc_finetune.selection",
+    "sklearn.datasets",
+]
 # For processes that tests start, and for Lightning, which sets the number of threads where the environment does not.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -47,6 +59,11 @@ def _slow(value: Any) -> Any:
     return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
 
 
+def pytest_configure() -> None:
+    """Name what the server of processes imports, before any test starts it."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Networks this small gain nothing from more, and lose ten times over where another process computes."""
@@ -62,7 +79,7 @@ def pytest_runtest_setup() -> None:
 
 
 # Files of tests that start processes which find each other by a port: at one time one of them.
-MANY_PROCESSES = re.compile(r"MASTER_|spawn\(|devices=2|\"fork\"|init_process_group|two_processes")
+MANY_PROCESSES = re.compile(r"MASTER_|start_processes|own_group|devices=2|\"fork\"|init_process_group|two_processes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Forked from a process that has imported all of it and has no threads of its own.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["nc_finetune.cli", "nc_finetune.classifier", "nc_finetune.run", "own_group"])
+_CONTEXT = multiprocessing.get_context("forkserver")  # with everything imported: conftest.py
 _PATIENCE = 300
 
 

@@ -1,7 +1,6 @@
 """The recipe of FSDP: on the command line, and its very options on two CPU processes."""
 
 import json
-import multiprocessing
 import os
 import socket
 import warnings
@@ -83,7 +82,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     target = tmp_path_factory.mktemp("fsdp")
-    multiprocessing.set_forkserver_preload(["nc_finetune", "plain_module"])
     torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
         run_rank, (port, str(target)), nprocs=2, start_method="forkserver"
     )

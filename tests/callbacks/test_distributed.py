@@ -1,7 +1,6 @@
 """The same values from one, two and three processes, whatever the sampler repeats, and no hang where one fails."""
 
 import json
-import multiprocessing
 import os
 import socket
 import warnings
@@ -92,7 +91,6 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The server imports everything once; what it forks starts at once.
-    multiprocessing.set_forkserver_preload(["nc_finetune", "plain_module"])
     torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
         run_rank, (request.param, port, str(folder)), nprocs=request.param, start_method="forkserver"
     )

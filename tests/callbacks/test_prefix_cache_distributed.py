@@ -1,7 +1,6 @@
 """Two processes keep a share each, and train as they do without."""
 
 import json
-import multiprocessing
 import os
 import socket
 import warnings
@@ -65,7 +64,6 @@ def test_two_processes_share_what_each_has_computed(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["nc_finetune", "plain_module"])
     torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
         run_rank, (port, str(tmp_path)), nprocs=2, start_method="forkserver"
     )

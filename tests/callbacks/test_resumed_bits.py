@@ -1,7 +1,6 @@
 """Every kind of run that was cut off within an epoch ends with the weights of one that was not: bit for bit."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -192,7 +191,6 @@ def test_each_of_two_processes_goes_on_with_its_own_numbers(tmp_path: Path) -> N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["nc_finetune"])
     torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
         run_rank, (port, str(tmp_path)), nprocs=2, start_method="forkserver"
     )

@@ -1,7 +1,6 @@
 """Two processes see every image once and come to what one comes to, whatever the sizes."""
 
 import json
-import multiprocessing
 import os
 import socket
 import warnings
@@ -81,7 +80,6 @@ def together(folder: Path) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The server imports everything once; what it forks starts at once.
-    multiprocessing.set_forkserver_preload(["nc_finetune"])
     torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
         run_rank, (port, str(folder)), nprocs=RANKS, start_method="forkserver"
     )

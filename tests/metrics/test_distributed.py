@@ -56,7 +56,9 @@ def _width_limit_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", params=[2, 3])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     path = tmp_path_factory.mktemp(f"ranks{request.param}")
-    torch.multiprocessing.spawn(run_rank, (request.param, str(path)), nprocs=request.param)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        run_rank, (request.param, str(path)), nprocs=request.param, start_method="forkserver"
+    )
     return request.param, path
 
 

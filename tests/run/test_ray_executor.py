@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,11 @@ def die(cell: Cell) -> Result:
     raise AssertionError
 
 
-# A cluster, and each of its workers, imports everything anew.
-on_a_cluster = pytest.mark.usefixtures("_cluster")
+def on_a_cluster(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test: a cluster takes long to start, and each of its workers imports everything anew."""
+    return pytest.mark.slow(pytest.mark.usefixtures("_cluster")(test))
 
 
-@pytest.mark.slow
 @on_a_cluster
 def test_the_cell_of_a_killed_worker_runs_again(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
@@ -81,7 +81,6 @@ def test_the_cell_of_a_killed_worker_runs_again(tmp_path: Path) -> None:
     assert all(result.provenance["executor"] == "ray" for result in results)
 
 
-@pytest.mark.slow
 @on_a_cluster
 def test_a_cell_that_loses_every_worker_is_recorded_as_failed(tmp_path: Path) -> None:
     (result,) = run_grid(make_grid(1), tmp_path, executor=RayExecutor(run=die, max_lost_workers=1))

@@ -54,6 +54,24 @@ def run(grid: Grid, out: Path) -> tuple[list[Result], str]:
     return run_grid(grid, out, Console(file=terminal, width=1000)), terminal.getvalue()
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(make_grid(str(write_pets(Path("pets")))), Path("out"))
+    return folder
+
+
+@pytest.fixture
+def finished(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Result]:
+    """Return a folder of images, that of a run on them, and its result: copies, in the folder that one is in."""
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    (file,) = Path("out/results").iterdir()
+    return Path("pets"), Path("out"), read_result(file)
+
+
 def outdated(out: Path) -> list[Path]:
     return sorted((out / "results").glob("*.outdated*"))
 
@@ -82,15 +100,16 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("change", quick_first(2, CHANGES))
-def test_runs_on_images_that_were_replaced_are_set_aside_and_run_again(tmp_path: Path, change: str) -> None:
-    pets = write_pets(tmp_path / "pets")
-    (before,), _ = run(make_grid(str(pets)), tmp_path / "out")
+def test_runs_on_images_that_were_replaced_are_set_aside_and_run_again(
+    finished: tuple[Path, Path, Result], change: str
+) -> None:
+    pets, out, before = finished
     CHANGES[change](pets)
-    results, said = run(make_grid(str(pets), seeds=2), tmp_path / "out")
+    results, said = run(make_grid(str(pets), seeds=2), out)
     assert before.provenance["data_fingerprint"] not in {run.provenance["data_fingerprint"] for run in results}
     assert f"{before.run_id} is of other images than those that are now in {pets}" in said
-    assert [json.loads(path.read_text())["accuracy"] for path in outdated(tmp_path / "out")] == [before.accuracy]
-    assert [row.seeds for row in summarize(merge_results([tmp_path / "out"])[0])] == [2]
+    assert [json.loads(path.read_text())["accuracy"] for path in outdated(out)] == [before.accuracy]
+    assert [row.seeds for row in summarize(merge_results([out])[0])] == [2]
 
 
 def test_a_variable_that_points_elsewhere_is_noticed_and_equal_images_there_are_not(
@@ -116,28 +135,27 @@ def test_other_weights_in_one_file_are_noticed(tmp_path: Path) -> None:
     assert len(outdated(tmp_path / "out")) == 1
 
 
-def test_nothing_that_was_set_aside_is_overwritten(tmp_path: Path) -> None:
-    for shade in range(3):
-        pets = write_pets(tmp_path / "pets", shade)
-        run(make_grid(str(pets)), tmp_path / "out")
-    assert len(outdated(tmp_path / "out")) == 2
+def test_nothing_that_was_set_aside_is_overwritten(finished: tuple[Path, Path, Result]) -> None:
+    pets, out, _ = finished
+    for shade in (1, 2):
+        write_pets(pets, shade)
+        run(make_grid(str(pets)), out)
+    assert len(outdated(out)) == 2
 
 
-def test_a_plan_tells_what_would_be_set_aside(tmp_path: Path) -> None:
-    pets = write_pets(tmp_path / "pets")
-    run(make_grid(str(pets)), tmp_path / "out")
+def test_a_plan_tells_what_would_be_set_aside(finished: tuple[Path, Path, Result]) -> None:
+    pets, out, _ = finished
     write_pets(pets, shade=1)
-    plan = plan_grid(make_grid(str(pets)), tmp_path / "out")
+    plan = plan_grid(make_grid(str(pets)), out)
     assert (len(plan.planned), len(plan.state.outdated)) == (1, 1)
-    assert not outdated(tmp_path / "out")
+    assert not outdated(out)
 
 
-def test_runs_whose_images_are_gone_stand_and_it_is_said(tmp_path: Path) -> None:
-    pets = write_pets(tmp_path / "pets")
+def test_runs_whose_images_are_gone_stand_and_it_is_said(finished: tuple[Path, Path, Result]) -> None:
+    pets, out, before = finished
     grid = make_grid(str(pets))
-    (before,), _ = run(grid, tmp_path / "out")
     shutil.rmtree(pets)
-    (after,), said = run(grid, tmp_path / "out")
+    (after,), said = run(grid, out)
     assert after == before
     assert "cannot be compared with those of earlier runs, which stand" in said
 
@@ -151,25 +169,25 @@ def as_version_1(path: Path, **provenance: str) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_an_older_record_stands_where_it_tells_which_images_it_is_of(tmp_path: Path, known: bool) -> None:
-    grid = make_grid(str(write_pets(tmp_path / "pets")))
-    (before,), _ = run(grid, tmp_path / "out")
-    path = tmp_path / "out" / "results" / f"{before.run_id}.json"
+def test_an_older_record_stands_where_it_tells_which_images_it_is_of(
+    finished: tuple[Path, Path, Result], known: bool
+) -> None:
+    pets, out, before = finished
+    path = out / "results" / f"{before.run_id}.json"
     as_version_1(path, **({} if known else {"data_fingerprint": "by names and sizes"}))
-    _, said = run(grid, tmp_path / "out")
+    _, said = run(make_grid(str(pets)), out)
     assert read_result(path).config == before.config
-    assert len(outdated(tmp_path / "out")) == (not known)
+    assert len(outdated(out)) == (not known)
     assert ("is of an older version, which does not tell" in said) == (not known)
 
 
-def test_a_run_of_other_defaults_is_set_aside(tmp_path: Path) -> None:
-    grid = make_grid(str(write_pets(tmp_path / "pets")))
-    (before,), _ = run(grid, tmp_path / "out")
-    path = tmp_path / "out" / "results" / f"{before.run_id}.json"
+def test_a_run_of_other_defaults_is_set_aside(finished: tuple[Path, Path, Result]) -> None:
+    pets, out, before = finished
+    path = out / "results" / f"{before.run_id}.json"
     record = json.loads(path.read_text())
     record["config"]["head"]["defaults"]["bias"] = False
     path.write_text(json.dumps(record))
-    _, said = run(grid, tmp_path / "out")
+    _, said = run(make_grid(str(pets)), out)
     assert "was run with another head bias" in said
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from broken_images import write_broken_folder
+from conftest import quick_first
 from PIL import Image
 from rich.console import Console
 from torch import nn
@@ -280,7 +281,7 @@ def test_images_that_were_left_out_are_in_the_result(tmp_path: Path) -> None:
     assert sorted(line.split(": ")[0] for line in result.bad_images) == sorted(map(str, broken))
 
 
-@pytest.mark.parametrize("method", ["LinearProbe", "SkipConnectionFinetuning", "FullFinetuning"])
+@pytest.mark.parametrize("method", quick_first(1, ["SkipConnectionFinetuning", "LinearProbe", "FullFinetuning"]))
 def test_results_are_the_same_without_the_cache(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     fill = PrefixCache._keep
@@ -320,7 +321,7 @@ def test_uneven_classes_have_a_balanced_accuracy(tmp_path: Path) -> None:
     assert result.options == {"beta": 0.9, "balance_classes": True}
 
 
-@pytest.mark.parametrize("change", ["balance_classes", "ClassBalanced"])
+@pytest.mark.parametrize("change", quick_first(1, ["balance_classes", "ClassBalanced"]))
 def test_both_ways_to_balance_change_the_training(tmp_path: Path, change: str) -> None:
     dataset = uneven(tmp_path)
     plain = run_cell(make_cell(datasets=[dataset], samples_per_class=[None], rates=(1e-3,)))

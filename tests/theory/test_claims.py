@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from typing import Any
 
 import pytest
 from theory.breakages import BREAKAGES, Breakage
@@ -13,17 +14,30 @@ from theory.conftest import Written, measure_short
 from benchmarks.theory.core import Claim
 from benchmarks.theory.experiments.catalogue import EXPERIMENTS
 
+# Of the rest, the short forms take seconds each as well.
+_QUICK = ("loss_landscape", "parsimony", "strict_saddle", "tensor_decomposition")
 _CASES = [(name, breakage) for name, breakages in BREAKAGES.items() for breakage in breakages]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def _together(name: str, *values: Any, id: str | None = None) -> Any:  # noqa: A002 - as pytest calls it
+    """Let one process run all tests of an experiment, with the slow ones unless it is quick."""
+    slow = [] if name in _QUICK else [pytest.mark.slow]
+    return pytest.param(*(values or [name]), id=id, marks=[pytest.mark.xdist_group(f"theory {name}"), *slow])
+
+
+_NAMES = [_together(name) for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_every_claim_holds_in_the_short_form(name: str, written: Written) -> None:
     claims = json.loads((written(name) / f"{name}.json").read_text())["claims"]
     assert claims
     assert [claim["name"] for claim in claims if not claim["passed"]] == []
 
 
-@pytest.mark.parametrize(("name", "breakage"), _CASES, ids=[f"{name}: {case.what}" for name, case in _CASES])
+@pytest.mark.parametrize(
+    ("name", "breakage"), [_together(name, name, case, id=f"{name}: {case.what}") for name, case in _CASES]
+)
 def test_broken_input_makes_its_claims_fail(name: str, breakage: Breakage, monkeypatch: pytest.MonkeyPatch) -> None:
     if breakage.patch is not None:
         breakage.patch(importlib.import_module(f"benchmarks.theory.experiments.{name}"), monkeypatch)
@@ -34,7 +48,7 @@ def test_broken_input_makes_its_claims_fail(name: str, breakage: Breakage, monke
         assert [claim.name for claim in found if claim.passed] == []
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", _NAMES)
 def test_every_claim_is_seen_failing(name: str, written: Written) -> None:
     patterns = [pattern for breakage in BREAKAGES[name] for pattern in breakage.fails]
     claims = json.loads((written(name) / f"{name}.json").read_text())["claims"]
