@@ -14,15 +14,17 @@ from theory.conftest import Written, measure_short
 from benchmarks.theory.core import Claim
 from benchmarks.theory.experiments.catalogue import EXPERIMENTS
 
-# Of the rest, the short forms take seconds each as well.
-_QUICK = ("loss_landscape", "parsimony", "strict_saddle", "tensor_decomposition")
+# What takes a second or two; the others are run with the slow tests.
+_QUICK = ("feature_normalization", "loss_landscape", "parsimony")
+_QUICK_BREAKAGES = ("no training", "one epoch", "not at the saddle")
 _CASES = [(name, breakage) for name, breakages in BREAKAGES.items() for breakage in breakages]
 
 
-def _together(name: str, *values: Any, id: str | None = None) -> Any:  # noqa: A002 - as pytest calls it
-    """Let one process run all tests of an experiment, with the slow ones unless it is quick."""
-    slow = [] if name in _QUICK else [pytest.mark.slow]
-    return pytest.param(*(values or [name]), id=id, marks=[pytest.mark.xdist_group(f"theory {name}"), *slow])
+def _together(name: str, *case: Breakage) -> Any:
+    """Let one process run all tests of an experiment, with the slow ones unless it or its case is quick."""
+    is_quick = name in _QUICK or any(one.what in _QUICK_BREAKAGES for one in case)
+    marks = [pytest.mark.xdist_group(f"theory {name}"), *([] if is_quick else [pytest.mark.slow])]
+    return pytest.param(name, *case, id=": ".join([name, *(one.what for one in case)]), marks=marks)
 
 
 _NAMES = [_together(name) for name in EXPERIMENTS]
@@ -35,9 +37,7 @@ def test_every_claim_holds_in_the_short_form(name: str, written: Written) -> Non
     assert [claim["name"] for claim in claims if not claim["passed"]] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "breakage"), [_together(name, name, case, id=f"{name}: {case.what}") for name, case in _CASES]
-)
+@pytest.mark.parametrize(("name", "breakage"), [_together(name, case) for name, case in _CASES])
 def test_broken_input_makes_its_claims_fail(name: str, breakage: Breakage, monkeypatch: pytest.MonkeyPatch) -> None:
     if breakage.patch is not None:
         breakage.patch(importlib.import_module(f"benchmarks.theory.experiments.{name}"), monkeypatch)
