@@ -31,9 +31,10 @@ def before(target: str, call: int, act: Callable[[], None]) -> None:
     setattr(holder, name, acting)
 
 
-def _run(words: Sequence[str], folder: str, target: str, call: int, signals: Sequence[int]) -> None:
+def _run(method: str, words: Sequence[str], folder: str, target: str, call: int, signals: Sequence[int]) -> None:
     from nc_finetune.cli import main
 
+    multiprocessing.set_start_method(method, force=True)  # of workers: here it is that of the server
     os.setsid()
     os.chdir(folder)
     with Path("stderr.txt").open("w") as file:
@@ -50,7 +51,8 @@ def run_in_own_group(
     words: Sequence[str], target: str = "", call: int = 1, signals: Sequence[int] = ()
 ) -> tuple[int, str]:
     """Run ``nc-finetune`` in this folder, and tell its whole group to end before a call; return status and stderr."""
-    arguments = (list(words), str(Path.cwd()), target, call, [int(signum) for signum in signals])
+    method = multiprocessing.get_start_method()
+    arguments = (method, list(words), str(Path.cwd()), target, call, [int(signum) for signum in signals])
     process = _CONTEXT.Process(target=_run, args=arguments)
     process.start()
     process.join(_PATIENCE)

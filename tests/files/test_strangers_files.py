@@ -215,7 +215,7 @@ def test_what_is_deep_inside_is_checked_too(delta: Callable[..., Path]) -> None:
 
 
 def test_a_checkpoint_is_held_to_the_same(tmp_path: Path, delta: Callable[..., Path]) -> None:
-    from nc_finetune.classifier import CHECKPOINT_KEY
+    from nc_finetune.files.delta_io import CHECKPOINT_KEY
 
     config = read_delta(delta(backbone=_timm({"checkpoint_path": "theirs.pth"}))).config
     torch.save({CHECKPOINT_KEY: config.to_json(), "state_dict": {}}, "theirs.ckpt")
