@@ -1,12 +1,40 @@
-"""Recipes by name: YAML files that travel with the package."""
+"""``nc-finetune recipes``, and recipes by name: YAML files that travel with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from nc_finetune.errors import unknown_name
 
 _PACKAGE = Path(__file__).parents[1]
+
+
+def recipes(
+    *, copy: Annotated[str | None, ("metavar", "NAME")] = None, to: Annotated[Path, ("metavar", "DIR")] = Path()
+) -> int:
+    """List the recipes, or copy one.
+
+    A recipe is a YAML file for fit or benchmark; it opens with how to start it, what to change and its limits.
+
+    Args:
+        copy: name of the recipe to copy, as the list has it
+        to: folder to copy it to (default: here)
+
+    Examples:
+        nc-finetune recipes --copy quickstart --to mine
+    """
+    from nc_finetune._common.terminal import name_table, open_console
+
+    console = open_console()
+    if copy is not None:
+        console.print(copy_recipe(copy, to), soft_wrap=True)
+        return 0
+    table = name_table(["recipe", "what it does"], [])
+    for name, purpose in list_recipes().items():
+        table.add_row(name, purpose)
+    console.print(table)
+    return 0
 
 
 def recipe_folder() -> Path:

@@ -14,8 +14,7 @@ from rich.table import Table
 from nc_finetune import ImageClassifier, ImageData
 from nc_finetune._common.terminal import open_console, shown_steps
 from nc_finetune.callbacks import ProgressLines
-from nc_finetune.cli import main
-from nc_finetune.cli.data_report import print_data_report
+from nc_finetune.cli.data import print_data_report
 from nc_finetune.data import DataReport
 from nc_finetune.functional import SeparationLaw
 from nc_finetune.run.folder import FolderState
@@ -164,44 +163,3 @@ def test_long_loops_say_how_far_they_are(stage: str, make_trainer: Any, capsys: 
     said = capsys.readouterr().err
     batches = {"train": "epoch 1 of 1: 1 of 2", "test": "test: 1 of 12", "predict": "predict: 1 of 12"}[stage]
     assert f"{batches} batches; 0 s" in said
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("rank x --backbones a --max-images -5", "--max-images: must be a whole number of at least 1, got -5"),
-        ("rank x --backbones a --max-images many", "--max-images: must be a whole number of at least 1, got many"),
-        ("rank x --backbones a --image-size 0", "--image-size: must be a whole number of at least 1, got 0"),
-        ("profile a x --epochs 0", "--epochs: must be a whole number of at least 1, got 0"),
-        ("profile a x --learning-rate -1", "--learning-rate: must be above 0, got -1"),
-        ("profile a x --learning-rate nan", "--learning-rate: must be above 0, got nan"),
-        ("profile a x --samples-per-class 0", "--samples-per-class: must be a whole number of at least 1, got 0"),
-        ("profile a x --batch-size -2", "--batch-size: must be a whole number of at least 1, got -2"),
-        ("profile a x --seed -1", "--seed: must be a whole number of at least 0, got -1"),
-        ("benchmark quickstart --cpus 0", "--cpus: must be above 0, got 0"),
-        ("benchmark quickstart --gpus inf", "--gpus: must be at least 0, got inf"),
-        ("data check x --workers -1", "--workers: must be a whole number of at least 0, got -1"),
-        ("data check x --min-per-class 0", "--min-per-class: must be a whole number of at least 1, got 0"),
-        (
-            "export x.ckpt --to onnx --out y --image-size -1",
-            "--image-size: must be a whole number of at least 1, got -1",
-        ),
-        ("predict x.ckpt y --batch-size 0.5", "--batch-size: must be a whole number of at least 1, got 0.5"),
-        ("report", "the following arguments are required: DIR"),
-        ("bench quickstart", "invalid choice: 'bench'"),
-    ],
-)
-def test_what_cannot_be_is_one_line_and_status_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words.split()) == 2
-    printed = capsys.readouterr().err
-    assert message in printed
-    assert printed.count("\n") == 1
-
-
-def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
-    printed = capsys.readouterr().out
-    assert all(
-        re.search(rf"^{name} \d+\.\d+", printed, re.M) for name in ("nc-finetune", "torch", "lightning", "python")
-    )

