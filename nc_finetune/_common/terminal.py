@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 from rich.box import Box
 from rich.console import Console
@@ -96,69 +95,53 @@ def columns_that_fit(
     return least
 
 
-class Steps(Protocol):
-    """Shows how far some work has come."""
-
-    def advance(self, number: int = 1) -> None:
-        """Count steps that are done."""
-
-    def finish(self, completed: int, said: str) -> None:
-        """Say what has been finished, at which so many steps are done: also those that were left out."""
-
-
-@contextmanager
-def shown_steps(unit: str, total: int, console: Console | None = None) -> Iterator[Steps]:
-    """Show progress on standard error: a bar on a terminal, and elsewhere a plain line for whatever is finished.
+class Steps:
+    """Says how far some work has come: by a bar on a terminal, and elsewhere by a plain line for what is finished.
 
     Args:
         unit: What is counted, a plural.
         total: How many there are.
-        console: Where it goes instead of standard error.
+        console: Where it goes.
     """
-    console = console or open_console(stderr=True)
-    if not console.file.isatty():  # not is_terminal, which FORCE_COLOR makes true for a pipe
-        yield _Lines(unit, total, console)
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-        yield _Bar(unit, total, bar)
 
-
-class _Bar:
-    def __init__(self, unit: str, total: int, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task(unit, total=total)
-
-    def advance(self, number: int = 1) -> None:
-        self._bar.advance(self._task, number)
-
-    def finish(self, completed: int, said: str) -> None:
-        self._bar.update(self._task, completed=completed, description=said)
-
-
-class _Lines:
     def __init__(self, unit: str, total: int, console: Console) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
+            console=console,
+            disable=not console.file.isatty(),  # not is_terminal, which FORCE_COLOR makes true for a pipe
+        )
         self._unit = unit
-        self._total = total
-        self._console = console
-        self._done = 0
-        self._start = self._last = time.monotonic()
+        self.bar.add_task(unit, total=total)
+        (self._task,) = self.bar.tasks
+        self._last = time.monotonic()
 
     def advance(self, number: int = 1) -> None:
-        self._done += number
+        """Count steps that are done."""
+        self.bar.advance(self._task.id, number)
         if time.monotonic() - self._last > _LINE_EVERY:
             self._say("")
 
     def finish(self, completed: int, said: str) -> None:
-        self._done = completed
+        """Say what has been finished, at which so many steps are done: also those that were left out."""
+        self.bar.update(self._task.id, completed=completed, description=said)
         self._say(f"; {said}")
 
     def _say(self, said: str) -> None:
         self._last = time.monotonic()
-        spent = self._last - self._start
-        left = f", about {duration(spent / self._done * (self._total - self._done))} left" if self._done else ""
-        line = f"{self._unit}: {self._done} of {self._total}, {duration(spent)}{left}{said}"
-        self._console.print(Text(line), soft_wrap=True)
+        done, total, spent = self._task.completed, self._task.total or 0, self._task.elapsed or 0
+        left = f", about {duration(spent / done * (total - done))} left" if done else ""
+        if self.bar.disable:
+            line = f"{self._unit}: {done} of {total}, {duration(spent)}{left}{said}"
+            self.bar.console.print(Text(line), soft_wrap=True)
+
+
+@contextmanager
+def shown_steps(unit: str, total: int, console: Console | None = None) -> Iterator[Steps]:
+    """Show :class:`Steps` until the end of some work, on standard error where no console is given."""
+    steps = Steps(unit, total, console or open_console(stderr=True))
+    with steps.bar:
+        yield steps
 
 
 def duration(seconds: float) -> str:
@@ -174,14 +157,3 @@ def duration(seconds: float) -> str:
         return f"{seconds / 60:.0f} min"
     hours = seconds / 3600
     return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
-
-
-def plain_numbers(values: dict[str, Any]) -> str:
-    """Write the numbers among values that were logged in one line.
-
-    Example:
-        >>> plain_numbers({"val/accuracy": 0.8125, "train/loss": 1.5, "v_num": "x"})
-        'val/accuracy 0.8125, train/loss 1.5'
-    """
-    found = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-    return ", ".join(f"{name} {value:.4g}" for name, value in found.items())

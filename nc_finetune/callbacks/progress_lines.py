@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
-from nc_finetune._common.terminal import duration, plain_numbers, say
+from nc_finetune._common.terminal import duration, say
 
 _MAIN = ("loss", "accuracy", "balanced_accuracy", "average_precision")
 
@@ -131,4 +131,4 @@ def _main(trainer: L.Trainer) -> str:
     """Write what tells most of an epoch: losses and accuracies, or whatever a module shows on a progress bar."""
     known = {name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[-1] in _MAIN}
     shown = known or {name: float(value) for name, value in trainer.progress_bar_metrics.items()}
-    return plain_numbers(shown)
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
