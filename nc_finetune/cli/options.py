@@ -42,7 +42,7 @@ class CommandParser(argparse.ArgumentParser):
         self.epilog = f"examples:\n{indent(dedent(examples), '  ')}"
         texts = dict(re.findall(r"^    (\w+): (.+(?:\n     .+)*)", arguments, re.MULTILINE))
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
-            self._add(parameter, texts[parameter.name])
+            self._add(parameter, texts.get(parameter.name, ""))
         self.set_defaults(run=function)
 
     def _add(self, parameter: inspect.Parameter, text: str) -> None:
@@ -62,12 +62,12 @@ class CommandParser(argparse.ArgumentParser):
 def add_command(commands: Any, function: Callable[..., int]) -> None:
     """Add a function to what ``add_subparsers`` has returned, with the sentence that opens its docstring."""
     purpose = _sections(function)[0].partition("\n")[0].removesuffix(".")
-    commands.add_parser(function.__name__, help=purpose[0].lower() + purpose[1:], function=function)
+    commands.add_parser(function.__name__, help=purpose[:1].lower() + purpose[1:], function=function)
 
 
 def _sections(function: Callable[..., int]) -> list[str]:
-    """Split a docstring into what the command does, its arguments, and examples."""
-    return re.split(r"\n\n(?:Args|Examples):\n", inspect.getdoc(function) or "")
+    """Split a docstring, which is not there under ``python -OO``, into what is done, arguments, and examples."""
+    return re.split(r"\n\n(?:Args|Examples):\n", inspect.getdoc(function) or "\n\nArgs:\n\n\nExamples:\n")
 
 
 def _keywords(kind: Any) -> dict[str, Any]:

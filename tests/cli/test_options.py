@@ -1,10 +1,20 @@
 """Options and help of the commands: words, defaults, and one line for what cannot be."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 
 from nc_finetune.cli import main
+from nc_finetune.cli.benchmark import benchmark
+from nc_finetune.cli.data import check
+from nc_finetune.cli.export import export
+from nc_finetune.cli.options import CommandParser
+from nc_finetune.cli.predict import predict
+from nc_finetune.cli.profile import profile
+from nc_finetune.cli.rank import rank
+from nc_finetune.cli.recipes import recipes
+from nc_finetune.cli.report import report
 
 
 @pytest.mark.parametrize(
@@ -73,3 +83,8 @@ def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(
         re.search(rf"^{name} \d+\.\d+", printed, re.M) for name in ("nc-finetune", "torch", "lightning", "python")
     )
+
+
+@pytest.mark.parametrize("command", [benchmark, check, export, predict, profile, rank, recipes, report])
+def test_every_option_has_help(command: Callable[..., int]) -> None:
+    assert [action.dest for action in CommandParser(command)._actions if not action.help] == []
