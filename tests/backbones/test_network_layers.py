@@ -70,7 +70,8 @@ def test_parts_of_a_network_at_the_top_are_one_network() -> None:
 def test_a_network_of_ours_says_itself() -> None:
     module = Holder(backbone=TimmBackbone("test_vit", weights=None), head=nn.Linear(64, 3))
     layers = find_network_layers(module)
-    assert layers.block_names == module.backbone.block_names
+    assert layers.layout == module.backbone.layout
+    assert layers.layout.block_names == layers.block_names == module.backbone.block_names
     assert layers.classifier is module.head
 
 
