@@ -36,7 +36,7 @@ def test_a_layer_that_is_called_twice_is_refused() -> None:
 def test_samples_come_first_and_go_back_to_their_place() -> None:
     kind = LayerInput.of("it", look(2), look(3))
     values = torch.arange(20.0).view(5, 4)
-    kept = kind.pack(SeenInput(values, (), {}))
+    kept = values.movedim(kind.axis, 0)
     assert kept.shape == (4, 5)
     layer = Adding()
     with kind.given(layer, kept.bfloat16()):
