@@ -64,6 +64,5 @@ def profile(
     write_text_atomically(out / "profile.csv", presentation.profile_csv(found))
     write_atomically(out / "profile.png", presentation.profile_png(found))
     console.print(presentation.profile_table(found))
-    console.print(found.recommendation, soft_wrap=True)
-    console.print(f"Profile: {out / 'profile.png'}", soft_wrap=True)
+    console.print(found.recommendation, f"Profile: {out / 'profile.png'}", sep="\n", soft_wrap=True)
     return 0

@@ -30,8 +30,6 @@ _TRUST = "--trust"
 class FinetuneCLI(LightningCLI):
     """Lightning's command, of an :class:`ImageClassifier` and :class:`ImageData`.
 
-    It takes the number of classes from the data, writes predictions, and is ready to resume.
-
     Args:
         command: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
         words: Its options.
@@ -55,7 +53,7 @@ class FinetuneCLI(LightningCLI):
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is no part of a model, of its data or of a trainer."""
+        """Take the number of classes from the data, write predictions, and be ready to resume."""
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(ChooseKeyLayer, "key_layer_choice")
         parser.add_lightning_class_args(ResumableRun, "run")
