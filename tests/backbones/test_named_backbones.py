@@ -1,11 +1,13 @@
 """The networks that are promised by name, to the parameter."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import open_clip
 import pytest
 import timm
 import torch
+from conftest import quick_where
 from torch import Tensor, nn
 
 from nc_finetune.backbones import Backbone, OpenClipBackbone, TimmBackbone, create_backbone, watch_outputs
@@ -51,21 +53,26 @@ NAMED = {
 SMALL = ["resnet18", "resnet50", "densenet169", "convnext_tiny", "tf_efficientnet_lite0", "mobilenetv3_large_100"]
 
 
-@pytest.fixture(scope="module")
-def named() -> dict[str, Backbone]:
-    """All of them, without memory."""
+# Those that run always.
+FEW = {"resnet50", "densenet169", "vit_base_patch32_224", "tf_efficientnet_lite0", "open_clip:ViT-B-32"}
+every_name = pytest.mark.parametrize("name", quick_where(FEW.__contains__, NAMED))
+
+
+@cache
+def named(name: str) -> Backbone:
+    """Build one of them, without memory, once."""
     with torch.device("meta"):
-        return {name: create_backbone(name, None).eval() for name in NAMED}
+        return create_backbone(name, None).eval()
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_parameters_are_those_without_a_classifier(name: str, named: dict[str, Backbone]) -> None:
-    assert sum(parameter.numel() for parameter in named[name].parameters()) == NAMED[name].parameters
+@every_name
+def test_parameters_are_those_without_a_classifier(name: str) -> None:
+    assert sum(parameter.numel() for parameter in named(name).parameters()) == NAMED[name].parameters
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_blocks_run_in_order_and_pool_to_their_widths(name: str, named: dict[str, Backbone]) -> None:
-    backbone, expected, pooled = named[name], NAMED[name], dict[str, tuple[int, ...]]()
+@every_name
+def test_blocks_run_in_order_and_pool_to_their_widths(name: str) -> None:
+    backbone, expected, pooled = named(name), NAMED[name], dict[str, tuple[int, ...]]()
 
     def take(block: str, output: Tensor) -> None:
         pooled[block] = tuple(backbone.pool(output).shape)
@@ -83,9 +90,9 @@ def test_blocks_run_in_order_and_pool_to_their_widths(name: str, named: dict[str
     assert penultimate.shape == (2, expected.num_features) == (2, backbone.num_features)
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_preprocessing_is_that_of_the_weights(name: str, named: dict[str, Backbone]) -> None:
-    preprocessing = named[name].preprocessing
+@every_name
+def test_preprocessing_is_that_of_the_weights(name: str) -> None:
+    preprocessing = named(name).preprocessing
     assert (preprocessing.mean, preprocessing.std) == NAMED[name].normalisation
     assert (preprocessing.image_size, preprocessing.interpolation) == (NAMED[name].image_size, "bicubic")
 
@@ -98,11 +105,11 @@ def test_preprocessing_is_that_of_the_weights(name: str, named: dict[str, Backbo
         ("open_clip:ViT-B-32", "transformer.resblocks.5", 7_087_872),
     ],
 )
-def test_key_blocks_have_the_published_size(name: str, block: str, parameters: int, named: dict[str, Backbone]) -> None:
-    assert sum(parameter.numel() for parameter in named[name].get_layer(block).parameters()) == parameters
+def test_key_blocks_have_the_published_size(name: str, block: str, parameters: int) -> None:
+    assert sum(parameter.numel() for parameter in named(name).get_layer(block).parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", quick_where({"resnet18", "tf_efficientnet_lite0"}.__contains__, SMALL))
 def test_features_of_small_images_are_what_timms_classifier_sees(name: str) -> None:
     backbone = TimmBackbone(name, None).eval()
     whole = timm.create_model(name, num_classes=7).eval()
@@ -128,6 +135,7 @@ def clip_vit_b_32() -> tuple[nn.Module, OpenClipBackbone]:
     return clip, OpenClipBackbone("ViT-B-32", None).eval()
 
 
+@pytest.mark.slow
 def test_zero_shot_logits_of_clip_vit_b_32_are_open_clips(clip_vit_b_32: tuple[nn.Module, OpenClipBackbone]) -> None:
     clip, backbone = clip_vit_b_32
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

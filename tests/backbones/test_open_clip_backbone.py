@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from crossed import crossed
 from open_clip import pretrained
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -58,8 +59,7 @@ def same_tensors(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # --- features
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("features", ["pre_projection", "projected"])
+@pytest.mark.parametrize(("features", "name"), crossed(["pre_projection", "projected"], TINY))
 def test_projected_features_are_open_clips_image_embeddings(name: str, features: Any, tmp_path: Path) -> None:
     clip = make_clip(name)
     backbone = OpenClipBackbone(name, save(clip, tmp_path / "a.safetensors"), features=features).eval()
@@ -101,8 +101,7 @@ def test_projection_stands_aside_frozen_and_counted(name: str) -> None:
     assert idle == {f"projection.{name}" for name, _ in backbone.projection.named_parameters()} != set()
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("features", ["pre_projection", "projected"])
+@pytest.mark.parametrize(("features", "name"), crossed(["pre_projection", "projected"], TINY))
 def test_tower_state_dict_is_open_clips(name: str, features: Any, tmp_path: Path) -> None:
     clip = make_clip(name)
     backbone = OpenClipBackbone(name, save(clip, tmp_path / "a.pt"), features=features)
@@ -334,8 +333,7 @@ def test_root_logger_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
 # --- text
 
 
-@pytest.mark.parametrize("name", ["tiny-ViT", "tiny-RN", "tiny-custom"])
-@pytest.mark.parametrize("random", [True, False])
+@pytest.mark.parametrize(("random", "name"), crossed([True, False], ["tiny-ViT", "tiny-RN", "tiny-custom"]))
 def test_zero_shot_logits_are_open_clips(name: str, random: bool, tmp_path: Path) -> None:
     clip = make_clip(name)
     if random:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import quick_where
 from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, Preprocessing, SplitBackbone, SplitError, create_backbone
@@ -14,6 +15,9 @@ NETS = (
     *("test_resnet", "test_vit", "test_vit_relpos", "test_convnext", "test_efficientnet", "test_coatnet"),
     *("test_mambaout", "test_nfnet", "test_byobnet", "open_clip:tiny-ViT", "open_clip:tiny-RN", "open_clip:tiny-timm"),
 )
+# Of each kind one, and of open_clip two.
+FEW = {"test_resnet", "test_vit", "test_convnext", "open_clip:tiny-ViT", "open_clip:tiny-RN"}
+every_net = pytest.mark.parametrize("name", quick_where(FEW.__contains__, NETS))
 
 
 class Toy(Backbone):
@@ -54,7 +58,7 @@ def make_net(name: str) -> tuple[Backbone, int]:
     return create_backbone(name, None, **({"model_options": options} if options else {})).eval(), size
 
 
-@pytest.mark.parametrize("name", NETS)
+@every_net
 def test_what_a_block_sees_is_kept_beside_the_cut(name: str) -> None:
     net, size = make_net(name)
     seen: list[Tensor] = []
@@ -75,7 +79,7 @@ def test_what_a_block_sees_is_kept_beside_the_cut(name: str) -> None:
         assert len(kept[f"input of {layer}"]) == len(images)
 
 
-@pytest.mark.parametrize("name", NETS)
+@every_net
 def test_both_parts_make_the_whole_to_the_last_bit(name: str) -> None:
     net, size = make_net(name)
     for cut in (net.block_names[0], net.middle_block, net.block_names[-1], PENULTIMATE):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import quick_where
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ INVENTORY = [
     ("samvit_base_patch16_224", 12, "blocks.0", "blocks.11", 768, 768, 768),
     ("nest_tiny", 12, "levels.0.transformer_encoder.0", "levels.2.transformer_encoder.7", 96, 384, 384),
 ]
+# One of each kind, which run always.
+FEW = {"resnet18", "vit_base_patch32_224", "mobilenetv3_small_050", "densenet121", "swin_tiny_patch4_window7_224"}
 TINY = [
     "test_resnet",
     "test_efficientnet",
@@ -85,7 +88,10 @@ def run_meta(backbone: TimmBackbone) -> tuple[dict[str, tuple[int, ...]], tuple[
         return pooled, tuple(backbone(torch.zeros(2, 3, size, size)).shape)
 
 
-@pytest.mark.parametrize(("name", "number", "first", "last", "first_width", "last_width", "num_features"), INVENTORY)
+@pytest.mark.parametrize(
+    ("name", "number", "first", "last", "first_width", "last_width", "num_features"),
+    quick_where(lambda network: network[0] in FEW, INVENTORY),
+)
 def test_blocks_run_in_order_and_pool_to_their_width(
     name: str, number: int, first: str, last: str, first_width: int, last_width: int, num_features: int
 ) -> None:
@@ -97,7 +103,9 @@ def test_blocks_run_in_order_and_pool_to_their_width(
     assert penultimate == (2, num_features) == (2, backbone.num_features)
 
 
-@pytest.mark.parametrize("name", timm.list_models("test_*"))
+@pytest.mark.parametrize(
+    "name", quick_where([*TINY, "test_byobnet", "test_mambaout"].__contains__, timm.list_models("test_*"))
+)
 def test_every_tiny_network_of_timm_gives_one_vector_an_image_for_every_block(name: str) -> None:
     backbone = make_meta(name)
     pooled, penultimate = run_meta(backbone)

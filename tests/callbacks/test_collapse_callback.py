@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from conftest import TrainerFactory
+from crossed import crossed
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from plain_module import CLASSES, PlainModule, make_loader, measure_by_hand
 
@@ -40,8 +41,7 @@ def fit(
     return model
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("layer", ["layer2.0", "penultimate"])
+@pytest.mark.parametrize(("layer", "split"), crossed(["layer2.0", "penultimate"], ["train", "val"]))
 def test_values_are_those_of_features_taken_by_hand(make_trainer: TrainerFactory, split: str, layer: str) -> None:
     callback = LayerwiseNC1(split=split)
     model = fit(make_trainer, callback)
@@ -90,8 +90,7 @@ def test_the_stem_of_a_transformer_has_a_value(make_trainer: TrainerFactory) -> 
     assert callback.values["stem"] == pytest.approx(by_hand, rel=1e-6)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("limit", [8192, 100])
+@pytest.mark.parametrize(("limit", "split"), crossed([8192, 100], ["train", "val"]))
 def test_whole_maps_are_measured_with_a_scatter_or_in_two_passes(
     make_trainer: TrainerFactory, monkeypatch: pytest.MonkeyPatch, split: str, limit: int
 ) -> None:
@@ -285,8 +284,7 @@ def test_one_logit_tells_two_classes_apart(make_trainer: TrainerFactory, num_cla
     assert "collapse/nc4" not in monitor.history[0]
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "precision"), crossed(["train", "val"], ["bf16-true", "16-true", "64-true"]))
 def test_true_precision_is_measured_as_it_is(make_trainer: TrainerFactory, precision: Any, split: str) -> None:
     dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}[precision]
     callback, model = LayerwiseNC1(layers=["layer2.0"], split=split, strict=True), PlainModule(lr=0.0)

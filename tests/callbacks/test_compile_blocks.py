@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first
 from plain_module import PlainModule
 from torch.utils.data import DataLoader
 
@@ -61,7 +62,7 @@ class Counting:
         return run
 
 
-@pytest.mark.parametrize(("net", "cached"), [("test_resnet", False), ("test_vit", True)])
+@pytest.mark.parametrize(("net", "cached"), quick_first(1, [("test_vit", True), ("test_resnet", False)]))
 def test_losses_are_the_same_and_blocks_from_the_tuned_one_on_are_compiled(
     fit: Callable[..., list[float]], net: str, cached: bool
 ) -> None:
@@ -102,7 +103,7 @@ def test_nothing_is_left_behind(fit: Callable[..., list[float]], tmp_path: Path)
     assert b"_orig_mod" not in saved.read_bytes()
 
 
-@pytest.mark.parametrize(("method", "number"), [(LinearProbe(), 0), (FullFinetuning(), 4)])
+@pytest.mark.parametrize(("method", "number"), quick_first(1, [(LinearProbe(), 0), (FullFinetuning(), 4)]))
 def test_what_is_tuned_decides(fit: Callable[..., list[float]], method: Any, number: int) -> None:
     compile_blocks = CompileBlocks(backend="eager")
     fit(make_model(method=method), compile_blocks)
@@ -114,7 +115,7 @@ def test_other_modules_are_refused(make_trainer: TrainerFactory, make_loader: Lo
         make_trainer(CompileBlocks()).fit(PlainModule(), make_loader())
 
 
-@pytest.mark.parametrize(("net", "join"), [("test_resnet", "feature"), ("test_vit", "before_norm")])
+@pytest.mark.parametrize(("net", "join"), quick_first(1, [("test_resnet", "feature"), ("test_vit", "before_norm")]))
 def test_a_copy_beside_the_network_is_compiled(fit: Callable[..., list[float]], net: str, join: Any) -> None:
     layer = "layer2.0" if net == "test_resnet" else "blocks.3"
     backend = Counting()

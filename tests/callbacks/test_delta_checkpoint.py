@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first
+from crossed import crossed
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
@@ -152,9 +154,10 @@ AVERAGES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("average", AVERAGES)
-@pytest.mark.parametrize("method", ["linear_probe", "layer_ft_bn", "full_ft"])
-@pytest.mark.parametrize("monitor", [None, "val/loss"])
+@pytest.mark.parametrize(
+    ("monitor", "method", "average"),
+    crossed([None, "val/loss"], ["linear_probe", "layer_ft_bn", "full_ft"], AVERAGES),
+)
 def test_delta_is_the_model_that_was_validated(
     monitor: str | None,
     method: str,
@@ -274,8 +277,7 @@ def test_loggers_are_told(tmp_path: Path, make_loader: LoaderFactory, make_train
     assert told == ["epoch=0.safetensors", "epoch=1.safetensors"]
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "precision"), crossed(METHODS, ["bf16-true", "64-true", "bf16-mixed"]))
 def test_delta_of_any_precision_is_loaded(
     method: str, precision: Any, tmp_path: Path, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
@@ -314,7 +316,7 @@ def test_pruning_is_refused(make_loader: LoaderFactory, make_trainer: TrainerFac
         make_trainer(DeltaCheckpoint(tmp_path), pruning, enable_checkpointing=True).fit(model, make_loader())
 
 
-@pytest.mark.parametrize("monitor", [None, "val/accuracy", "val/loss", "train/loss", "nc1/penultimate"])
+@pytest.mark.parametrize("monitor", quick_first(2, [None, "nc1/penultimate", "val/accuracy", "val/loss", "train/loss"]))
 def test_solved_probe_is_saved_and_measured(monitor: str | None, tmp_path: Path, make_trainer: TrainerFactory) -> None:
     data = ImageData("sklearn:digits", image_size=16, samples_per_class=2, val_size=20, test_size=20)
     model = ImageClassifier(TimmBackbone("test_resnet", None), 10)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import TrainerFactory
+from crossed import crossed
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from plain_module import PlainModule, make_loader
@@ -35,8 +36,7 @@ def moments(rows: list[dict[str, float]]) -> list[tuple[float, float]]:
     return [(row["epoch"], row["step"]) for row in rows]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stage", ["test", "validate"])
+@pytest.mark.parametrize(("kind", "stage"), crossed(KINDS, ["test", "validate"]))
 def test_a_measured_checkpoint_adds_a_row_of_its_own_moment(
     make_trainer: TrainerFactory, tmp_path: Path, kind: str, stage: str
 ) -> None:
@@ -53,8 +53,7 @@ def test_a_measured_checkpoint_adds_a_row_of_its_own_moment(
     assert rows_of(tmp_path / "out") == callback.history
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("same_callback", [True, False])
+@pytest.mark.parametrize(("kind", "same_callback"), crossed(KINDS, [True, False]))
 def test_a_second_fit_adds_its_rows(
     make_trainer: TrainerFactory, tmp_path: Path, kind: str, same_callback: bool
 ) -> None:
@@ -77,21 +76,20 @@ def test_going_on_with_one_trainer_adds_epochs(make_trainer: TrainerFactory, tmp
     assert rows_of(tmp_path) == callback.history
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("measured_later", [False, True])
+@pytest.mark.parametrize(("kind", "measured_later"), crossed(KINDS, [False, True]))
 def test_a_resumed_fit_has_each_row_once(
     make_trainer: TrainerFactory, tmp_path: Path, kind: str, measured_later: bool
 ) -> None:
     whole = make_callback(kind)
-    make_trainer(whole, max_epochs=4).fit(PlainModule(), *loaders())
+    make_trainer(whole, max_epochs=3).fit(PlainModule(), *loaders())
     folder = tmp_path / "out"
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     first = make_callback(kind, folder=folder)
-    epochs = 3 if measured_later else 2  # an epoch that the checkpoint knows nothing of
+    epochs = 2 if measured_later else 1  # an epoch that the checkpoint knows nothing of
     make_trainer(first, keep, max_epochs=epochs, enable_checkpointing=True).fit(PlainModule(), *loaders())
     second = make_callback(kind, folder=folder)
-    trainer = make_trainer(second, max_epochs=4)
-    trainer.fit(PlainModule(), *loaders(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=False)
+    trainer = make_trainer(second, max_epochs=3)
+    trainer.fit(PlainModule(), *loaders(), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=False)
     assert second.history == whole.history
     assert rows_of(folder) == whole.history
 
@@ -101,7 +99,7 @@ def test_what_was_measured_after_the_checkpoint_stays_until_it_is_measured_anew(
 ) -> None:
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     first = make_callback("layerwise", folder=tmp_path / "out")
-    make_trainer(first, keep, max_epochs=4, enable_checkpointing=True).fit(PlainModule(), *loaders())
+    make_trainer(first, keep, max_epochs=3, enable_checkpointing=True).fit(PlainModule(), *loaders())
     second = make_callback("layerwise", folder=tmp_path / "out")
     make_trainer(second, max_epochs=2).fit(
         PlainModule(), *loaders(), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=False

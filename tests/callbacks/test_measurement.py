@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import TrainerFactory
+from crossed import crossed
 from plain_module import CLASSES, PlainModule, make_loader, make_samples
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -73,8 +74,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "case"), crossed(["train", "val"], BAD))
 def test_bad_input_is_nan_with_one_warning(make_trainer: TrainerFactory, case: str, split: str) -> None:
     data, layer, match = BAD[case]
     pool = "flatten" if case == "width changes" else "default"
@@ -96,8 +96,7 @@ class NoCheck(Unused):
         return self(images).square().mean()
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("case", ["no labels", "a tuple", "class absent"])
+@pytest.mark.parametrize(("case", "split"), crossed(["no labels", "a tuple", "class absent"], ["train", "val"]))
 def test_bad_input_is_an_error_if_strict(make_trainer: TrainerFactory, case: str, split: str) -> None:
     data, layer, match = BAD[case]
     callback = LayerwiseNC1(layers=[layer], split=split, train_dataloader=data, num_classes=CLASSES, strict=True)

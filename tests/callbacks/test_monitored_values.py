@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TrainerFactory
+from crossed import crossed
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from plain_module import PlainModule, make_loader, measure_by_hand
 
@@ -26,9 +27,7 @@ def epochs_of(callback: Any) -> list[float]:
     return [row["epoch"] for row in callback.history]
 
 
-@pytest.mark.parametrize("name", MEASURED)
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("every", [2, 3, None])
+@pytest.mark.parametrize(("every", "split", "name"), crossed([2, 3, None], ["train", "val"], MEASURED))
 def test_what_is_monitored_is_there_from_the_first_epoch(
     make_trainer: TrainerFactory, tmp_path: Path, name: str, split: str, every: int | None
 ) -> None:
@@ -82,8 +81,7 @@ def test_a_resumed_run_measures_what_is_monitored(make_trainer: TrainerFactory, 
     assert epochs_of(run(5, ckpt_path=tmp_path / "it.ckpt", weights_only=False)) == [0, 1, 2, 4]
 
 
-@pytest.mark.parametrize("build", [LayerwiseNC1, CollapseMonitor])
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize(("number", "build"), crossed([2, 3], [LayerwiseNC1, CollapseMonitor]))
 def test_each_validation_loader_has_its_values(make_trainer: TrainerFactory, build: Any, number: int) -> None:
     callback, model = build(split=("val", "train"), every_n_epochs=2), PlainModule()
     name = "collapse/nc1" if build is CollapseMonitor else "nc1/penultimate"

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first, quick_where
 from PIL import Image
 from plain_module import PlainModule
 from torch import Tensor
@@ -87,7 +88,7 @@ def fit(make_trainer: TrainerFactory, make_loader: LoaderFactory) -> Callable[..
         plain = make_loader()
         train = DataLoader(dataset or plain.dataset, batch_size=4, shuffle=True)
         L.seed_everything(1, verbose=False)
-        trainer = make_trainer(losses, *callbacks, **{"max_epochs": 3, **options})
+        trainer = make_trainer(losses, *callbacks, **{"max_epochs": 2, **options})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(model, train, make_loader(seed=1, num_samples=6))
@@ -96,7 +97,7 @@ def fit(make_trainer: TrainerFactory, make_loader: LoaderFactory) -> Callable[..
     return run
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick_where({"skip_probe", "scl_ft", "batch_norm", "lp_ft"}.__contains__, METHODS))
 def test_losses_are_those_of_a_run_without_a_cache_to_the_last_bit(
     fit: Callable[..., Losses], method: str, tmp_path: Path
 ) -> None:
@@ -127,7 +128,7 @@ def test_the_prefix_is_not_run_again(fit: Callable[..., Losses]) -> None:
     fit(model, PrefixCache(), num_sanity_val_steps=0, max_epochs=1)
     once = len(calls)
     calls.clear()
-    fit(model, PrefixCache(), num_sanity_val_steps=0, max_epochs=6)
+    fit(model, PrefixCache(), num_sanity_val_steps=0, max_epochs=3)
     assert len(calls) == once > 0
 
 
@@ -139,7 +140,7 @@ def test_runs_share_a_folder(fit: Callable[..., Losses], tmp_path: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("harm", ["truncated", "stale", "no meta"])
+@pytest.mark.parametrize("harm", quick_first(2, ["stale", "no meta", "truncated"]))
 def test_a_broken_cache_is_computed_anew(fit: Callable[..., Losses], tmp_path: Path, harm: str) -> None:
     first = fit(make_model(), PrefixCache(str(tmp_path)))
     for path in tmp_path.rglob("0.bin"):
@@ -349,7 +350,7 @@ def test_both_measuring_callbacks_see_the_same_beside_a_cache(fit: Callable[...,
         return monitor.history, nc1.history, losses
 
     kept, plain = run(PrefixCache()), run()
-    assert len(plain[0]) == len(plain[1]) == 3
+    assert len(plain[0]) == len(plain[1]) == 2
     assert kept[:2] == plain[:2]
     assert kept[2].train == plain[2].train
 
@@ -403,7 +404,7 @@ def test_other_modules_are_refused(make_trainer: TrainerFactory, make_loader: Lo
         make_trainer(PrefixCache()).fit(PlainModule(), make_loader())
 
 
-@pytest.mark.parametrize("join", ["feature", "normed_feature", "before_norm"])
+@pytest.mark.parametrize("join", quick_first(1, ["before_norm", "normed_feature", "feature"]))
 def test_a_skip_probe_is_kept_wherever_its_skips_join(fit: Callable[..., Losses], join: Any) -> None:
     def model() -> ImageClassifier:
         torch.manual_seed(0)

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 import torch.multiprocessing
+from crossed import crossed
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor, nn
 
@@ -109,14 +112,25 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("batch", [4, 15])
-def test_weights_are_those_of_a_run_that_was_not_cut_off(tmp_path: Path, name: str, batch: int) -> None:
-    whole, _ = fit(tmp_path / "whole", KINDS[name])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+    """The weights of a run of some kind that was not cut off; each kind is run once."""
+
+    @cache
+    def fit_kind(name: str) -> dict[str, Tensor]:
+        return fit(tmp_path_factory.mktemp("whole"), KINDS[name])[0]
+
+    return fit_kind
+
+
+@pytest.mark.parametrize(("batch", "name"), crossed([4, 15], KINDS))
+def test_weights_are_those_of_a_run_that_was_not_cut_off(
+    whole: Callable[[str], dict[str, Tensor]], tmp_path: Path, name: str, batch: int
+) -> None:
     with pytest.raises(RunInterruptedError):
         fit(tmp_path / "cut", KINDS[name], batch)
     resumed, _ = fit(tmp_path / "cut", KINDS[name], resume=True)
-    assert same(resumed, whole)
+    assert same(resumed, whole(name))
 
 
 @pytest.mark.parametrize(("accumulated", "expected"), [(1, [2, 4, 6, 8]), (2, [2, 4]), (3, [2, 3])])

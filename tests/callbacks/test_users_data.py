@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first, quick_where
+from crossed import crossed
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -97,8 +99,9 @@ CASES: dict[str, tuple[type[ImageClassifier], Callable[[], dict[str, Any]]]] = {
     "module": (Model, lambda: {"datamodule": Data()}),
     "module before, loaders": (ModelBefore, lambda: loaders(Data())),
     "module, loaders": (Model, lambda: loaders(Data())),
-    "loaders after a datamodule": (Model, lambda: loaders(Data())),
 }
+# One of each kind: a datamodule's hook, batches of another form, a module's hook.
+CHANGED_BY_HOOKS = ("datamodule, transfer", "dicts", "module before, loaders")
 
 
 def loaders(data: Data) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def darkened_features(model: ImageClassifier, samples: TensorDataset) -> tuple[T
         return model.eval().features(darken(images)), labels
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture
 def case(request: pytest.FixtureRequest) -> tuple[type[ImageClassifier], Callable[[], dict[str, Any]]]:
     return CASES[request.param]
 
@@ -132,7 +135,7 @@ class Losses(L.Callback):
         self.values.append(trainer.callback_metrics["val/loss"].item())
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("case", "precision"), crossed(CASES, ["32-true", "bf16-mixed"]), indirect=["case"])
 def test_kept_losses_are_those_of_images(make_trainer: TrainerFactory, case: Any, precision: Any) -> None:
     kind, give = case
 
@@ -140,7 +143,7 @@ def test_kept_losses_are_those_of_images(make_trainer: TrainerFactory, case: Any
         losses = Losses()
         L.seed_everything(1, verbose=False)
         model = make_model(kind)
-        make_trainer(losses, *callbacks, max_epochs=3, precision=precision).fit(model, **give())
+        make_trainer(losses, *callbacks, max_epochs=2, precision=precision).fit(model, **give())
         return losses.values
 
     cache = PrefixCache()
@@ -148,6 +151,7 @@ def test_kept_losses_are_those_of_images(make_trainer: TrainerFactory, case: Any
     assert cache.stored_bytes.keys() == {"train", "val"}
 
 
+@pytest.mark.parametrize("case", quick_where(CHANGED_BY_HOOKS.__contains__, CASES), indirect=True)
 def test_heads_align_to_what_training_sees(make_trainer: TrainerFactory, case: Any) -> None:
     kind, give = case
     expected = make_model(kind, head=ALIGNED)
@@ -164,7 +168,7 @@ def test_heads_align_to_what_training_sees(make_trainer: TrainerFactory, case: A
     torch.testing.assert_close(look.weight, frame, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(("case", "cached"), crossed(CASES, [True, False]), indirect=["case"])
 def test_a_probe_is_judged_as_validation_judges_it(make_trainer: TrainerFactory, case: Any, cached: bool) -> None:
     kind, give = case
     model, path, data = make_model(kind, method=LinearProbe()), ProbePath([1e-3, 1e-1]), give()
@@ -179,6 +183,7 @@ def test_a_probe_is_judged_as_validation_judges_it(make_trainer: TrainerFactory,
     assert shown["val/loss"] == pytest.approx(chosen["val/loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("case", quick_where(CHANGED_BY_HOOKS.__contains__, CASES), indirect=True)
 def test_layers_are_measured_on_what_training_sees(make_trainer: TrainerFactory, case: Any) -> None:
     kind, give = case
     model, callback = make_model(kind), LayerwiseNC1(["penultimate"], split=("train", "val"), strict=True)
@@ -228,7 +233,7 @@ def test_loaders_that_come_after_a_datamodule_are_told_of_themselves(make_traine
     assert told_by(trainer).deterministic is None
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", quick_first(1, [2, 3]))
 def test_lists_of_validation_loaders(make_trainer: TrainerFactory, number: int) -> None:
     def run(*callbacks: L.Callback) -> dict[str, float]:
         L.seed_everything(1, verbose=False)

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from conftest import LoaderFactory, TrainerFactory
+from crossed import crossed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -94,24 +95,24 @@ def normalised(images: Tensor) -> Tensor:
     return (images / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / 0.226
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (normalised, ValueError, "must lie in 0...1, got -.* normalised already"),
-        (lambda images: images / 127.5 - 1, ValueError, "normalised already"),
-        (lambda images: images.float(), ValueError, r"got .* to 25\d; divide by 255"),
-        (lambda images: images.double(), ValueError, "divide by 255"),
-        (lambda images: images.half(), ValueError, "divide by 255"),
-        (lambda images: images / 0, ValueError, "must be finite"),
-        (lambda images: (images / 255).index_fill(0, torch.tensor([1]), torch.nan), ValueError, "must be finite"),
-        (lambda images: images.long(), TypeError, "must be uint8 in 0...255 or floating point"),
-        (lambda images: images[0], ValueError, "must have shape"),
-    ],
-)
-@pytest.mark.parametrize("entry", ["fit", "validate", "predict"])
+SCALES: list[tuple[Any, type[Exception], str]] = [
+    (normalised, ValueError, "must lie in 0...1, got -.* normalised already"),
+    (lambda images: images / 127.5 - 1, ValueError, "normalised already"),
+    (lambda images: images.float(), ValueError, r"got .* to 25\d; divide by 255"),
+    (lambda images: images.double(), ValueError, "divide by 255"),
+    (lambda images: images.half(), ValueError, "divide by 255"),
+    (lambda images: images / 0, ValueError, "must be finite"),
+    (lambda images: (images / 255).index_fill(0, torch.tensor([1]), torch.nan), ValueError, "must be finite"),
+    (lambda images: images.long(), TypeError, "must be uint8 in 0...255 or floating point"),
+    (lambda images: images[0], ValueError, "must have shape"),
+]
+
+
+@pytest.mark.parametrize(("entry", "scale"), crossed(["fit", "validate", "predict"], SCALES))
 def test_images_of_another_scale_are_refused(
-    change: Any, error: type[Exception], message: str, entry: str, make_trainer: TrainerFactory
+    entry: str, scale: tuple[Any, type[Exception], str], make_trainer: TrainerFactory
 ) -> None:
+    change, error, message = scale
     drawn = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images, labels = change(drawn), torch.tensor([0, 1, 2, 0])
     loader = DataLoader([(images, labels)], collate_fn=lambda batches: batches[0])  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from crossed import crossed
 from tiny_clip import register_tiny_clip
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -88,14 +89,12 @@ def check(net: str, method: Callable[[], FinetuningMethod]) -> None:
         torch.testing.assert_close(found[name], value, msg=name)
 
 
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "net"), crossed(METHODS, NETS))
 def test_gradients_are_the_same(net: str, method: str) -> None:
     check(net, METHODS[method])
 
 
-@pytest.mark.parametrize("net", [net for net in NETS if net != "resnet"])
-@pytest.mark.parametrize("method", BEFORE_NORM)
+@pytest.mark.parametrize(("method", "net"), crossed(BEFORE_NORM, [net for net in NETS if net != "resnet"]))
 def test_so_they_are_where_the_skip_joins_before_the_norm(net: str, method: str) -> None:
     check(net, BEFORE_NORM[method])
 

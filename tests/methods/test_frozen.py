@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first
+from crossed import crossed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,8 +34,7 @@ WAKING_HOOKS = (
     "on_train_batch_end",
     "on_validation_end",
 )
-every_net = pytest.mark.parametrize("net", NETS)
-every_method = pytest.mark.parametrize("method", METHODS)
+every_net_and_method = pytest.mark.parametrize(("net", "method"), crossed(NETS, METHODS))
 
 
 def make_model(net: str, method: str, **options: Any) -> ImageClassifier:
@@ -93,8 +94,7 @@ class ModeRecorder(L.Callback):
             self.modes.setdefault(name, set()).add(part.training)
 
 
-@every_net
-@every_method
+@every_net_and_method
 def test_what_is_not_tuned_stays_bit_identical(
     net: str, method: str, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
@@ -108,7 +108,7 @@ def test_what_is_not_tuned_stays_bit_identical(
     assert moved == weights, "every tuned weight moves, and no buffer"
 
 
-@pytest.mark.parametrize("hook", WAKING_HOOKS)
+@pytest.mark.parametrize("hook", quick_first(2, WAKING_HOOKS))
 def test_no_single_hook_wakes_the_frozen_part(
     hook: str, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
@@ -118,8 +118,7 @@ def test_no_single_hook_wakes_the_frozen_part(
     assert not {name for name in changed(before, model) if not name.startswith("layer2.0.")}
 
 
-@pytest.mark.parametrize("net", ["test_resnet", "test_efficientnet"])
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize(("method", "net"), crossed(METHODS[1:], ["test_resnet", "test_efficientnet"]))
 def test_only_statistics_of_the_tuned_part_move_where_asked(
     net: str, method: str, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
@@ -130,8 +129,7 @@ def test_only_statistics_of_the_tuned_part_move_where_asked(
     assert changed(before, model) & statistics == {name for name in statistics if name.startswith(prefix)} != set()
 
 
-@every_net
-@every_method
+@every_net_and_method
 def test_frozen_parts_run_in_eval_mode_and_tuned_ones_in_train_mode(
     net: str, method: str, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
@@ -147,7 +145,7 @@ def test_frozen_parts_run_in_eval_mode_and_tuned_ones_in_train_mode(
     assert {"DropPath", "Dropout" if net == "test_vit" else "BatchNormAct2d"} & kinds
 
 
-@every_method
+@pytest.mark.parametrize("method", METHODS)
 def test_gradients_of_frozen_parameters_stay_none(
     method: str, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:

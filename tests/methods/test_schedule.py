@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import LoaderFactory, TrainerFactory
+from crossed import crossed
 from torch import nn
 
 from nc_finetune import ImageClassifier
@@ -48,8 +49,7 @@ def test_the_default_is_half_a_cosine(make_trainer: TrainerFactory, make_loader:
     assert seen == pytest.approx([cosine(step, 6) for step in range(6)])
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("warmup", [0, 2, 0.5])
+@pytest.mark.parametrize(("warmup", "schedule"), crossed([0, 2, 0.5], ["cosine", "linear", "constant"]))
 def test_a_fit_of_longer_is_the_end_of_a_long_fit(
     schedule: str, warmup: float, tmp_path: Path, make_trainer: TrainerFactory, make_loader: LoaderFactory
 ) -> None:

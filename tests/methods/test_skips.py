@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_clip import register_tiny_clip
 from torch import Tensor
 
 from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
@@ -159,14 +160,13 @@ def test_a_skip_can_join_before_the_final_norm(pool: str) -> None:
 
 @pytest.mark.parametrize("join", ["normed_feature", "before_norm"])
 def test_a_skip_of_a_clip_joins_before_the_projection(join: Any) -> None:
-    options = {"force_image_size": 32}
-    backbone = OpenClipBackbone("ViT-B-32", None, options, features="projected").eval()
+    backbone = OpenClipBackbone(register_tiny_clip(), None, features="projected").eval()
     with (
         pytest.raises(ValueError, match="cannot go through the final norm")
         if join == "normed_feature"
         else nullcontext()
     ):
-        assert SkipConnectionFinetuning(join=join).features(backbone, make_images()).shape == (4, 512)
+        assert SkipConnectionFinetuning(join=join).features(backbone, make_images()).shape == (4, 48)
 
 
 def test_a_network_without_layer_norm_says_so() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from crossed import crossed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -37,8 +38,8 @@ METHODS: dict[str, Callable[[], FinetuningMethod]] = {
     "lp-ft": lambda: ProbeFirst(LayerFinetuning(), probe_epochs=1),
     "learned scale": lambda: SkipConnectionFinetuning(scale="learned"),
 }
-every_method = pytest.mark.parametrize("method", METHODS)
-every_net = pytest.mark.parametrize("net", ["test_resnet", "test_vit", "test_efficientnet"])
+NETS = ("test_resnet", "test_vit", "test_efficientnet")
+every_net = pytest.mark.parametrize("net", NETS)
 
 
 def make_model(net: str, method: FinetuningMethod) -> ImageClassifier:
@@ -52,14 +53,13 @@ def snapshot(model: ImageClassifier) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in (*net.named_parameters(), *net.named_buffers())}
 
 
-@every_method
-@every_net
+@pytest.mark.parametrize(("net", "method"), crossed(NETS, METHODS))
 def test_what_is_not_tuned_stays_bit_identical_and_what_is_moves(
     net: str, method: str, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:
     model = make_model(net, METHODS[method]())
     before = snapshot(model)
-    make_trainer(max_epochs=3, val_check_interval=1).fit(model, make_loader(), make_loader(seed=1))
+    make_trainer(max_epochs=2, val_check_interval=1).fit(model, make_loader(), make_loader(seed=1))
     after = snapshot(model)
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     tuned = {name for name, value in model.backbone.model.named_parameters() if value.requires_grad}
@@ -85,8 +85,7 @@ def test_norm_tuning_trains_normalisation_layers_alone(net: str) -> None:
 # --- adapters
 
 
-@every_net
-@pytest.mark.parametrize("adapter", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize(("net", "adapter"), crossed(NETS, ["lora", "loha", "lokr"]))
 def test_adapters_start_as_the_pretrained_network(net: str, adapter: str) -> None:
     plain, adapted = make_model(net, LayerFinetuning()), make_model(net, AdapterTuning(adapter, rank=2))
     images = torch.rand(2, 3, 32, 32)
@@ -241,8 +240,11 @@ def test_a_run_resumes_in_either_phase_bit_for_bit(
     assert not all(torch.equal(value, first.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-@pytest.mark.parametrize("after", [LayerFinetuning, lambda: AdapterTuning(rank=2), BiasTuning])
-@pytest.mark.parametrize("step", [2, 4, 5])  # of three steps an epoch: in the probe, and twice behind it
+@pytest.mark.parametrize(
+    ("step", "after"),
+    # Of three steps an epoch: in the probe, and twice behind it.
+    crossed([2, 4, 5], [LayerFinetuning, lambda: AdapterTuning(rank=2), BiasTuning]),
+)
 def test_a_run_resumes_in_the_midst_of_an_epoch_in_the_phase_that_it_was_in(
     step: int,
     after: Callable[[], FinetuningMethod],
@@ -290,8 +292,13 @@ class Statistics(L.Callback):
         self.counts.append(max(int(norm.num_batches_tracked) for norm in norms))
 
 
-@pytest.mark.parametrize("net", ["test_resnet", "test_efficientnet"])
-@pytest.mark.parametrize("method", [LayerFinetuning, FullFinetuning, SkipConnectionFinetuning, SideFinetuning])
+@pytest.mark.parametrize(
+    ("method", "net"),
+    crossed(
+        [LayerFinetuning, FullFinetuning, SkipConnectionFinetuning, SideFinetuning],
+        ["test_resnet", "test_efficientnet"],
+    ),
+)
 def test_a_last_batch_of_one_image_leaves_the_statistics_alone(
     net: str, method: Any, make_loader: LoaderFactory, make_trainer: TrainerFactory
 ) -> None:

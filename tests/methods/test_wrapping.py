@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from crossed import crossed
 from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier
@@ -82,8 +83,7 @@ def test_no_method_is_left_out() -> None:
     assert set(METHODS) == set(METHOD_NAMES)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", [name for name in public_names() if name not in OWN])
+@pytest.mark.parametrize(("name", "method"), crossed([name for name in public_names() if name not in OWN], METHODS))
 def test_a_probe_answers_as_the_method_that_follows(method: str, name: str) -> None:
     plain, wrapped = METHODS[method](), ProbeFirst(METHODS[method]())
     nets = make_backbone(), make_backbone()

@@ -8,6 +8,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from conftest import quick_where
+from crossed import crossed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -131,6 +133,8 @@ RANDOM: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "hook in training": (lambda: {"datamodule": Hooked(when_training=True)}, "transfer hooks make other batches"),
     "stream": (lambda: {"train_dataloaders": DataLoader(Stream(), batch_size=6)}, "samples have numbers"),
 }
+# One of each place and kind of generator, which run always.
+FEW = {"torch", "a rare flip", "own numpy generator", "collate_fn", "hook in training", "stream"}
 
 
 def make_model(**options: Any) -> ImageClassifier:
@@ -139,12 +143,12 @@ def make_model(**options: Any) -> ImageClassifier:
     return ImageClassifier(backbone, 3, **{"method": LayerFinetuning("layer3.0"), **options})
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", quick_where(FEW.__contains__, RANDOM))
 def test_a_prefix_is_not_kept(make_trainer: TrainerFactory, name: str) -> None:
     give, reason = RANDOM[name]
     cache, model = PrefixCache(splits=["train"]), make_model()
     with pytest.warns(UserWarning, match=rf"PrefixCache: .*{reason}.*training goes on without it"):
-        make_trainer(cache, max_epochs=2).fit(model, **give())
+        make_trainer(cache).fit(model, **give())
     assert cache.stored_bytes == {}
     assert model.split is None
 
@@ -163,10 +167,9 @@ def test_views_of_what_is_random_differ(make_trainer: TrainerFactory, name: str)
     assert torch.equal(seen[0], seen[3])
 
 
-@pytest.mark.parametrize("where", ["dataset", "collate_fn", "hook"])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "where"), crossed(["train", "val"], ["dataset", "collate_fn", "hook"]))
 def test_what_changes_with_the_epoch_is_noticed_in_the_second(
-    make_trainer: TrainerFactory, where: str, split: str
+    make_trainer: TrainerFactory, split: str, where: str
 ) -> None:
     epoch = [0]
 
@@ -214,8 +217,10 @@ def test_a_generator_of_the_loader_gives_the_same_order(make_trainer: TrainerFac
     assert all(torch.equal(value, plain[name]) for name, value in kept.items())
 
 
-@pytest.mark.parametrize("name", ["own numpy generator", "collate_fn", "hook"])
-@pytest.mark.parametrize("taker", ["LayerwiseNC1", "ProbePath", "HeadAlignment"])
+@pytest.mark.parametrize(
+    ("taker", "name"),
+    crossed(["LayerwiseNC1", "ProbePath", "HeadAlignment"], ["own numpy generator", "collate_fn", "hook"]),
+)
 def test_whoever_takes_one_version_of_many_says_so(make_trainer: TrainerFactory, name: str, taker: str) -> None:
     give, reason = RANDOM[name]
     callbacks: list[L.Callback] = [LayerwiseNC1(["penultimate"])] if taker == "LayerwiseNC1" else []
