@@ -263,6 +263,7 @@ def test_trials_choose_its_block() -> None:
     assert all(map(torch.equal, before, net.parameters()))
 
 
+@pytest.mark.slow
 def test_it_is_exported_as_a_program_and_not_as_a_plain_model(tmp_path: Any) -> None:
     model = make_model().eval()
     change(model.method)
