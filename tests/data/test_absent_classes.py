@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
+from crossed import crossed
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_images import make_rows, write_images, write_parquet
@@ -19,23 +20,21 @@ INTEGER = datasets.Value("int64")
 LONG_TAIL = [0] * 30 + [1, 2, 3, 3, 4, 4, 5, 5, 5, 6]
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"test_size": 0.5},
-        {"test_size": 20, "val_size": 8},
-        {"val_size": 0.5},
-        {"train_share": 0.4},
-        {"samples_per_class": 1},
-        {"fold": 0, "num_folds": 2},
-        {"fold": 1, "num_folds": 2},
-        {"fold": 4},
-        {"balance_classes": True},
-    ],
-    ids=str,
-)
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"test_size": 0.5},
+    {"test_size": 20, "val_size": 8},
+    {"val_size": 0.5},
+    {"train_share": 0.4},
+    {"samples_per_class": 1},
+    {"fold": 0, "num_folds": 2},
+    {"fold": 1, "num_folds": 2},
+    {"fold": 4},
+    {"balance_classes": True},
+]
+
+
+@pytest.mark.parametrize(("options", "seed"), crossed(OPTIONS, range(6)), ids=str)
 def test_no_class_loses_all_training_images(tmp_path: Path, options: dict[str, Any], seed: int) -> None:
     write_parquet(tmp_path / "all.parquet", LONG_TAIL, INTEGER)
     data = ImageData(str(tmp_path), image_size=8, seed=seed, **options)

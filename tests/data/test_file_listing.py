@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from broken_images import encoded, photo
+from crossed import crossed
 from made_up_images import write_images, write_parquet
 from PIL import Image
 
@@ -61,8 +62,7 @@ BAD_NAMES = {"file": b"cat/caf\xe9.png", "class": b"caf\xe9/1.png", "folder": b"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-@pytest.mark.parametrize("kind", BAD_NAMES)
-@pytest.mark.parametrize("read", ["folder", "table", "unlabelled", "data"])
+@pytest.mark.parametrize(("read", "kind"), crossed(["folder", "table", "unlabelled", "data"], BAD_NAMES))
 def test_names_that_are_not_utf_8_are_named(tmp_path: Path, kind: str, read: str) -> None:
     root = tmp_path / os.fsdecode(BAD_NAMES["folder"]) if kind == "folder" else tmp_path
     write_images(root, "cat/1.png", "dog/1.png")
@@ -88,8 +88,7 @@ WRITTEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ending", WRITTEN)
-@pytest.mark.parametrize("kind", ["classes", "table", "unlabelled"])
+@pytest.mark.parametrize(("kind", "ending"), crossed(["classes", "table", "unlabelled"], WRITTEN))
 def test_what_pillow_decodes_is_read(tmp_path: Path, ending: str, kind: str) -> None:
     names = [f"{'cat' if number % 2 else 'dog'}/{number}" for number in range(8)]
     for name in names:

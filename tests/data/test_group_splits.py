@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from crossed import crossed
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_images import make_rows, write_images
@@ -75,8 +76,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("write", SOURCES)
+@pytest.mark.parametrize(
+    ("write", "options"), crossed(SOURCES, OPTIONS), ids=lambda value: value.__name__ if callable(value) else str(value)
+)
 def test_no_group_is_in_two_splits(tmp_path: Path, write: Any, options: dict[str, Any]) -> None:
     source, group = write(tmp_path)
     for seed in (0, 1):

@@ -37,9 +37,16 @@ def tell(pid: int, signum: signal.Signals) -> None:
     subprocess.run(["kill", f"-{int(signum)}", str(pid)], check=True)  # noqa: S607
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_on(signum: signal.Signals, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "signum"),
+    [
+        ("fork", signal.SIGINT),
+        ("forkserver", signal.SIGTERM),
+        # Each worker imports everything anew.
+        *(pytest.param("spawn", signum, marks=pytest.mark.slow) for signum in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
+def test_workers_read_on(method: str, signum: signal.Signals) -> None:
     loader = PatientLoader(Slow(), batch_size=2, num_workers=2, multiprocessing_context=method)
     batches = iter(loader)
     read = [next(batches)]

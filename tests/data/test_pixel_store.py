@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from broken_images import encoded
+from crossed import crossed
 from PIL import Image
 from torch import Tensor
 
@@ -145,8 +146,13 @@ def test_another_folder_with_the_same_names_and_sizes_is_another(tmp_path: Path)
     assert set(second) == {*range(60, 66), *range(120, 126)}
 
 
-@pytest.mark.parametrize("how", ["written again", "with the old time", "copied over", "renamed over", "linked"])
-@pytest.mark.parametrize("when", ["in another run", "in the same run"])
+@pytest.mark.parametrize(
+    ("when", "how"),
+    crossed(
+        ["in another run", "in the same run"],
+        ["written again", "with the old time", "copied over", "renamed over", "linked"],
+    ),
+)
 def test_a_file_that_was_replaced_is_decoded_again(tmp_path: Path, how: str, when: str) -> None:
     write_pets(tmp_path / "pets")
     data = ImageData(str(tmp_path / "pets"), image_size=8, val_size=2, test_size=2, pixel_cache=str(tmp_path / "cache"))

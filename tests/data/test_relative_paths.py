@@ -8,6 +8,7 @@ import datasets
 import pyarrow
 import pyarrow.ipc
 import pytest
+from crossed import crossed
 from made_up_images import write_images
 from pyarrow import parquet
 
@@ -61,10 +62,10 @@ def save(rows: datasets.Dataset, path: Path, arrow: bool) -> None:
         out.write_table(table)
 
 
-@every_kind
-@pytest.mark.parametrize("arrow", [False, True])
-@pytest.mark.parametrize("place", ["", "tables"])
-@pytest.mark.parametrize("relative_to", ["table", "source"])
+@pytest.mark.parametrize(
+    ("relative_to", "place", "arrow", "make"),
+    crossed(["table", "source"], ["", "tables"], [False, True], [text, struct, declared]),
+)
 def test_paths_are_relative_to_the_table_or_the_source(
     tmp_path: Path, make: Make, arrow: bool, place: str, relative_to: str
 ) -> None:

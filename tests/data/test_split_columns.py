@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
+from crossed import crossed
 from made_up_images import make_rows, write_images, write_parquet
 
 from nc_finetune.data.sources.source import load_source
@@ -54,8 +55,10 @@ KINDS = {"csv": csv_table, "jsonl": jsonl_table, "parquet": parquet_table, "save
 every_kind = pytest.mark.parametrize("write", KINDS.values(), ids=KINDS)
 
 
-@every_kind
-@pytest.mark.parametrize("column", ["split", "Split", "SPLIT", " Subset", "partition", "data_split", "phase", "usage"])
+@pytest.mark.parametrize(
+    ("column", "write"),
+    crossed(["split", "Split", "SPLIT", " Subset", "partition", "data_split", "phase", "usage"], KINDS.values()),
+)
 def test_a_column_of_splits_is_known_by_its_name_or_by_what_it_holds(tmp_path: Path, write: Any, column: str) -> None:
     cells = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     assert sizes(load_source(write(tmp_path, column, cells))) == PINNED

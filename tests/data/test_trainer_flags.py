@@ -1,11 +1,15 @@
 """Flags of the trainer that touch loaders: a run with each of them, cut off anywhere, goes on bit for bit."""
 
+from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from conftest import quick_where
 from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
@@ -80,17 +84,37 @@ FLAGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=str)
-def test_a_run_that_was_cut_off_goes_on(flags: dict[str, Any], tmp_path: Path) -> None:
-    whole, expected = fit(tmp_path / "whole", **flags)
-    for stop_after in sorted({1, 2, 3, 4, BATCHES, len(whole.seen) - 1}):
-        folder = tmp_path / str(stop_after)
-        first, _ = fit(folder, stop_after, **flags)
-        second, found = fit(folder, resume=True, **flags)
-        assert first.seen + second.seen == whole.seen
-        assert first.validations + second.validations == whole.validations
-        pairs = zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
+# After how many batches a run is cut off: within an epoch, between two, and before the last one.
+STOPS = (1, 3, BATCHES, -1)
+# Limits of batches, of steps and of validations, and loaders of another kind.
+ALWAYS = ({"limit_train_batches": 0.5}, {"overfit_batches": 3}, {"limit_val_batches": 0})
+ALWAYS += ({"limit_train_batches": 4, "val_check_interval": 2}, {"max_steps": 9, "accumulate_grad_batches": 2})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Watch, ImageClassifier]]:
+    """A run with some flags that was not cut off; each is run once."""
+    return cache(lambda place: fit(tmp_path_factory.mktemp("whole"), **FLAGS[place]))
+
+
+@pytest.mark.parametrize(
+    ("place", "stop"),
+    quick_where(
+        lambda case: FLAGS[case[0]] in ALWAYS and case[1] == STOPS[case[0] % len(STOPS)],
+        product(range(len(FLAGS)), STOPS),
+    ),
+)
+def test_a_run_that_was_cut_off_goes_on(
+    whole: Callable[[int], tuple[Watch, ImageClassifier]], place: int, stop: int, tmp_path: Path
+) -> None:
+    flags, (complete, expected) = FLAGS[place], whole(place)
+    stop_after = stop if stop > 0 else len(complete.seen) + stop
+    first, _ = fit(tmp_path, stop_after, **flags)
+    second, found = fit(tmp_path, resume=True, **flags)
+    assert first.seen + second.seen == complete.seen
+    assert first.validations + second.validations == complete.validations
+    pairs = zip(found.state_dict().values(), expected.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("balance", [False, True])

@@ -8,6 +8,7 @@ from typing import Any
 import jsonargparse
 import pytest
 import torch
+from conftest import quick_where
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -133,7 +134,7 @@ def test_widths_that_leave_nothing_to_classify_are_refused(name: str, width: int
         BUILD[name](width, classes)
 
 
-@every_head
+@pytest.mark.parametrize("name", quick_where({"cosine", "simplex", "bottleneck simplex"}.__contains__, BUILD))
 def test_head_survives_export(name: str) -> None:
     torch.manual_seed(0)
     head = BUILD[name](D, K).eval()

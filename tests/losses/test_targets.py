@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TrainerFactory
+from crossed import crossed
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -107,8 +108,9 @@ LOSSES_OF_SEVERAL: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32])
-@pytest.mark.parametrize("name", LOSSES_OF_SEVERAL)
+@pytest.mark.parametrize(
+    ("name", "dtype"), crossed(LOSSES_OF_SEVERAL, [torch.int64, torch.uint8, torch.bool, torch.float32])
+)
 def test_losses_of_several_labels_fit_and_validate(name: str, dtype: torch.dtype, make_trainer: TrainerFactory) -> None:
     loss, data = LOSSES_OF_SEVERAL[name](), loader(several_labels(dtype))
     assert takes_several_labels(loss)
