@@ -3,6 +3,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first
 from torch import nn
 
 from nc_finetune import ImageClassifier, load_delta, save_delta
@@ -165,7 +166,7 @@ def test_blocks_that_are_too_large_are_left_out_unless_all_are(data: ImageData) 
     assert _tunable(backbone, data, LayerFinetuning, 0.0) == everything
 
 
-@pytest.mark.parametrize("kind", [SideFinetuning, SkipConnectionFinetuning])
+@pytest.mark.parametrize("kind", quick_first(1, [SideFinetuning, SkipConnectionFinetuning]))
 def test_a_checkpoint_says_which_block_was_chosen(
     kind: type[LayerFinetuning], data: ImageData, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
 ) -> None:
