@@ -41,11 +41,7 @@ class BadImage:
 
 
 class BadImages:
-    """Which images of a source did not decode so far.
-
-    Args:
-        tables: The images, by the split of the source that they are in.
-        decode: What they are to go through.
+    """Which images did not decode so far, by the split of the source that they are in.
 
     Attributes:
         flags: By split, uint8 of shape ``(rows,)`` in shared memory: a process that decodes sets 1 where it cannot.
@@ -71,11 +67,7 @@ class BadImages:
         return BadImage(name, row, encoded["path"], reason)
 
     def report(self, path: Path | None) -> None:
-        """Warn of the images that were left out, if there are any, and list them.
-
-        Args:
-            path: A CSV file for the list.
-        """
+        """Warn of the images that were left out, if there are any, and list them in a CSV file."""
         if not (found := self.found()):
             return
         first = "\n".join(f"  {bad}" for bad in found[:3])
@@ -105,11 +97,6 @@ def shared_flags(size: int) -> Tensor:
 
 
 def write_bad_images(path: Path, bad: Sequence[BadImage]) -> None:
-    """Write a CSV file with a line for each image that was left out.
-
-    Args:
-        path: The file.
-        bad: The images.
-    """
+    """Write a CSV file with a line for each image that was left out."""
     lines = [[image.table, image.row, image.path, image.reason] for image in bad]
     write_text_atomically(path, csv_text([["split", "row", "path", "reason"], *lines]))

@@ -21,9 +21,6 @@ class SplitImages:
     """Datasets of the splits of a source, which share what is found out of its images: bad ones, and decoded pixels.
 
     Args:
-        source: The images.
-        plan: How they are split.
-        decode: From an encoded image to a uint8 tensor.
         skip: Leave images out that do not decode; otherwise the first of them is an error.
         pixel_cache: Folder that keeps decoded images; ``None`` decodes each time.
 

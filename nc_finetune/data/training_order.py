@@ -29,7 +29,6 @@ class TrainingOrder(DistributedSampler[Any]):
     each has equally many; where they do not divide, images from the start of the order come twice.
 
     Args:
-        dataset: What is drawn from.
         seed: Which orders.
         ranks: Number of processes.
         rank: This process.
@@ -165,10 +164,6 @@ class TrainingProgress:
     def load_state_dict(self, state: dict[str, Any], splits_hash: str) -> None:
         """Let the next loader go on from there.
 
-        Args:
-            state: What a checkpoint says.
-            splits_hash: Hash of which images are in which split now.
-
         Raises:
             ValueError: If the checkpoint was trained on other splits.
         """
@@ -182,9 +177,6 @@ class TrainingProgress:
 
 def balancing_weights(labels: Sequence[int]) -> Tensor:
     """Return a weight for each image by which every class is drawn equally often.
-
-    Args:
-        labels: The label of each image.
 
     Returns:
         Shape ``(N,)``, float64: one over the number of images of the class.

@@ -72,10 +72,6 @@ def number_label_sets(
 ) -> tuple[tuple[str, ...], dict[str, list[tuple[int, ...] | None]]]:
     """Do what :func:`number_labels` does where each row has a list of labels, which may be empty.
 
-    Args:
-        splits: HF datasets by split, ``"train"`` among them.
-        column: Name of their column of lists.
-
     Returns:
         K names, and by split the labels of each row, in rising order, each once; ``None`` where the cell is null.
 
@@ -121,10 +117,6 @@ def is_no_label(value: Any) -> bool:
 
 def rarest_labels(sets: Sequence[tuple[int, ...]], num_classes: int) -> list[int]:
     """Return the label of each row that is rarest among all rows: by it, rows of several labels are stratified.
-
-    Args:
-        sets: The labels of each row.
-        num_classes: K.
 
     Returns:
         As many integers, K for a row without labels.

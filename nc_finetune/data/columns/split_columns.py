@@ -69,10 +69,6 @@ def divide_by_columns(
 def column_splits(columns: Mapping[str, Sequence[str]], where: str) -> list[str] | None:
     """Return the split of each row that the columns of a table say; ``None`` where none is about splits.
 
-    Args:
-        columns: The cells of each column as text, ``""`` where there is nothing.
-        where: The table, for errors.
-
     Raises:
         ValueError: If a cell stands for no split, or two columns are about splits and differ.
 
@@ -100,10 +96,6 @@ def is_split_column(name: str, classes: Sequence[str]) -> bool:
 
 def folder_split(path: PurePosixPath, where: str) -> str:
     """Return the split that a folder of an image is named like, or ``""``.
-
-    Args:
-        path: The image, relative to the source.
-        where: The row, for errors.
 
     Raises:
         ValueError: If folders above one another are named like different splits.

@@ -45,9 +45,6 @@ def camel_words(name: str) -> list[str]:
 def split_of(name: str) -> str | None:
     """Tell which split a name stands for.
 
-    Args:
-        name: The name of a split or a folder, or a cell.
-
     Returns:
         ``"train"``, ``"val"``, ``"test"`` or ``"unlabelled"``; ``None`` where it stands for none of them.
 

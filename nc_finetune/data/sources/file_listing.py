@@ -135,15 +135,7 @@ class LeftOut:
 
 
 def left_out_of(source: str, tables: Iterable[EncodedImages]) -> LeftOut:
-    """Find what was left out of a source that is a folder, or a table in one.
-
-    Args:
-        source: Where it is.
-        tables: What was read of it.
-
-    Returns:
-        What was left out; nothing of other sources.
-    """
+    """Find what was not read of a source that is a folder, or a table in one; of other sources there is nothing."""
     path = Path(source).expanduser()
     folder = path if path.is_dir() else path.parent
     if not path.exists() or source.startswith("sklearn:"):

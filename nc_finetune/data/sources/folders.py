@@ -71,17 +71,7 @@ def holds_tables_alone(path: Path) -> bool:
 def read_table(
     path: Path, image_column: str | None = None, label_column: str | None = None, labels_needed: bool = True
 ) -> dict[str, Any]:
-    """Read the images that a table of labels names, from the folder that it is in.
-
-    Args:
-        path: The CSV or JSON Lines file.
-        image_column: Column of the images.
-        label_column: Column of the labels.
-        labels_needed: Whether there must be one.
-
-    Returns:
-        HF datasets by split.
-    """
+    """Read the images that a table of labels names, from the folder that it is in, by split."""
     folder = path.parent
     return LabelTable(folder, visible_files(folder), image_column, label_column).read({"": path}, labels_needed)
 

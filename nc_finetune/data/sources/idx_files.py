@@ -25,10 +25,6 @@ def is_idx_folder(files: Sequence[Path]) -> bool:
 def read_idx_folder(folder: Path, files: Sequence[Path]) -> dict[str, datasets.Dataset]:
     """Read ``train-images-idx3-ubyte``, its labels, and the ``t10k`` files where they are; each may end in ``.gz``.
 
-    Args:
-        folder: Where they are.
-        files: All files below it, relative to it.
-
     Returns:
         HF datasets by split with the columns ``image`` and ``label``; the labels are integers.
 

@@ -21,11 +21,7 @@ def find_splits(
 ) -> Found:
     """Find the rows of a source by split, before anything is known of their labels.
 
-    Args:
-        source: As for :func:`~nc_finetune.data.load_source`.
-        image_column: Column of the images in a table; ``None`` finds it.
-        label_column: Column of the labels in a table; ``None`` finds it.
-        labels_needed: Whether a table of labels without a column of labels is an error.
+    Columns are given or found; where labels are needed, a table of labels without a column of them is an error.
 
     Returns:
         HF datasets by split, and the columns where they are known.

@@ -19,12 +19,7 @@ _PIXELS = 3 * 32 * 32
 
 
 def find_layout(folder: Path, marker: str) -> Path | None:
-    """Return the folder that a file of a layout is relative to: this one, or one up to two levels below.
-
-    Args:
-        folder: Where to look.
-        marker: A file of the layout, relative to its own folder.
-    """
+    """Return the folder that a file of a layout is relative to: this one, or one up to two levels below."""
     for depth in ("", "*/", "*/*/"):
         if found := sorted(folder.glob(depth + marker)):
             return found[0].parents[len(Path(marker).parts) - 1]
@@ -79,11 +74,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def file_rows(rows: Mapping[str, Iterable[tuple[Path, str | None]]]) -> dict[str, datasets.Dataset]:
-    """Return HF datasets of files and their classes, which all splits number alike.
-
-    Args:
-        rows: By split, each image and the name of its class, where it has one.
-    """
+    """Return HF datasets of files and their classes, which all splits number alike; a file may have none."""
     import datasets as hf
 
     pairs = {split: list(group) for split, group in rows.items()}

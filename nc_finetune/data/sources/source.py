@@ -186,10 +186,7 @@ def load_unlabelled(
 ) -> dict[str, EncodedImages]:
     """Find the images of a source that have no label, or where all of them have one, or none has, all of them.
 
-    Args:
-        source: As for :func:`load_source`; no column of labels and no split is needed.
-        image_column: Column of the images in a table; ``None`` finds it.
-        label_column: Column of the labels in a table; ``None`` finds it.
+    Sources and columns are those of :func:`load_source`; no column of labels and no split is needed.
 
     Returns:
         Images by the split that they are in.

@@ -128,9 +128,6 @@ class Source:
 def file_stamp(path: str) -> bytes:
     """Say which file this is, and in which state: where it is, how large, and when it was written and put there.
 
-    Args:
-        path: The file.
-
     Returns:
         Another text once the file is written or replaced; the same one for all that are not there.
     """

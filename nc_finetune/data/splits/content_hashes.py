@@ -33,9 +33,6 @@ class Duplicate:
 def content_hash(encoded: Mapping[str, Any]) -> str:
     """Hash the file of an image, as it is: the same picture saved twice has two hashes.
 
-    Args:
-        encoded: ``{"bytes": ..., "path": ...}``.
-
     Returns:
         BLAKE2b of 64 bits in hexadecimal; ``""`` where there is no image, or none that can be read.
     """
@@ -59,9 +56,6 @@ def find_duplicates(splits: Mapping[str, tuple[ImageTable, Sequence[int]]]) -> l
     """Find images that are in more than one split.
 
     Only files of a size that occurs in two splits are read.
-
-    Args:
-        splits: The table of each split, and its rows.
 
     Returns:
         A line for each row that stands in an earlier split, too.

@@ -24,14 +24,7 @@ SplitRows = dict[str, tuple[str, Indices]]
 def write_splits(
     path: Path, tables: Mapping[str, ImageTable], rows: SplitRows, plan: Mapping[str, Any] | None = None
 ) -> None:
-    """Write which images are in which split.
-
-    Args:
-        path: A JSON file.
-        tables: The tables of the source.
-        rows: The table of each split, and its rows.
-        plan: How they were drawn, ready for JSON.
-    """
+    """Write which images are in which split, and by which arguments they were drawn, as JSON."""
     splits = {
         split: {"table": table, "hashes": row_hashes(tables[table], indices.tolist())}
         for split, (table, indices) in rows.items()
@@ -56,12 +49,7 @@ def read_plan(path: Path) -> dict[str, Any] | None:
 
 
 def compare_plans(path: Path, asked: dict[str, Any], written: dict[str, Any]) -> None:
-    """Refuse splits that were drawn with other arguments.
-
-    Args:
-        path: The file of the splits.
-        asked: The arguments that are asked for; those that are ``None`` ask for nothing.
-        written: Those that the splits were drawn with.
+    """Refuse splits that were drawn with other arguments; those that are ``None`` ask for nothing.
 
     Raises:
         ValueError: If they differ.
@@ -84,10 +72,6 @@ def _said(arguments: dict[str, Any]) -> str:
 
 def read_splits(path: Path, tables: Mapping[str, ImageTable]) -> SplitRows:
     """Find the images of a file of splits, in whatever order the source has them now.
-
-    Args:
-        path: What :func:`write_splits` wrote.
-        tables: The tables of the source.
 
     Returns:
         The table of each split, and its rows in rising order.

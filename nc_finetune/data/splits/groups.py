@@ -78,8 +78,6 @@ class Groups:
     """The groups of some rows, and how many rows of each class are in each.
 
     Args:
-        labels: The label of each row.
-        names: The group of each row.
         seed: In which order groups are taken: by a hash of the seed and the group's first row.
     """
 
@@ -104,13 +102,8 @@ def split_off_groups(
     """Split whole groups off, keeping the shares of the classes as well as groups allow.
 
     Groups are taken in an order that is drawn, each where it brings the shares of the classes nearer to what is asked
-    for, and where it leaves images of all of its classes behind.
-
-    Args:
-        labels: The label of each row.
-        names: The group of each row.
-        size: Rows to split off: a share in ``(0, 1)``, or a number of at least 1; it is met as nearly as groups allow.
-        seed: Which groups to take.
+    for, and where it leaves images of all of its classes behind. The size is a share in ``(0, 1)``, or a number of at
+    least 1; it is met as nearly as groups allow.
 
     Returns:
         The rows that were split off and the others, both in rising order.
@@ -160,13 +153,6 @@ def take_per_class_in_groups(
 ) -> tuple[Indices, Indices]:
     """Draw the same number of rows from every class, and return the rows of groups of which none was drawn.
 
-    Args:
-        labels: The label of each row.
-        names: The group of each row.
-        number: Rows a class, at least 1.
-        seed: Which groups and rows to draw.
-        class_names: K names for the error; ``None`` names classes by their labels.
-
     Returns:
         The rows that were drawn, and the rows of the groups that nothing was drawn of.
 
@@ -191,17 +177,11 @@ def k_folds_of_groups(labels: Sequence[int], names: Sequence[str], number: int, 
     Groups whose classes differ most in number come first, each into the fold where the shares of the classes then
     differ least between folds.
 
-    Args:
-        labels: The label of each row.
-        names: The group of each row.
-        number: Number of folds, from 2 to the number of groups.
-        seed: Which groups go together.
-
     Returns:
         The rows of each fold, in rising order.
 
     Raises:
-        ValueError: If there are fewer groups than folds.
+        ValueError: If there are fewer groups than folds, or fewer than 2 folds.
 
     Example:
         >>> [fold.size for fold in k_folds_of_groups([0, 1] * 6, list("aabbccddeeff"), 3, seed=0)]
@@ -226,12 +206,7 @@ def k_folds_of_groups(labels: Sequence[int], names: Sequence[str], number: int, 
 
 
 def shared_groups(groups: dict[str, list[str]], rows: dict[str, tuple[str, Indices]]) -> dict[str, tuple[str, ...]]:
-    """Return the groups that have images in more than one split, and which splits these are.
-
-    Args:
-        groups: By table of the source, the group of each row.
-        rows: The table of each split, and its rows.
-    """
+    """Return the groups that have images in more than one split, and which splits these are."""
     where: dict[str, list[str]] = {}
     for split, (table, indices) in rows.items():
         for name in dict.fromkeys(groups[table][row] for row in indices):

@@ -107,11 +107,8 @@ def no_such_part(size: int | float, total: int) -> ValueError:
 def give_back(held_out: Indices, label_sets: Sequence[tuple[int, ...]], seed: int, replace: bool = True) -> Indices:
     """Leave an image of every class among those that are not held out.
 
-    Args:
-        held_out: Rows that were split off.
-        label_sets: The labels of each row.
-        seed: Which rows to give back.
-        replace: Hold other rows out in their place, of classes that have more than one left, so that the size stays.
+    Rows are given back, and to ``replace`` them others held out, of classes that have more than one left, so that the
+    size stays.
 
     Returns:
         The rows to hold out, in rising order: the same ones where no class lost all of its rows. At least one stays.
@@ -181,16 +178,11 @@ def draw_stratified(labels: Sequence[int], number: int, seed: int, at_least: int
 def k_folds(labels: Sequence[int], number: int, seed: int) -> list[Indices]:
     """Divide rows into folds that have the shares of the classes.
 
-    Args:
-        labels: The label of each row.
-        number: Number of folds, from 2 to the number of rows.
-        seed: Which rows go together.
-
     Returns:
         The rows of each fold, in rising order; folds differ by at most one row, in all and in every class.
 
     Raises:
-        ValueError: If there are fewer rows than folds.
+        ValueError: If there are fewer rows than folds, or fewer than 2 folds.
 
     Example:
         >>> [fold.size for fold in k_folds([0, 1] * 5, 3, seed=0)]
@@ -203,14 +195,7 @@ def k_folds(labels: Sequence[int], number: int, seed: int) -> list[Indices]:
 
 
 def splits_hash(rows: Mapping[str, tuple[str, Indices]]) -> str:
-    """Hash which rows are in which split.
-
-    Args:
-        rows: The table of each split, and its rows.
-
-    Returns:
-        BLAKE2b in hexadecimal.
-    """
+    """Hash which rows are in which split."""
     digest = hashlib.blake2b(digest_size=8)
     for split in sorted(rows):
         table, indices = rows[split]

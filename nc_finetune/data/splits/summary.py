@@ -40,12 +40,7 @@ class SplitSummary:
 
 
 class PlannedSplits:
-    """The splits of a source as a plan draws them, and what is to be known of them; each is found when asked for.
-
-    Args:
-        source: The images.
-        plan: How they are split.
-    """
+    """The splits of a source as a plan draws them, and what is to be known of them; each is found when asked for."""
 
     def __init__(self, source: Source, plan: SplitPlan) -> None:
         self.source = source
@@ -112,12 +107,7 @@ class PlannedSplits:
 
 
 def absent_classes(source: Source, rows: SplitRows) -> dict[str, list[str]]:
-    """Return the names of the classes that each split has no image of; splits that have all are left out.
-
-    Args:
-        source: The images.
-        rows: The table of each split, and its rows.
-    """
+    """Return the names of the classes that each split has no image of; splits that have all are left out."""
     found = {}
     for split, (name, indices) in rows.items():
         table = source.splits[name]
