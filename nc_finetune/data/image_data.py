@@ -148,6 +148,7 @@ class ImageData(L.LightningDataModule):
         self.balance_classes = balance_classes
         self.pixel_cache = pixel_cache
         self.left_out = LeftOut()
+        self._used_images: SplitImages | None = None
         self._progress = TrainingProgress()
         self._chosen_workers: dict[str, int] = {}
 
@@ -297,7 +298,7 @@ class ImageData(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Say which images were left out, if any, and list them beside the logs."""
-        images: SplitImages | None = self.__dict__.get("_images")
+        images = self._used_images
         if images is None or images.bad is None:  # nothing has been read, or left out
             return
         path = None
@@ -323,15 +324,17 @@ class ImageData(L.LightningDataModule):
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
         return self._images.of(split)
 
-    @cached_property
+    @property
     def _images(self) -> SplitImages:
-        return SplitImages(
-            self.data,
-            self.plan,
-            DecodeAndResize(self.image_size, self.interpolation),
-            skip=self.on_bad_image == "skip",
-            pixel_cache=None if self.pixel_cache is None else Path(self.pixel_cache).expanduser(),
-        )
+        """The images of the splits, read as the attributes say now; splits and flags stay those of the first use."""
+        decode = DecodeAndResize(self.image_size, self.interpolation)
+        folder = None if self.pixel_cache is None else Path(self.pixel_cache).expanduser()
+        if self._used_images is None:
+            self._used_images = SplitImages(
+                self.data, self.plan, decode, skip=self.on_bad_image == "skip", pixel_cache=folder
+            )
+        self._used_images.read_by(decode, folder)
+        return self._used_images
 
     @property
     def _loaders(self) -> ImageLoaders:

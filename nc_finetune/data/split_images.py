@@ -47,9 +47,16 @@ class SplitImages:
         self.planned = PlannedSplits(source, plan)
         self.bad = BadImages(source.splits, decode) if skip else None
         self._source = source
-        self._decode = decode
         self._skip = skip
-        self._pixel_cache = pixel_cache
+        self._used: tuple[str, Path | None] | None = None
+        self.read_by(decode, pixel_cache)
+
+    def read_by(self, decode: DecodeAndResize, pixel_cache: Path | None) -> None:
+        """Decode, and keep what is decoded, in another way from now on; nothing happens where it is the same."""
+        if self._used != (decode.identity, pixel_cache):
+            self._used, self._decode, self._pixel_cache = (decode.identity, pixel_cache), decode, pixel_cache
+            for cached in ("_pixels", "unlabelled"):
+                self.__dict__.pop(cached, None)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -255,3 +255,15 @@ def test_images_in_a_table_are_kept_by_its_content(tmp_path: Path) -> None:
     for _ in range(2):
         assert colours(tmp_path / "a", tmp_path / "cache") == list(range(12))
         assert colours(tmp_path / "b", tmp_path / "cache") == list(range(100, 112))
+
+
+def test_what_is_set_after_the_first_use_is_followed(tmp_path: Path) -> None:
+    data = ImageData("sklearn:digits", image_size=16)
+    first, bad = data.images("val")[0][0], data.bad_images()
+    data.pixel_cache = str(tmp_path)
+    assert data.images("val")[0][0].equal(first)
+    assert any(tmp_path.rglob("*")), "nothing was kept"
+    data.image_size, data.interpolation = 24, "nearest"
+    assert data.images("val")[0][0].shape == (3, 24, 24)
+    assert data.images("val").indices == ImageData("sklearn:digits", image_size=16).images("val").indices
+    assert data.bad_images() == bad
