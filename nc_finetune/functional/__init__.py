@@ -7,6 +7,8 @@ from nc_finetune.functional.class_statistics import merge_class_statistics as me
 from nc_finetune.functional.class_statistics import sum_class_statistics as sum_class_statistics
 from nc_finetune.functional.class_statistics import update_class_statistics as update_class_statistics
 from nc_finetune.functional.class_statistics import within_class_scatter as within_class_scatter
+from nc_finetune.functional.discriminant import LinearDiscriminant as LinearDiscriminant
+from nc_finetune.functional.discriminant import linear_discriminant as linear_discriminant
 from nc_finetune.functional.multilabel import MultilabelCollapse as MultilabelCollapse
 from nc_finetune.functional.multilabel import multilabel_collapse as multilabel_collapse
 from nc_finetune.functional.multilabel import tag_means as tag_means

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch import Tensor
+
+from nc_finetune.functional import class_statistics, linear_discriminant, merge_class_statistics
+from nc_finetune.functional.discriminant import SHRINKAGES
+
+# (N, D): more samples than features, and fewer (the Gram matrix).
+SHAPES = [(60, 7), (30, 50), (21, 21)]
+
+
+def make_samples(num_samples: int, num_features: int, num_classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features with spreads of different sizes around class means, and uneven counts, two a class at least."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = torch.arange(num_classes).repeat(2)
+    rest = torch.multinomial(torch.arange(1.0, num_classes + 1), num_samples - len(classes), True, generator=generator)
+    target = torch.cat([classes, rest])
+    means = torch.randn(num_classes, num_features, generator=generator, dtype=torch.float64)
+    noise = torch.randn(num_samples, num_features, generator=generator, dtype=torch.float64)
+    scales = torch.logspace(-1, 1, num_features, dtype=torch.float64)
+    return 5 + means[target] + noise * scales, target
+
+
+def brute_force(features: Tensor, target: Tensor, shrinkage: float, priors: str = "equal") -> Tensor:
+    """Logits of every sample by a covariance that is written out, inverted, and computed without the sample."""
+    z, y, rows = features.double().numpy(), target.numpy(), []
+    for left_out in range(len(z)):
+        others = np.arange(len(z)) != left_out
+        kept, labels = z[others], y[others]
+        means = np.stack([kept[labels == k].mean(0) for k in range(y.max() + 1)])
+        deviations = kept - means[labels]
+        covariance = deviations.T @ deviations / len(kept)
+        shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / z.shape[1] * np.eye(z.shape[1])
+        offsets = means - means.mean(0)
+        solved = np.linalg.solve(shrunk, offsets.T).T
+        logits = solved @ (z[left_out] - means.mean(0)) - (solved * offsets).sum(1) / 2
+        rows.append(logits + (np.log(np.bincount(labels) / len(labels)) if priors == "counts" else 0))
+    return torch.tensor(np.stack(rows))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shrinkage", [1e-3, 0.3, 1.0])
+@pytest.mark.parametrize("priors", ["equal", "counts"])
+def test_decision_values_are_those_of_scikit_learn(shape: tuple[int, int], shrinkage: float, priors: str) -> None:
+    features, target = make_samples(*shape)
+    prior = None if priors == "counts" else np.full(3, 1 / 3)
+    other = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=prior)
+    # Scikit-learn weighs the covariances of the classes by the priors; ours counts samples whatever the priors.
+    if priors == "equal":
+        target = torch.arange(3).repeat(shape[0] // 3)
+        features = features[: len(target)]
+    theirs = torch.tensor(other.fit(features.numpy(), target.numpy()).decision_function(features.numpy()))
+    found = linear_discriminant(features, target, shrinkage, priors=priors)  # type: ignore[arg-type]
+    ours = features @ found.weight.T + found.bias
+    between = lambda logits: logits - logits.mean(1, keepdim=True)  # noqa: E731
+    torch.testing.assert_close(between(ours), between(theirs), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shrinkage", [1e-4, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("priors", ["equal", "counts"])
+def test_leave_one_out_is_brute_force(shape: tuple[int, int], shrinkage: float, priors: str) -> None:
+    features, target = make_samples(*shape)
+    found = linear_discriminant(features, target, shrinkage, priors=priors)  # type: ignore[arg-type]
+    expected = brute_force(features, target, shrinkage, priors)
+    torch.testing.assert_close(found.leave_one_out_logits, expected, rtol=1e-10, atol=1e-10)
+    assert found.leave_one_out_accuracy == (expected.argmax(1) == target).double().mean()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_whole_path_is_that_of_each_shrinkage(shape: tuple[int, int]) -> None:
+    features, target = make_samples(*shape)
+    found = linear_discriminant(features, target)
+    alone = {s: linear_discriminant(features, target, s) for s in SHRINKAGES}
+    assert found.path == {s: one.leave_one_out_accuracy.item() for s, one in alone.items()}  # type: ignore[union-attr]
+    best = max(found.path.values())
+    assert found.shrinkage == max(s for s, accuracy in found.path.items() if accuracy == best)
+    torch.testing.assert_close(found.weight, alone[found.shrinkage].weight)
+
+
+@pytest.mark.parametrize("shrinkage", [1e-3, 0.5, 1.0])
+def test_statistics_of_any_grouping_give_the_same(shrinkage: float) -> None:
+    features, target = make_samples(60, 7)
+    whole = linear_discriminant(features, target, shrinkage)
+    parts = [class_statistics(features[rows], target[rows], 3) for rows in (slice(0, 25), slice(25, 60))]
+    merged = linear_discriminant(merge_class_statistics(*parts), shrinkage=shrinkage)
+    torch.testing.assert_close(merged.weight, whole.weight, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(merged.bias, whole.bias, rtol=1e-10, atol=1e-10)
+    assert merged.leave_one_out_logits is None
+
+
+def test_order_and_dtype_change_nothing() -> None:
+    features, target = make_samples(30, 50)
+    features = features.float()
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    first, second = linear_discriminant(features, target, 0.1), linear_discriminant(features[order], target[order], 0.1)
+    torch.testing.assert_close(first.weight, second.weight, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        first.leave_one_out_logits[order],  # type: ignore[index]
+        second.leave_one_out_logits,
+        rtol=1e-10,
+        atol=1e-10,
+    )
+    assert first.weight.dtype == torch.float64
+
+
+def test_full_shrinkage_is_the_nearest_class_mean() -> None:
+    features, target = make_samples(60, 7)
+    found = linear_discriminant(features, target, 1.0)
+    means = class_statistics(features, target).means
+    nearest = (features[:, None] - means).square().sum(-1).argmin(1)
+    assert (features @ found.weight.T + found.bias).argmax(1).equal(nearest)
+
+
+@pytest.mark.parametrize("shape", [(15, 4), (12, 20)])
+def test_weight_and_bias_are_differentiable(shape: tuple[int, int]) -> None:
+    features, target = make_samples(*shape)
+    features.requires_grad_()
+
+    def solved(given: Tensor) -> tuple[Tensor, Tensor]:
+        found = linear_discriminant(given, target, 0.4)
+        return found.weight, found.bias
+
+    assert torch.autograd.gradcheck(solved, (features,))
+
+
+def test_a_single_sample_of_a_class_has_no_leave_one_out_and_the_others_have() -> None:
+    features, target = make_samples(20, 6)
+    features, target = torch.cat([features, features[:1] + 9]), torch.cat([target, torch.tensor([3])])
+    found = linear_discriminant(features, target)
+    assert found.leave_one_out_logits is not None
+    assert found.leave_one_out_logits.isnan().all(1).nonzero().flatten().tolist() == [20]
+    expected = brute_force_of_pairs(features, target, found.shrinkage)
+    torch.testing.assert_close(found.leave_one_out_logits[:20], expected, rtol=1e-10, atol=1e-10)
+
+
+def brute_force_of_pairs(features: Tensor, target: Tensor, shrinkage: float) -> Tensor:
+    rows = []
+    for left_out in range(20):
+        others = torch.arange(len(target)) != left_out
+        found = linear_discriminant(features[others], target[others], shrinkage)
+        rows.append(found.weight @ features[left_out] + found.bias)
+    return torch.stack(rows)
+
+
+def test_what_has_no_discriminant_is_refused() -> None:
+    features, target = make_samples(20, 6)
+    with pytest.raises(ValueError, match="there is none of class 3"):
+        linear_discriminant(features, target, num_classes=4)
+    with pytest.raises(ValueError, match="coincide with the mean of their class"):
+        linear_discriminant(features[target], target)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0"):
+        linear_discriminant(features, target, 0)
+    with pytest.raises(ValueError, match="must be finite"):
+        linear_discriminant(features / 0, target)
+    with pytest.raises(ValueError, match="choose no shrinkage"):
+        linear_discriminant(class_statistics(features, target))
+    with pytest.raises(ValueError, match="need a target"):
+        linear_discriminant(features)
+    with pytest.raises(ValueError, match="pool maps"):
+        linear_discriminant(features[:, :, None], target)
+    with pytest.raises(ValueError, match="coincide"):  # one sample a class leaves no spread, either
+        linear_discriminant(features[:3], torch.arange(3))
