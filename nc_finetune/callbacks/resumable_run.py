@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -86,6 +86,7 @@ class ResumableRun(Checkpoint):
         self._signal: int | None = None
         self._is_due = False
         self._random_states: list[dict[str, Any]] | None = None
+        self._goes_on = False
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -104,12 +105,23 @@ class ResumableRun(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over signals, and go on with the random numbers of the checkpoint."""
-        if self._random_states is not None:
+        self._goes_on = self._random_states is not None
+        if self._goes_on:
             self._restore_random_state(trainer.global_rank)
             _begin_a_new_epoch_after_a_whole_one(trainer.fit_loop)
         self._saved_step = trainer.global_step
         self._signal = None
         self._previous = heed(self._note)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Accumulate as the epoch asks, which Lightning's scheduler looks up at the start of an epoch alone."""
+        if self._goes_on:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GradientAccumulationScheduler):
+                    callback.on_train_epoch_start(trainer)
+        self._goes_on = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

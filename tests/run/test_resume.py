@@ -151,8 +151,15 @@ def test_a_plan_tells_what_would_be_set_aside(finished: tuple[Path, Path, Result
     assert not outdated(out)
 
 
-def test_runs_whose_images_are_gone_stand_and_it_is_said(finished: tuple[Path, Path, Result]) -> None:
+def test_runs_whose_images_are_gone_stand_and_it_is_said(
+    finished: tuple[Path, Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pets, out, before = finished
+
+    def unreachable(source: str) -> Any:
+        raise ConnectionError(f"Couldn't reach {source!r} on the Hub")
+
+    monkeypatch.setattr("nc_finetune.data.sources.locations._load_hub", unreachable)
     grid = make_grid(str(pets))
     shutil.rmtree(pets)
     (after,), said = run(grid, out)
