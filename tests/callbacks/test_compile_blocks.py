@@ -115,7 +115,7 @@ def test_other_modules_are_refused(make_trainer: TrainerFactory, make_loader: Lo
         make_trainer(CompileBlocks()).fit(PlainModule(), make_loader())
 
 
-@pytest.mark.parametrize(("net", "join"), quick_first(1, [("test_resnet", "feature"), ("test_vit", "before_norm")]))
+@pytest.mark.parametrize(("net", "join"), quick_first(0, [("test_resnet", "feature"), ("test_vit", "before_norm")]))
 def test_a_copy_beside_the_network_is_compiled(fit: Callable[..., list[float]], net: str, join: Any) -> None:
     layer = "layer2.0" if net == "test_resnet" else "blocks.3"
     backend = Counting()

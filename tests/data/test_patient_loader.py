@@ -42,8 +42,7 @@ def tell(pid: int, signum: signal.Signals) -> None:
     [
         ("fork", signal.SIGINT),
         ("forkserver", signal.SIGTERM),
-        # Each worker imports everything anew.
-        *(pytest.param("spawn", signum, marks=pytest.mark.slow) for signum in (signal.SIGINT, signal.SIGTERM)),
+        pytest.param("spawn", signal.SIGTERM, marks=pytest.mark.slow),  # each worker imports everything anew
     ],
 )
 def test_workers_read_on(method: str, signum: signal.Signals) -> None:
