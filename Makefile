@@ -7,7 +7,7 @@ OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-TESTS := $(BIN)/python -m pytest -n logical --dist loadgroup
+TESTS := $(BIN)/python -m pytest -n logical --dist loadfile
 
 .PHONY: quickstart test slow test-all check lint clean
 

@@ -5,7 +5,6 @@ import gc
 import multiprocessing
 import os
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,20 +75,6 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-
-# Files of tests that start processes which find each other by a port: at one time one of them.
-MANY_PROCESSES = re.compile(r"MASTER_|start_processes|own_group|devices=2|\"fork\"|init_process_group|two_processes")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give them to one worker where several run the tests (``--dist loadgroup``)."""
-    together = {
-        path for path in {item.path for item in items} if MANY_PROCESSES.search(path.read_text(encoding="utf-8"))
-    }
-    for item in items:
-        if item.path in together:
-            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 def pytest_collection_finish() -> None:

@@ -22,14 +22,14 @@ _TIMED = "processor time"
 _CASES = [(name, breakage) for name, breakages in BREAKAGES.items() for breakage in breakages]
 
 
-def _together(name: str, *case: Breakage) -> Any:
-    """Let one process run all tests of an experiment, with the slow ones unless it or its case is quick."""
+def _case(name: str, *case: Breakage) -> Any:
+    """Run an experiment with the slow tests unless it or its case is quick."""
     is_quick = name in _QUICK or any(one.what in _QUICK_BREAKAGES for one in case)
-    marks = [pytest.mark.xdist_group(f"theory {name}"), *([] if is_quick else [pytest.mark.slow])]
+    marks = [] if is_quick else [pytest.mark.slow]
     return pytest.param(name, *case, id=": ".join([name, *(one.what for one in case)]), marks=marks)
 
 
-_NAMES = [_together(name) for name in EXPERIMENTS]
+_NAMES = [_case(name) for name in EXPERIMENTS]
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -39,7 +39,7 @@ def test_every_claim_holds_in_the_short_form(name: str, written: Written) -> Non
     assert [claim["name"] for claim in claims if not claim["passed"] and _TIMED not in claim["name"]] == []
 
 
-@pytest.mark.parametrize(("name", "breakage"), [_together(name, case) for name, case in _CASES])
+@pytest.mark.parametrize(("name", "breakage"), [_case(name, case) for name, case in _CASES])
 def test_broken_input_makes_its_claims_fail(name: str, breakage: Breakage, monkeypatch: pytest.MonkeyPatch) -> None:
     if breakage.patch is not None:
         breakage.patch(importlib.import_module(f"benchmarks.theory.experiments.{name}"), monkeypatch)

@@ -11,9 +11,6 @@ from benchmarks.theory.core.page import _environment
 from benchmarks.theory.core.runner import run_all
 from benchmarks.theory.experiments.catalogue import find
 
-# Beside the claims of the same run.
-pytestmark = pytest.mark.xdist_group("theory loss_landscape")
-
 
 def test_files_of_an_experiment(written: Written) -> None:
     folder = written("loss_landscape")
