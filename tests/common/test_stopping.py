@@ -64,11 +64,11 @@ VALIDATION_STEP = "nc_finetune.classifier:ImageClassifier.validation_step"
 @pytest.mark.parametrize(
     ("target", "call", "signals"),
     quick_first(
-        3,
+        2,
         [
             (TRAINING_STEP, 3, BOTH[:1]),
-            (TRAINING_STEP, 7, [signal.SIGTERM, signal.SIGTERM]),
             (VALIDATION_STEP, 3, BOTH[1:]),
+            (TRAINING_STEP, 7, [signal.SIGTERM, signal.SIGTERM]),
             (TRAINING_STEP, 3, BOTH[1:]),
             (VALIDATION_STEP, 3, BOTH[:1]),
         ],

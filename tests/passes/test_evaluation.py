@@ -95,7 +95,7 @@ def test_hooks_are_gone_after_the_validation_loop_broke(make_trainer: TrainerFac
 
 
 @pytest.mark.parametrize(
-    ("kind", "split"), quick_first(1, [("network", "val"), ("module", "train"), ("in place", "val")])
+    ("kind", "split"), quick_first(1, [("in place", "val"), ("network", "val"), ("module", "train")])
 )
 def test_compiled_modules_are_measured_on_the_original(make_trainer: TrainerFactory, kind: str, split: str) -> None:
     torch.compiler.reset()
