@@ -42,6 +42,7 @@ def tell(pid: int, signum: signal.Signals) -> None:
     [
         ("fork", signal.SIGINT),
         ("forkserver", signal.SIGTERM),
+        pytest.param("fork", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("spawn", signal.SIGTERM, marks=pytest.mark.slow),  # each worker imports everything anew
     ],
 )

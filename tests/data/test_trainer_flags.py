@@ -85,7 +85,7 @@ FLAGS: list[dict[str, Any]] = [
 
 
 # After how many batches a run is cut off: within an epoch, between two, and before the last one.
-STOPS = (2, BATCHES, -1)
+STOPS = (3, BATCHES, -1)
 # Limits of batches, of steps and of validations, and loaders of another kind.
 ALWAYS = ({"limit_train_batches": 0.5}, {"overfit_batches": 3}, {"limit_val_batches": 0})
 ALWAYS += ({"limit_train_batches": 4, "val_check_interval": 2}, {"max_steps": 9, "accumulate_grad_batches": 2})

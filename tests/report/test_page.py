@@ -14,7 +14,6 @@ from nc_finetune.results.result import Result
 
 METHODS = {"linear_probe": 0.4, "layer_ft": 5.4, "scl_ft": 5.4, "full_ft": 100.0}
 LAYERS = ["stem", "blocks.0", "blocks.1", "penultimate"]
-pytestmark = pytest.mark.xdist_group("browser")
 HOSTILE = "</script><img src=http://example.org/x onerror=alert(1)>"
 WIDTHS = (1280, 390)
 

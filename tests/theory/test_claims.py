@@ -18,7 +18,10 @@ from benchmarks.theory.experiments.catalogue import EXPERIMENTS
 _QUICK = ("feature_normalization", "loss_landscape", "parsimony")
 _QUICK_BREAKAGES = ("no training", "one epoch", "not at the saddle")
 # How fast one is beside another is measured where nothing else runs, and no test of anything.
-_TIMED = "processor time"
+_TIMED = (
+    "factorisation: compressed faster (processor time to the goal, wide over compressed)",
+    "completion: compressed faster (processor time to the goal, wide over compressed)",
+)
 _CASES = [(name, breakage) for name, breakages in BREAKAGES.items() for breakage in breakages]
 
 
@@ -36,7 +39,7 @@ _NAMES = [_case(name) for name in EXPERIMENTS]
 def test_every_claim_holds_in_the_short_form(name: str, written: Written) -> None:
     claims = json.loads((written(name) / f"{name}.json").read_text())["claims"]
     assert claims
-    assert [claim["name"] for claim in claims if not claim["passed"] and _TIMED not in claim["name"]] == []
+    assert [claim["name"] for claim in claims if not claim["passed"] and claim["name"] not in _TIMED] == []
 
 
 @pytest.mark.parametrize(("name", "breakage"), [_case(name, case) for name, case in _CASES])
