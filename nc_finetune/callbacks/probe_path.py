@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.backbones import PENULTIMATE, resumed
+from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.cache import CachedRows
 from nc_finetune.functional.logistic_regression import LinearFit, logistic_path
 from nc_finetune.passes.batches import prepare_batch
@@ -130,8 +130,7 @@ def _take_features(trainer: L.Trainer, pl_module: Any, loader: Any) -> tuple[Ten
     with evaluating(trainer, pl_module):
         for batch in PlainPass(loader, None, 0, 1).batches:
             inputs, classes = prepare_batch(trainer, pl_module, batch)
-            with resumed(inputs, pl_module.split) as images:
-                features.append(pl_module.features(images).float())
+            features.append(pl_module.features(inputs).float())
             labels.append(classes)
     # Made anew outside inference mode, so that they may enter a graph.
     return torch.cat(features).clone(), torch.cat(labels).clone()

@@ -120,7 +120,7 @@ class ResumableRun(Checkpoint):
         if self._goes_on:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, GradientAccumulationScheduler):
-                    callback.on_train_epoch_start(trainer)
+                    callback.on_train_epoch_start(trainer, pl_module)
         self._goes_on = False
 
     def on_train_batch_end(

@@ -27,17 +27,19 @@ class LoaderScores(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.multilabel = multilabel
-        self.sets = nn.ModuleList()
+        self.sets = nn.ModuleList([self._empty()])
 
     def begin(self, loaders: Any, device: torch.device) -> None:
         """Have empty scores for each loader, of this run: what inference mode has left cannot be added to outside."""
         number = len(CombinedLoader(loaders, "sequential").flattened)
         with torch.inference_mode(False):
             while len(self.sets) < number:
-                metrics = classification_metrics(self.num_classes, self.multilabel)
-                self.sets.append(nn.ModuleDict({"loss": WeightedMean(), **metrics}).to(device))
+                self.sets.append(self._empty().to(device))
         for scores in self.sets:
             scores["loss"].reset()  # type: ignore[index]
+
+    def _empty(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"loss": WeightedMean(), **classification_metrics(self.num_classes, self.multilabel)})
 
     def update(
         self, loader: int, loss: tuple[Tensor, Tensor], probabilities: Tensor, labels: Tensor

@@ -226,8 +226,9 @@ class ImageClassifier(L.LightningModule):
         return logits
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the head sees, shape ``(N, num_features)``."""
-        return self.method.features(self.backbone, images)
+        """Return what the head sees, shape ``(N, num_features)``, where ``split`` is set also of what it has kept."""
+        with resumed(images, self.split) as given:
+            return self.method.features(self.backbone, given)
 
     def freeze_untuned(self) -> None:
         """Leave gradients and train mode to what the method tunes; every fit begins with it.
@@ -356,7 +357,7 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         inputs, labels = batch
-        loss = loss_value(self.loss, self._logits(inputs), labels)
+        loss = loss_value(self.loss, self(inputs), labels)
         self._diverged = self._diverged.to(loss.device) | ~loss.detach().isfinite()
         self.log("train/loss", loss, batch_size=len(labels))
         return loss
@@ -422,12 +423,6 @@ class ImageClassifier(L.LightningModule):
         if take_key_layer(self.method, self.backbone, checkpoint):
             self.freeze_untuned()
 
-    def _logits(self, inputs: Tensor | PrefixOutput) -> Tensor:
-        """Return logits of images, or of what ``split`` has kept of them."""
-        with resumed(inputs, self.split) as images:
-            logits: Tensor = self(images)
-        return logits
-
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.independent_classes else torch.softmax(logits.float(), dim=1)
 
@@ -443,7 +438,7 @@ class ImageClassifier(L.LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch, loader: int) -> None:
         inputs, labels = batch
-        logits = self._logits(inputs)
+        logits = self(inputs)
         loss, probabilities = mean_and_weight(self.loss, logits, labels), self._probabilities(logits)
         scores: LoaderScores = getattr(self, f"{stage}_scores")
         for name, metric, place in scores.update(loader, loss, probabilities, labels):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
 from nc_finetune.data.bad_images import BadImage, OnBadImage
 from nc_finetune.data.batch_transforms import augmented
+from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.labelled_images import LabelledImages, Transform
 from nc_finetune.data.loaders import ImageLoaders
 from nc_finetune.data.sources.file_listing import LeftOut, left_out_of
@@ -149,6 +150,7 @@ class ImageData(L.LightningDataModule):
         self.pixel_cache = pixel_cache
         self.left_out = LeftOut()
         self._used_images: SplitImages | None = None
+        self._way: tuple[int, str, str, str | None] | None = None
         self._progress = TrainingProgress()
         self._chosen_workers: dict[str, int] = {}
 
@@ -179,7 +181,7 @@ class ImageData(L.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """Hash of the labels and images of the source."""
-        return self._images.fingerprint
+        return self.data.fingerprint()
 
     @property
     def deterministic(self) -> bool | None:
@@ -322,18 +324,21 @@ class ImageData(L.LightningDataModule):
 
     def images(self, split: str) -> LabelledImages:
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
+        check_name("split", split, SPLIT_NAMES)
         return self._images.of(split)
 
     @property
     def _images(self) -> SplitImages:
-        """The images of the splits, read as the attributes say now; splits and flags stay those of the first use."""
-        decode = DecodeAndResize(self.image_size, self.interpolation)
-        folder = None if self.pixel_cache is None else Path(self.pixel_cache).expanduser()
-        if self._used_images is None:
-            self._used_images = SplitImages(
-                self.data, self.plan, decode, skip=self.on_bad_image == "skip", pixel_cache=folder
-            )
-        self._used_images.read_by(decode, folder)
+        """The images of the splits, read as the attributes say now; the splits stay those of the first use."""
+        way = (self.image_size, self.interpolation, self.on_bad_image, self.pixel_cache)
+        if self._used_images is None or self._way != way:
+            decode, skip = DecodeAndResize(self.image_size, self.interpolation), self.on_bad_image == "skip"
+            folder = None if self.pixel_cache is None else Path(self.pixel_cache).expanduser()
+            if self._used_images is None:
+                self._used_images = SplitImages(self.data, self.plan, decode, skip=skip, pixel_cache=folder)
+            else:
+                self._used_images.read_by(decode, skip, folder)
+            self._way = way
         return self._used_images
 
     @property

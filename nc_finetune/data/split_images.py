@@ -8,13 +8,11 @@ from pathlib import Path
 from nc_finetune.data._pixels.pixel_store import PixelStore
 from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.bad_images import BadImages
-from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.labelled_images import LabelledImages, Transform
 from nc_finetune.data.sources.tables import Source
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.summary import PlannedSplits
 from nc_finetune.data.unlabelled_folder import UnlabelledImages
-from nc_finetune.errors import check_name
 
 
 class SplitImages:
@@ -26,7 +24,6 @@ class SplitImages:
 
     Attributes:
         planned: Which rows are in which split.
-        bad: The images that did not decode so far; ``None`` where none is left out.
 
     Example:
         >>> from nc_finetune.data import load_source
@@ -45,23 +42,19 @@ class SplitImages:
         pixel_cache: Path | None = None,
     ) -> None:
         self.planned = PlannedSplits(source, plan)
-        self.bad = BadImages(source.splits, decode) if skip else None
         self._source = source
-        self._skip = skip
-        self._used: tuple[str, Path | None] | None = None
-        self.read_by(decode, pixel_cache)
+        self.read_by(decode, skip, pixel_cache)
 
-    def read_by(self, decode: DecodeAndResize, pixel_cache: Path | None) -> None:
-        """Decode, and keep what is decoded, in another way from now on; nothing happens where it is the same."""
-        if self._used != (decode.identity, pixel_cache):
-            self._used, self._decode, self._pixel_cache = (decode.identity, pixel_cache), decode, pixel_cache
-            for cached in ("_pixels", "unlabelled"):
-                self.__dict__.pop(cached, None)
+    def read_by(self, decode: DecodeAndResize, skip: bool, pixel_cache: Path | None) -> None:
+        """Read images in another way from now on; whether bad ones are skipped is settled once one has been read."""
+        self._decode, self._skip, self._pixel_cache = decode, skip, pixel_cache
+        for cached in ("_pixels", "unlabelled"):
+            self.__dict__.pop(cached, None)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the labels and images of the source."""
-        return self._source.fingerprint()
+    def bad(self) -> BadImages | None:
+        """The images that did not decode so far; ``None`` where none is left out."""
+        return BadImages(self._source.splits, self._decode) if self._skip else None
 
     def for_training(self, transform: Transform | None = None) -> LabelledImages:
         """Return the training images, augmented if there is a transform; no batch of them is empty.
@@ -74,7 +67,6 @@ class SplitImages:
 
     def of(self, split: str) -> LabelledImages:
         """Return the images of ``"train"``, ``"val"`` or ``"test"``, without augmentation."""
-        check_name("split", split, SPLIT_NAMES)
         return self._images(split)
 
     def _images(self, split: str, transform: Transform | None = None, fill: bool = False) -> LabelledImages:
@@ -99,13 +91,13 @@ class SplitImages:
     def identity(self, images: LabelledImages) -> str | None:
         """Say which pixels and labels come of some of these images; ``None`` of those of another source."""
         tables = [name for name, table in self._source.splits.items() if table is images.table]
-        return images.identity(f"{self.fingerprint} {tables[0]}") if tables else None
+        return images.identity(f"{self._source.fingerprint()} {tables[0]}") if tables else None
 
     @cached_property
     def _pixels(self) -> dict[str, PixelStore]:
         if self._pixel_cache is None:
             return {}
-        identity, size = f"{self.fingerprint} {self._decode.identity}", self._decode.image_size
+        identity, size = f"{self._source.fingerprint()} {self._decode.identity}", self._decode.image_size
         return {
             name: PixelStore(self._pixel_cache, f"{identity} {name}", len(table.rows), size, table.stamp)
             for name, table in self._source.splits.items()

@@ -545,3 +545,23 @@ def test_a_file_that_was_written_anew_is_not_mistaken_for_the_one_before(
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
     torch.manual_seed(0)
     assert stores() == 2
+
+
+class OwnSteps(ImageClassifier):
+    """Somebody's own steps, which call the model and begin validation without ours."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def on_validation_start(self) -> None:
+        pass
+
+
+def test_steps_of_a_subclass_take_what_was_kept(make_trainer: TrainerFactory, make_loader: LoaderFactory) -> None:
+    found = []
+    for callbacks in ([], [PrefixCache()]):
+        torch.manual_seed(0)
+        model = OwnSteps("test_resnet", 3, weights=None, method=LayerFinetuning("layer3.0"))
+        make_trainer(*callbacks, max_epochs=2).fit(model, make_loader(), make_loader())
+        found.append(model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

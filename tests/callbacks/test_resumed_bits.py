@@ -64,10 +64,18 @@ class LastFiles(ResumableRun):
         return super()._save(trainer)
 
 
+class OwnAccumulation(GradientAccumulationScheduler):
+    """With the arguments that Lightning documents."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # type: ignore[override]
+        super().on_train_epoch_start(trainer)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "accumulation of 2": {"trainer": {"accumulate_grad_batches": 2}},
     "accumulation of 3": {"trainer": {"accumulate_grad_batches": 3}},
     "accumulation by epoch": {"callbacks": lambda: [GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})]},
+    "accumulation of one's own": {"callbacks": lambda: [OwnAccumulation({0: 1, 1: 3, 2: 2})]},
     "balanced classes": {"data": {"balance_classes": True}},
     "validation within epochs": {"trainer": {"val_check_interval": 2}},
     "views": {"callbacks": lambda: [PrefixCache(views=4)], "method": lambda: LayerFinetuning("layer3.0")},

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,20 @@ def test_what_is_set_after_the_first_use_is_followed(tmp_path: Path) -> None:
     assert data.images("val")[0][0].shape == (3, 24, 24)
     assert data.images("val").indices == ImageData("sklearn:digits", image_size=16).images("val").indices
     assert data.bad_images() == bad
+
+
+def test_what_needs_neither_images_nor_splits_settles_nothing(tmp_path: Path) -> None:
+    write_broken = [(tmp_path / kind / f"{index}.png") for kind in "ab" for index in range(6)]
+    for index, path in enumerate(write_broken):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"none" if index % 6 == 0 else encoded(Image.new("RGB", (8, 8), (index, 0, 0)), "PNG"))
+    data = ImageData(str(tmp_path), image_size=8, val_size=2, test_size=2)
+    assert data.fingerprint
+    data.plan = replace(data.plan, samples_per_class=2)
+    assert (len(data.train_set), data.summary is not None) == (4, True)
+    data = ImageData(str(tmp_path), image_size=8, val_size=2, test_size=2)
+    assert data.splits_hash
+    data.on_bad_image = "skip"
+    for split in ("train", "val", "test"):
+        list(data.eval_dataloader(split))
+    assert len(data.bad_images()) == 2

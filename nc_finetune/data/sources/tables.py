@@ -48,7 +48,7 @@ class EncodedImages:
 
     def files(self) -> list[str]:
         """Return the files that images are in, in the order of the rows."""
-        return [path for path in self._paths or () if path is not None]
+        return [path for path in self._find_paths() or () if path is not None]
 
     def stamp(self, row: int) -> bytes:
         """Return the stamp of the file of a row as of now; empty where the image is in the table itself."""
@@ -57,7 +57,10 @@ class EncodedImages:
 
     @cached_property
     def _paths(self) -> list[str | None] | None:
-        """The file of each row, ``None`` for those without; ``None`` where all are in the table."""
+        return self._find_paths()
+
+    def _find_paths(self) -> list[str | None] | None:
+        """Return the file of each row, ``None`` for those without; ``None`` where all are in the table."""
         import pyarrow.compute as pc
 
         if not pc.struct_field(self.rows.data.column(self.image_column), "bytes").null_count:
@@ -117,6 +120,10 @@ class Source:
         Returns:
             BLAKE2b in hexadecimal, the same on every machine.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for split, table in self.splits.items():
             digest.update(repr((split, self.class_names, table.label_sets or table.labels)).encode())
