@@ -10,6 +10,8 @@ from contextvars import ContextVar
 MODEL_PARTS = ("nc_finetune.backbones", "nc_finetune.heads", "nc_finetune.losses", "nc_finetune.methods", "torch.nn")
 ALLOWED = (
     "nc_finetune",
+    "nc_finetune.files.DeltaIO",
+    "nc_finetune.files.delta_io.DeltaIO",
     "nc_finetune.run.cell",
     "nc_finetune.run.grid",
     "nc_finetune.run.specs",
@@ -132,5 +134,5 @@ def _prefixes(path: str) -> list[str]:
 
 def untrusted(path: str) -> str:
     """Say why a path is refused, and what to do."""
-    packages = [name for name in ALLOWED if name.rpartition(".")[0] not in REFUSED]
+    packages = [name for name in ALLOWED if not any(prefix in REFUSED for prefix in _prefixes(name))]
     return f"the recipe names {path}, which is outside {', '.join(packages)}; pass --trust if you trust its author"

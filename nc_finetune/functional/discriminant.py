@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from nc_finetune.errors import check_name
 from nc_finetune.functional.class_statistics import (
     ClassStatistics,
     check_features,
@@ -32,7 +33,8 @@ class LinearDiscriminant(NamedTuple):
         bias: Shape ``(K,)``.
         shrinkage: s, in ``(0, 1]``.
         leave_one_out_logits: Logits of each sample by the discriminant of all the others, shape ``(N, K)``; ``nan``
-            for a sample that is the only one of its class. ``None`` where there were only statistics.
+            for one without which its class has no sample, or no class a spread. ``None`` where there were only
+            statistics.
         leave_one_out_accuracy: Share of right ones among those that have logits, a scalar; ``None`` likewise.
         path: Leave-one-out accuracies of the shrinkages that were tried, by shrinkage; empty where one was given.
     """
@@ -78,7 +80,8 @@ def linear_discriminant(
 
     Raises:
         ValueError: If a class has no sample, samples of all classes coincide with their means, a feature is not finite,
-            a shrinkage is out of range, or there is none to choose by: statistics alone, or one sample in every class.
+            a label or a shrinkage is out of range, or there is nothing to choose a shrinkage by: statistics alone, or
+            so few samples that without one of them nothing is left.
 
     Example:
         >>> features = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.0, 3.0], [1.0, 3.1]])
@@ -89,6 +92,7 @@ def linear_discriminant(
         1.0
     """
     tried = _checked(shrinkage)
+    check_name("priors", priors, get_args(Priors))
     if isinstance(features, ClassStatistics):
         if len(tried) > 1:
             raise ValueError(
@@ -103,14 +107,16 @@ def linear_discriminant(
     check_features(features, target)
     if len(target) == 0:
         raise ValueError("at least one sample is needed, got none")
+    if target.min() < 0:
+        raise ValueError(f"labels must be integers from 0 on, got {int(target.min())}")
     if not torch.isfinite(features).all():
         raise ValueError("features must be finite, got nan or infinity")
     return _of_samples(features.double(), target.long(), num_classes, tried, priors)
 
 
 def _checked(shrinkage: float | Sequence[float] | None) -> tuple[float, ...]:
-    given = SHRINKAGES if shrinkage is None else (shrinkage,) if isinstance(shrinkage, float | int) else shrinkage
-    tried = tuple(float(value) for value in given)
+    given: Any = SHRINKAGES if shrinkage is None else shrinkage
+    tried = tuple(map(float, given)) if isinstance(given, list | tuple) else (float(given),)
     if not tried or not all(0 < value <= 1 for value in tried):
         raise ValueError(f"shrinkage must lie in (0, 1], got {shrinkage}")
     return tried
@@ -140,7 +146,9 @@ def _of_samples(
         logits = {s: spectrum.leave_one_out(target, s, priors) for s in dict.fromkeys(tried)}
     right = {s: _accuracy(found, target) for s, found in logits.items()}
     if len(logits) > 1 and not any(torch.isfinite(value) for value in right.values()):
-        raise ValueError("every class has one sample: nothing is left to choose a shrinkage by; give one")
+        raise ValueError(
+            "without any of these few samples nothing is left to choose a shrinkage by; give one shrinkage"
+        )
     chosen = max(logits, key=lambda s: (right[s].item(), s))
     weight, bias = _solved(product, None if scatter else deviations, statistics, chosen, priors)
     path = {s: found.item() for s, found in right.items()} if len(logits) > 1 else {}
@@ -207,7 +215,7 @@ class _Spectrum(NamedTuple):
         centred = statistics.means - statistics.means.mean(0)
         counts, width = statistics.counts, deviations.shape[1]
         if statistics.scatter is not None:
-            own, means, values = deviations @ vectors, centred @ vectors, values.clamp(min=0)
+            own, means, values = deviations @ vectors, centred @ vectors, torch.where(kept, values, 0)
             leverages = (own[:, kept].square() / values[kept]).sum(1)
             return cls(values, own, means, leverages, centred.new_zeros(len(centred), len(centred)), counts, width)
         values, vectors = values[kept], vectors[:, kept]

@@ -172,7 +172,10 @@ def test_our_own_grids_need_no_trust(name: str, monkeypatch: pytest.MonkeyPatch)
         assert read_grid(find_recipe(name)).cells()
 
 
-@pytest.mark.parametrize("path", ["os.system", "nc_finetune.cli.main", "nc_finetune_evil.X", "torch.hub.load", "X"])
+@pytest.mark.parametrize(
+    "path",
+    ["os.system", "nc_finetune.files.save_delta", "nc_finetune.cli.main", "nc_finetune_evil.X", "torch.hub.load", "X"],
+)
 def test_paths_that_are_not_on_the_list(path: str) -> None:
     with (
         only_known_classes(trust=False),
@@ -181,7 +184,10 @@ def test_paths_that_are_not_on_the_list(path: str) -> None:
         check_import_path(path)
 
 
-@pytest.mark.parametrize("path", ["nc_finetune.methods.LinearProbe", "torch.nn.Linear", "nc_finetune.LayerwiseNC1"])
+@pytest.mark.parametrize(
+    "path",
+    ["nc_finetune.methods.LinearProbe", "torch.nn.Linear", "nc_finetune.LayerwiseNC1", "nc_finetune.files.DeltaIO"],
+)
 def test_paths_that_are(path: str) -> None:
     with only_known_classes(trust=False):
         check_import_path(path)

@@ -69,6 +69,19 @@ def test_leave_one_out_is_brute_force(shape: tuple[int, int], shrinkage: float, 
     assert found.leave_one_out_accuracy == (expected.argmax(1) == target).double().mean()
 
 
+@pytest.mark.parametrize("shrinkage", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_leave_one_out_is_exact_where_the_scatter_lacks_rank(dtype: torch.dtype, shrinkage: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(40, 2, generator=generator) @ torch.randn(2, 10, generator=generator)
+    dead = torch.randn(60, 12, generator=generator) * (torch.arange(12) % 3 > 0)
+    for features in (flat.to(dtype), dead.to(dtype)):
+        target = torch.arange(len(features)) % 4
+        found = linear_discriminant(features, target, shrinkage)
+        expected = brute_force(features, target, shrinkage)
+        torch.testing.assert_close(found.leave_one_out_logits, expected, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_whole_path_is_that_of_each_shrinkage(shape: tuple[int, int]) -> None:
     features, target = make_samples(*shape)
@@ -153,6 +166,10 @@ def test_what_has_no_discriminant_is_refused() -> None:
         linear_discriminant(features[target], target)
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\], got 0"):
         linear_discriminant(features, target, 0)
+    with pytest.raises(ValueError, match="labels must be integers from 0 on, got -3"):
+        linear_discriminant(features, target - 3)
+    with pytest.raises(ValueError, match="unknown priors 'count'"):
+        linear_discriminant(features, target, priors="count")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be finite"):
         linear_discriminant(features / 0, target)
     with pytest.raises(ValueError, match="choose no shrinkage"):

@@ -245,5 +245,7 @@ def _agree(whole: Tensor, parts: Tensor) -> bool:
     half = torch.is_autocast_enabled(device) or torch.finfo(whole.dtype).bits < 32
     # Accelerators choose among kernels, some with shorter floats inside.
     tolerance = 5e-2 if half else 1e-5 if device == "cpu" else 1e-3
+    if not torch.isfinite(whole).all():
+        raise ValueError("features must be finite; look for broken images, or a network that diverged")
     scale = float(whole.float().square().mean().sqrt())
     return torch.allclose(whole.float(), parts.float(), rtol=tolerance, atol=tolerance * scale)
