@@ -86,6 +86,7 @@ def test_inductor_trains_the_same(fit: Callable[..., list[float]]) -> None:
     assert fit(make_model(), CompileBlocks(), PrefixCache()) == pytest.approx(plain, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(fit: Callable[..., list[float]], tmp_path: Path) -> None:
     model = make_model()
     keys = list(model.state_dict())

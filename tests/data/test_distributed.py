@@ -101,6 +101,7 @@ def test_training_comes_to_what_one_process_with_twice_the_batch_comes_to(togeth
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.slow
 def test_broken_images_are_left_out_by_each_process(folder: Path, together: list[Any]) -> None:
     alone = fit(16, 0.0, {**FOLDER, "source": f"{folder}/messy"})
     assert {"val/accuracy", "nc1/penultimate", "val/nc1/penultimate", "test/accuracy"} <= set(alone)

@@ -47,7 +47,7 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_grid_that_is_killed_again_and_again_ends_with_exactly_its_cells(tmp_path: Path, times: int) -> None:
     grid, chance = make_grid(seeds=60), random.Random(0)  # noqa: S311
     kills, started = 0, tmp_path / "started"

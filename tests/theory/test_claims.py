@@ -15,7 +15,7 @@ from benchmarks.theory.core import Claim
 from benchmarks.theory.experiments.catalogue import EXPERIMENTS
 
 # What takes a second or two; the others are run with the slow tests.
-_QUICK = ("feature_normalization", "loss_landscape", "parsimony")
+_QUICK = ("feature_normalization", "loss_landscape")
 _QUICK_BREAKAGES = ("no training", "one epoch", "not at the saddle")
 # How fast one is beside another is measured where nothing else runs, and no test of anything.
 _TIMED = (
