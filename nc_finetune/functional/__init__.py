@@ -24,6 +24,7 @@ from nc_finetune.functional.simplex_etf import nc2_equiangle as nc2_equiangle
 from nc_finetune.functional.simplex_etf import nc2_equinorm as nc2_equinorm
 from nc_finetune.functional.simplex_etf import nc2_etf_distance as nc2_etf_distance
 from nc_finetune.functional.simplex_etf import nc2_of_distance as nc2_of_distance
+from nc_finetune.functional.temperature import temperature as temperature
 from nc_finetune.functional.variability import cdnv as cdnv
 from nc_finetune.functional.variability import h_score as h_score
 from nc_finetune.functional.variability import nc1 as nc1
