@@ -24,6 +24,8 @@ from nc_finetune.backbones.create import create_backbone as create_backbone
 from nc_finetune.backbones.hashes import module_key as module_key
 from nc_finetune.backbones.hashes import state_hash as state_hash
 from nc_finetune.backbones.hashes import weights_hash as weights_hash
+from nc_finetune.backbones.layer_choice import LayerChoice as LayerChoice
+from nc_finetune.backbones.layer_choice import choose_layers as choose_layers
 from nc_finetune.backbones.narrowing import narrow_features as narrow_features
 from nc_finetune.backbones.network_layers import NetworkLayers as NetworkLayers
 from nc_finetune.backbones.network_layers import find_network_layers as find_network_layers
@@ -34,7 +36,9 @@ from nc_finetune.backbones.norms import norm_width as norm_width
 from nc_finetune.backbones.norms import restore_classes as restore_classes
 from nc_finetune.backbones.norms import synchronize as synchronize
 from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone as OpenClipBackbone
+from nc_finetune.backbones.pooling import LayerPooling as LayerPooling
 from nc_finetune.backbones.pooling import Pooling as Pooling
+from nc_finetune.backbones.pooling import Statistic as Statistic
 from nc_finetune.backbones.pooling import hidden_state as hidden_state
 from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nc_finetune.backbones._layers.block_layout import BlockLayout
 from nc_finetune.backbones._layers.dry_run import Watch, dry_run
 from nc_finetune.backbones._layers.final_norm import called_layers, find_final_norm
-from nc_finetune.backbones.pooling import Pooling
+from nc_finetune.backbones.pooling import LayerPooling
 from nc_finetune.backbones.preprocessing import Preprocessing
 from nc_finetune.errors import unknown_name
 
@@ -176,7 +176,7 @@ class Backbone(nn.Module, ABC):
             values = torch.tensor(getattr(preprocessing, statistic)).view(-1, 1, 1)
             self.register_buffer(f"_{statistic}", values, persistent=False)
 
-    def pool(self, output: Tensor, pooling: Pooling = "default") -> Tensor:
+    def pool(self, output: Tensor, pooling: LayerPooling = "default") -> Tensor:
         """Reduce a block's output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`."""
         return self.layout.pool(output, pooling)
 

@@ -21,7 +21,7 @@ from nc_finetune.backbones._layers.block_finder import (
 from nc_finetune.backbones._layers.block_layout import BlockLayout, find_layout
 from nc_finetune.backbones._layers.feature_hooks import watch_input, watch_outputs
 from nc_finetune.backbones.base import PENULTIMATE, STEM, Backbone
-from nc_finetune.backbones.pooling import Pooling, hidden_state
+from nc_finetune.backbones.pooling import LayerPooling, hidden_state
 from nc_finetune.errors import unknown_name
 
 
@@ -87,7 +87,7 @@ class NetworkLayers:
         return watch_outputs(self._submodules[layer], [""], lambda _, output: take(layer, output), check=False)
 
     def pool(
-        self, output: Any, pooling: Pooling = "default", dtype: torch.dtype | None = None, layer: str | None = None
+        self, output: Any, pooling: LayerPooling = "default", dtype: torch.dtype | None = None, layer: str | None = None
     ) -> Tensor:
         """Reduce what a layer gave to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`.
 

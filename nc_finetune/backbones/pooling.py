@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 Pooling = Literal["default", "average", "class_token", "flatten"]
+Statistic = Literal["mean", "std"]
+LayerPooling = Pooling | tuple[Statistic, ...]
 
 
 def pool_features(
@@ -17,7 +19,7 @@ def pool_features(
     channels_last: bool = False,
     has_class_token: bool = True,
     *,
-    pooling: Pooling = "default",
+    pooling: LayerPooling = "default",
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Reduce the output of a layer to shape ``(N, D)``.
@@ -30,6 +32,8 @@ def pool_features(
         pooling: ``"default"`` averages maps over space and takes of tokens the class token if there is one, the mean
             of the patch tokens otherwise; ``"average"`` takes the mean of the patch tokens in any case;
             ``"class_token"`` refuses tokens without one; ``"flatten"`` keeps every entry, in any number of dimensions.
+            Several statistics stand side by side: ``"mean"`` over positions, beside the class token where there is
+            one, and ``"std"``, their standard deviation; a vector, which has no positions, comes as it is.
         dtype: Dtype of the result; averages are taken in it, so that half precision loses nothing more.
 
     Returns:
@@ -46,6 +50,13 @@ def pool_features(
     """
     if pooling == "flatten" and output.ndim >= 2:
         return output.flatten(1).to(dtype or output.dtype)
+    if isinstance(pooling, tuple) and output.ndim in (3, 4):
+        if output.ndim == 4:
+            positions, class_token = output.flatten(1, 2) if channels_last else output.flatten(2).mT, None
+        else:
+            positions = output[:, num_prefix_tokens:]
+            class_token = output[:, 0] if num_prefix_tokens and has_class_token else None
+        return _statistics(positions, class_token, pooling, dtype)
     if output.ndim == 4:
         return output.mean(dim=(1, 2) if channels_last else (2, 3), dtype=dtype)
     if output.ndim == 3:
@@ -57,8 +68,20 @@ def pool_features(
     )
 
 
+def _statistics(
+    positions: Tensor, class_token: Tensor | None, wanted: tuple[Statistic, ...], dtype: torch.dtype | None
+) -> Tensor:
+    """Lay statistics over positions, shape ``(N, T, D)``, side by side; squares of half precision overflow."""
+    exact, parts = positions.to(torch.promote_types(positions.dtype, torch.float32)), []
+    if "mean" in wanted:
+        parts += [exact.mean(1)] if class_token is None else [class_token, exact.mean(1)]
+    if "std" in wanted:  # the root of 0 has no slope
+        parts.append(exact.var(1, correction=0).clamp(min=torch.finfo(exact.dtype).tiny).sqrt())
+    return torch.cat([part.to(dtype or positions.dtype) for part in parts], dim=1)
+
+
 def _pool_tokens(
-    tokens: Tensor, num_prefix_tokens: int, has_class_token: bool, pooling: Pooling, dtype: torch.dtype | None
+    tokens: Tensor, num_prefix_tokens: int, has_class_token: bool, pooling: LayerPooling, dtype: torch.dtype | None
 ) -> Tensor:
     if pooling == "class_token" and not has_class_token:
         raise ValueError("there is no class token to take; choose pooling 'default' or 'average'")

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from nc_finetune.backbones import PENULTIMATE, NetworkLayers
+from nc_finetune.backbones import PENULTIMATE, LayerChoice, NetworkLayers, choose_layers
 from nc_finetune.callbacks._collapse.callback import CollapseCallback, Values
 from nc_finetune.callbacks._collapse.figures import draw_measures
-from nc_finetune.callbacks._collapse.layer_choice import LayerChoice, choose_layers
 from nc_finetune.functional import separation_law
 from nc_finetune.functional.measures import MEASURES
 

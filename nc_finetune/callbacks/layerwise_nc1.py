@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nc_finetune.backbones import PENULTIMATE, NetworkLayers
+from nc_finetune.backbones import PENULTIMATE, LayerChoice, NetworkLayers, choose_layers
 from nc_finetune.callbacks._collapse.callback import CollapseCallback, Values
 from nc_finetune.callbacks._collapse.figures import draw_layers
 from nc_finetune.callbacks._collapse.history import layer_groups
-from nc_finetune.callbacks._collapse.layer_choice import LayerChoice, choose_layers
 from nc_finetune.functional.measures import MEASURES
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse

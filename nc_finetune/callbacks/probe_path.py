@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from nc_finetune.backbones import PENULTIMATE
-from nc_finetune.cache import CachedRows
+from nc_finetune.callbacks._solving import (
+    end_solved_epoch,
+    feature_batches,
+    leave_nothing_to_train,
+    training_loader,
+)
 from nc_finetune.functional.logistic_regression import LinearFit, logistic_path
-from nc_finetune.passes.batches import prepare_batch
-from nc_finetune.passes.evaluation import evaluating
-from nc_finetune.passes.measured_data import PlainPass, loaders_of_split
-from nc_finetune.passes.repeats import warn_of_differences
+from nc_finetune.passes.measured_data import loaders_of_split
 
 DEFAULT_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 3))
 
@@ -76,9 +78,7 @@ class ProbePath(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take the features, fit, and leave nothing to train."""
-        loader = _train_loader(trainer)
-        if not _is_kept(loader):
-            warn_of_differences(trainer, pl_module, loader, type(self).__name__)
+        loader = training_loader(trainer, pl_module, type(self).__name__)
         features, labels = _take_features(trainer, pl_module, loader)
         held_out = _take_features(trainer, pl_module, _val_loader(trainer))
         path = logistic_path(features, labels, pl_module.num_classes, self.l2, max_iterations=self.max_iterations)
@@ -88,32 +88,17 @@ class ProbePath(L.Callback):
         with torch.no_grad():
             pl_module.head.weight.copy_(path[best].weight)
             pl_module.head.bias.copy_(path[best].bias)
-        pl_module.nothing_to_train = True
-        trainer.strategy.lr_scheduler_configs = []  # which would step without an optimizer
+        leave_nothing_to_train(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Validate, since an epoch without batches does not, and end the fit."""
-        if trainer.enable_validation:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+        end_solved_epoch(trainer)
         chosen = next(row for row in self.path if row["l2"] == self.chosen_l2)
         pl_module.log("train/loss", chosen["train/loss"], batch_size=1)
-        trainer.should_stop = True
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Let other fits train."""
         pl_module.nothing_to_train = False
-
-
-def _train_loader(trainer: Any) -> Any:
-    """Return the cache of the features, or the images without augmentation."""
-    kept = _is_kept(trainer.train_dataloader)
-    return trainer.train_dataloader if kept else loaders_of_split(trainer, "train")[0]
-
-
-def _is_kept(loader: Any) -> bool:
-    return isinstance(getattr(loader, "dataset", None), CachedRows)
 
 
 def _val_loader(trainer: Any) -> Any:
@@ -126,12 +111,7 @@ def _val_loader(trainer: Any) -> Any:
 
 def _take_features(trainer: L.Trainer, pl_module: Any, loader: Any) -> tuple[Tensor, Tensor]:
     """Pass a split through the network; each process takes all of it."""
-    features, labels = [], []
-    with evaluating(trainer, pl_module):
-        for batch in PlainPass(loader, None, 0, 1).batches:
-            inputs, classes = prepare_batch(trainer, pl_module, batch)
-            features.append(pl_module.features(inputs).float())
-            labels.append(classes)
+    features, labels = zip(*feature_batches(trainer, pl_module, loader), strict=True)
     # Made anew outside inference mode, so that they may enter a graph.
     return torch.cat(features).clone(), torch.cat(labels).clone()
 

@@ -91,7 +91,7 @@ def linear_discriminant(
         >>> found.leave_one_out_accuracy.item()
         1.0
     """
-    tried = _checked(shrinkage)
+    tried = checked_shrinkages(shrinkage)
     check_name("priors", priors, get_args(Priors))
     if isinstance(features, ClassStatistics):
         if len(tried) > 1:
@@ -114,7 +114,12 @@ def linear_discriminant(
     return _of_samples(features.double(), target.long(), num_classes, tried, priors)
 
 
-def _checked(shrinkage: float | Sequence[float] | None) -> tuple[float, ...]:
+def checked_shrinkages(shrinkage: float | Sequence[float] | None) -> tuple[float, ...]:
+    """Return the shrinkages to try.
+
+    Raises:
+        ValueError: If one is out of range, or there is none.
+    """
     given: Any = SHRINKAGES if shrinkage is None else shrinkage
     tried = tuple(map(float, given)) if isinstance(given, list | tuple) else (float(given),)
     if not tried or not all(0 < value <= 1 for value in tried):

@@ -16,6 +16,7 @@ from nc_finetune.methods.layer import named_blocks as named_blocks
 from nc_finetune.methods.linear_probe import LinearProbe as LinearProbe
 from nc_finetune.methods.linear_probe import SkipProbe as SkipProbe
 from nc_finetune.methods.probe_first import ProbeFirst as ProbeFirst
+from nc_finetune.methods.readout import LayerReadout as LayerReadout
 from nc_finetune.methods.side import SideFinetuning as SideFinetuning
 from nc_finetune.methods.skip_connection import SkipConnectionFinetuning as SkipConnectionFinetuning
 from nc_finetune.methods.vectors import BiasTuning as BiasTuning

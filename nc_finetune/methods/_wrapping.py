@@ -18,12 +18,12 @@ class _OfInner:
 
     def __get__(self, instance: Any, _owner: type) -> Any:
         if instance is not None:
-            return getattr(instance.method, self.name)
+            return getattr(instance.inner, self.name)
         default = getattr(FinetuningMethod, self.name, None)
         return self if getattr(default, "__isabstractmethod__", False) else default
 
     def __set__(self, instance: Any, value: Any) -> None:
-        setattr(instance.method, self.name, value)
+        setattr(instance.inner, self.name, value)
 
 
 def public_names() -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def public_names() -> tuple[str, ...]:
 
 
 def asks_inner(wrapper: type[Wrapper]) -> type[Wrapper]:
-    """Let a class of methods ask its ``method`` for everything that it does not define itself.
+    """Let a class of methods ask the method that is its ``inner`` for everything that it does not define itself.
 
     That holds for whatever :class:`~nc_finetune.methods.FinetuningMethod` has, or will have: nobody has to remember to
     pass it on.

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nc_finetune.backbones import PENULTIMATE, Backbone, Pooling
+from nc_finetune.backbones import PENULTIMATE, Backbone, LayerPooling
 from nc_finetune.errors import check_name
 
 BatchNormMode = Literal["eval", "train"]
+Found = TypeVar("Found")
 AUTO = "auto"  # a key layer that is still to be chosen
 
 
@@ -44,7 +45,6 @@ class FinetuningMethod(nn.Module, ABC):
         pooling: From the output of a skip's block to a vector.
         key_layer: Name of the tuned block, or names of the span of them, as given.
         key_layer_chosen: Whether it replaced ``"auto"``.
-        trains: Whether there is anything to train; a method that does not brings its own head.
     """
 
     name: ClassVar[str]
@@ -53,8 +53,7 @@ class FinetuningMethod(nn.Module, ABC):
     rest_learning_rate: ClassVar[float] = 3e-4
     key_layer: str | list[str] | None = None
     key_layer_chosen: bool = False
-    pooling: Pooling = "default"
-    trains: ClassVar[bool] = True
+    pooling: LayerPooling = "default"
     batch_norm: BatchNormMode
     _bound: BoundMethod | None = None
 
@@ -78,6 +77,11 @@ class FinetuningMethod(nn.Module, ABC):
         if self._bound is None or self._bound.backbone is not backbone:
             self._bound = BoundMethod(self, backbone)
         return self._bound
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train; a method that does not brings its own head."""
+        return True
 
     @property
     def own_head(self) -> Callable[[int, int], nn.Module] | None:
@@ -136,6 +140,10 @@ class FinetuningMethod(nn.Module, ABC):
         features: Tensor = backbone(images)
         return features
 
+    def num_features(self, backbone: Backbone) -> int:
+        """Return how wide what the classifier sees is."""
+        return backbone.num_features
+
     @property
     def changes_features(self) -> bool:
         """Whether the classifier sees something else than what the backbone gives."""
@@ -184,6 +192,7 @@ class BoundMethod:
     def __init__(self, method: FinetuningMethod, backbone: Backbone) -> None:
         self.method = method
         self.backbone = backbone
+        self._known: dict[str, Any] = {}
 
     @cached_property
     def tuned_modules(self) -> tuple[nn.Module, ...]:
@@ -204,3 +213,10 @@ class BoundMethod:
     def skip_sources(self) -> tuple[str, ...]:
         """The blocks whose pooled outputs the method looks at."""
         return self.method.skip_sources(self.backbone)
+
+    def known(self, name: str, look_up: Callable[[Backbone], Found]) -> Found:
+        """Return what a method looks up in the backbone for itself, by a name of its own."""
+        if name not in self._known:
+            self._known[name] = look_up(self.backbone)
+        found: Found = self._known[name]
+        return found

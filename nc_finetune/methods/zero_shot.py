@@ -34,12 +34,16 @@ class ZeroShot(LinearProbe):
 
     name: ClassVar[str] = "zero_shot"
     label: ClassVar[str] = "zero-shot"
-    trains: ClassVar[bool] = False
 
     def __init__(self, templates: str | list[str] = "plain", class_names: list[str] | None = None) -> None:
         super().__init__()
         self.templates = templates
         self.class_names = class_names
+
+    @property
+    def trains(self) -> bool:
+        """Nothing is trained."""
+        return False
 
     @property
     def own_head(self) -> Callable[[int, int], nn.Module]:

@@ -58,15 +58,19 @@ class PlainPass:
         samples_per_class: The first samples of each class that are taken; ``None`` is all.
         rank: This process.
         ranks: Number of processes.
+        shared_out: What cannot be divided among several ranks is theirs already, as in training, where each takes
+            what its own loader gives.
 
     Raises:
         ValueError: If what cannot be divided should be, among several ranks.
     """
 
-    def __init__(self, loader: Any, samples_per_class: int | None, rank: int, ranks: int) -> None:
+    def __init__(
+        self, loader: Any, samples_per_class: int | None, rank: int, ranks: int, *, shared_out: bool = False
+    ) -> None:
         share = samples_per_class
         divisible = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-        if not divisible and ranks > 1:
+        if not (divisible or shared_out) and ranks > 1:
             raise ValueError(
                 "an iterable dataset cannot be divided among processes without repetition; measure a map-style one"
             )

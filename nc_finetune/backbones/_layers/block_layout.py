@@ -14,7 +14,7 @@ from nc_finetune.backbones._layers.block_finder import (
     parts_of_other_networks,
     timm_family,
 )
-from nc_finetune.backbones.pooling import Pooling, pool_features
+from nc_finetune.backbones.pooling import LayerPooling, pool_features
 
 # Modules of timm whose blocks give (N, H, W, D), or (N, windows, T, D), though their ``output_fmt`` does not say so.
 CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_sam", "volo")
@@ -47,7 +47,7 @@ class BlockLayout:
     tokens_first: bool = False
     tokens_from: int = 0
 
-    def pool(self, output: Tensor, pooling: Pooling = "default", dtype: torch.dtype | None = None) -> Tensor:
+    def pool(self, output: Tensor, pooling: LayerPooling = "default", dtype: torch.dtype | None = None) -> Tensor:
         """Reduce an output to shape ``(N, D)``; see :func:`~nc_finetune.backbones.pool_features`.
 
         Example:

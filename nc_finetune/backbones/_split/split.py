@@ -14,7 +14,7 @@ from nc_finetune.backbones._layers.feature_hooks import replaced_forward, watch_
 from nc_finetune.backbones._split.call_record import CallRecord, give_blanks, record_calls
 from nc_finetune.backbones._split.layer_inputs import LayerInput, SeenInput, SplitError, samples_axis, watch_seen
 from nc_finetune.backbones.base import PENULTIMATE, Backbone
-from nc_finetune.backbones.pooling import Pooling
+from nc_finetune.backbones.pooling import LayerPooling
 
 # What the cut layer sees, under its name, pooled outputs of earlier layers, under theirs, and what further layers see;
 # samples in the first dimension.
@@ -73,12 +73,12 @@ class SplitBackbone:
         *,
         input_layers: Sequence[str] = (),
         image_shape: Sequence[int],
-        pooling: Pooling = "default",
+        pooling: LayerPooling = "default",
     ) -> None:
         self.backbone = backbone
         self.cut = cut
         self.image_shape = tuple(image_shape)
-        self.pooling: Pooling = pooling
+        self.pooling: LayerPooling = pooling
         self._layer = None if cut == PENULTIMATE else backbone.get_layer(cut)
         if self._layer is not None and any(getattr(part, "grad_checkpointing", False) for part in backbone.modules()):
             raise SplitError(

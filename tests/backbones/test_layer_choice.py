@@ -4,8 +4,7 @@ import pytest
 import timm
 from torch import nn
 
-from nc_finetune.backbones import find_network_layers
-from nc_finetune.callbacks._collapse.layer_choice import choose_layers
+from nc_finetune.backbones import choose_layers, find_network_layers
 
 BLOCKS = ("layer1.0", "layer2.0", "layer3.0", "layer4.0")
 

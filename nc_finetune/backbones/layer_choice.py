@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from nc_finetune.backbones import PENULTIMATE, NetworkLayers
+from nc_finetune.backbones.base import PENULTIMATE
+from nc_finetune.backbones.network_layers import NetworkLayers
 from nc_finetune.errors import unknown_name
 
 LayerChoice = int | str | Sequence[int | str] | None

@@ -1,0 +1,68 @@
+"""What callbacks share that solve a head instead of training it: one pass for the features, and an epoch of no steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from nc_finetune.cache import CachedRows
+from nc_finetune.passes.batches import prepare_batch
+from nc_finetune.passes.evaluation import evaluating
+from nc_finetune.passes.measured_data import PlainPass, loaders_of_split
+from nc_finetune.passes.repeats import warn_of_differences
+
+
+def training_loader(trainer: Any, module: L.LightningModule, name: str) -> Any:
+    """Return the cache of what is frozen, or the images without augmentation; say where these are one version of many.
+
+    Args:
+        trainer: At the start of its training.
+        module: Its module.
+        name: Of the callback, for the warning.
+    """
+    if _is_kept(trainer.train_dataloader):
+        return trainer.train_dataloader
+    loader = loaders_of_split(trainer, "train")[0]
+    warn_of_differences(trainer, module, loader, name)
+    return loader
+
+
+def feature_batches(
+    trainer: L.Trainer, module: Any, loader: Any, rank: int = 0, ranks: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pass a split, or the share of one process, through the network; yield what the head would see, and labels.
+
+    Args:
+        trainer: How batches get to the device is its business.
+        module: An :class:`~nc_finetune.ImageClassifier`.
+        loader: Of the split.
+        rank: This process.
+        ranks: Number of processes that share the split out.
+    """
+    with evaluating(trainer, module):
+        for batch in PlainPass(loader, None, rank, ranks, shared_out=True).batches:
+            inputs, labels = prepare_batch(trainer, module, batch)
+            # Copies made outside inference mode may enter a graph.
+            yield module.features(inputs).float(), labels
+
+
+def leave_nothing_to_train(trainer: L.Trainer, module: Any) -> None:
+    """Let the epoch end before its first step."""
+    module.nothing_to_train = True
+    trainer.strategy.lr_scheduler_configs = []  # which would step without an optimizer
+
+
+def end_solved_epoch(trainer: Any) -> None:
+    """Validate, since an epoch without batches does not, and end the fit."""
+    if trainer.enable_validation:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+    trainer.should_stop = True
+
+
+def _is_kept(loader: Any) -> bool:
+    return isinstance(getattr(loader, "dataset", None), CachedRows)

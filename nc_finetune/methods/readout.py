@@ -1,0 +1,255 @@
+"""The collapse readout: pooled outputs of several layers side by side, under a head that is solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nc_finetune.backbones import (
+    PENULTIMATE,
+    STEM,
+    Backbone,
+    LayerChoice,
+    NetworkLayers,
+    Statistic,
+    choose_layers,
+    watch_outputs,
+)
+from nc_finetune.errors import check_name
+from nc_finetune.functional.discriminant import Priors, checked_shrinkages
+from nc_finetune.heads import unit_length
+from nc_finetune.methods._wrapping import asks_inner
+from nc_finetune.methods.base import AUTO, FinetuningMethod
+from nc_finetune.methods.linear_probe import LinearProbe
+
+LayerGroup = Literal["penultimate", "last_blocks", "later_half", "all"]
+_LAST_BLOCKS = 3
+
+
+@asks_inner
+class LayerReadout(FinetuningMethod):
+    """Classify by pooled outputs of several layers, side by side; without a method the head is solved, not trained.
+
+    Inner layers hold what the last one has dropped: the further a task is from what the network was trained on, the
+    more they add. By itself the readout leaves the network as it is. One pass over the training images, in which
+    nothing is trained, gives class means and within-class covariance, and these the head, a ``torch.nn.Linear``: the
+    shrunk discriminant of :func:`~nc_finetune.functional.linear_discriminant`, with the shrinkage of the best
+    leave-one-out accuracy and one temperature by leave-one-out likelihood. ``Trainer(max_epochs=1).fit`` is all; the
+    epoch takes no step, and validates. Each process takes its share of the images, and all get the same head.
+
+    With a method its part of the network is trained under these features, and so is the head:
+    ``LayerReadout("later_half", method=SkipConnectionFinetuning())`` with ``head=DiscriminantHead`` begins where the
+    readout ends. What the method gives to its classifier then stands in place of the penultimate feature.
+
+    Args:
+        layers: ``"penultimate"`` alone, or with it ``"last_blocks"`` (three), the blocks of the ``"later_half"``, or of
+            ``"all"`` of the network; ``"auto"`` chooses among these by leave-one-out, ``"later_half"`` unless another
+            is clearly better. Or a list of names, patterns and indices of blocks, or one of them, as for
+            :class:`~nc_finetune.callbacks.LayerwiseNC1`; the penultimate feature is then one of the names.
+        pooling: Statistics over the positions of a map or of tokens: ``"mean"`` (of tokens the class token, too, where
+            there is one), ``"std"``, or both.
+        normalize: Divide the part of each layer by its length, so that none outweighs the others.
+        shrinkage: Of the covariance, in ``(0, 1]``, or several to choose from; ``None`` chooses from 1e-4 to 1.
+        priors: Of the classes: ``"equal"``, or ``"counts"`` of the training images.
+        method: What is tuned under these features; ``None`` is nothing.
+
+    Raises:
+        ValueError: If an argument is another word or out of range, or layers are to be chosen beside a method.
+
+    Source:
+        Fisher 1936, 10.1111/j.1469-1809.1936.tb02137.x; features of all layers: Evci et al. 2022, Head2Toe,
+        arXiv:2201.03529; closed forms on pre-trained features: McDonnell et al. 2023, RanPAC, arXiv:2307.02251.
+
+    Example:
+        >>> from nc_finetune.backbones import TimmBackbone
+        >>> backbone, method = TimmBackbone("test_vit", weights=None), LayerReadout("later_half")
+        >>> method.layer_names(backbone), method.num_features(backbone)  # class token, mean and std of three blocks
+        (('blocks.3', 'blocks.4', 'blocks.5', 'penultimate'), 640)
+        >>> method.features(backbone, torch.rand(2, 3, 160, 160)).shape
+        torch.Size([2, 640])
+    """
+
+    name: ClassVar[str] = "readout"
+    label: ClassVar[str] = "readout"
+    pooling: tuple[Statistic, ...] = ("mean", "std")
+
+    def __init__(
+        self,
+        layers: LayerChoice = AUTO,
+        pooling: Sequence[Statistic] = ("mean", "std"),
+        normalize: bool = True,
+        *,
+        shrinkage: float | Sequence[float] | None = None,
+        priors: Priors = "equal",
+        method: FinetuningMethod | None = None,
+    ) -> None:
+        super(FinetuningMethod, self).__init__()  # options, such as the mode of BatchNorm, are the method's
+        for statistic in (pooling := (pooling,) if isinstance(pooling, str) else pooling):
+            check_name("statistic to pool by", statistic, get_args(Statistic))
+        if not pooling:
+            raise ValueError("pooling must name at least one of mean and std, got none")
+        if method is not None and layers == AUTO:
+            raise ValueError(
+                "layers='auto' is chosen for a frozen network; beside a method name them, such as 'later_half'"
+            )
+        check_name("priors", priors, get_args(Priors))
+        checked_shrinkages(shrinkage)
+        self.layers = layers
+        self.pooling = tuple(dict.fromkeys(pooling))
+        self.normalize = normalize
+        self.shrinkage = shrinkage
+        self.priors: Priors = priors
+        self.method = method
+        self.layers_chosen = False
+        self._frozen = LinearProbe()
+
+    bind = FinetuningMethod.bind
+
+    @property
+    def inner(self) -> FinetuningMethod:
+        """What decides about the network: the method, or one that leaves it as it is."""
+        return self.method or self._frozen
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a method; otherwise the head is solved."""
+        return self.method is not None
+
+    @property
+    def own_head(self) -> Callable[[int, int], nn.Module] | None:
+        """A linear layer, to be solved; with a method there is a choice."""
+        return None if self.trains else nn.Linear
+
+    @property
+    def changes_features(self) -> bool:
+        """Whether the classifier sees something else than what the backbone gives: other layers, too."""
+        return True
+
+    def freeze(self, backbone: Backbone) -> None:
+        """Leave gradients to what the method tunes."""
+        self._bound = None
+        self.inner.freeze(backbone)
+
+    def layer_names(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the layers, in the order of the network; all that may be chosen, where that is still to be done.
+
+        Raises:
+            ValueError: If there are none of these names, or the stem is among them.
+        """
+        if self.layers == AUTO:
+            return self.candidates(backbone)["all"]
+        if isinstance(self.layers, str) and self.layers in get_args(LayerGroup):
+            return layer_groups(backbone)[self.layers]
+        # What the classifier sees is what comes out of the backbone.
+        found = choose_layers(NetworkLayers(backbone, backbone.model, backbone, backbone.layout), self.layers)
+        if STEM in found:
+            raise ValueError(
+                f"layers={self.layers!r} takes in the stem, which is no module with an output of its own; name blocks,"
+                f" such as {', '.join(backbone.block_names[:2])}"
+            )
+        return found
+
+    def candidates(self, backbone: Backbone) -> dict[LayerGroup, tuple[str, ...]]:
+        """Return the layers among which ``"auto"`` chooses, those that are the same once."""
+        groups = layer_groups(backbone)
+        return {
+            name: layers
+            for name, layers in groups.items()
+            if list(groups.values()).index(layers) == [*groups].index(name)
+        }
+
+    def choose(self, layers: LayerChoice) -> None:
+        """Take other layers from now on; the head has to be built anew."""
+        self.layers_chosen |= self.layers == AUTO
+        self.layers = layers
+
+    def widths(self, backbone: Backbone) -> dict[str, int]:
+        """Return the width of the part of each layer, by name.
+
+        Raises:
+            ValueError: If the output of a layer cannot be pooled, or the forward pass does not call it.
+        """
+        return self.bind(backbone).known("widths", self._find_widths)
+
+    def num_features(self, backbone: Backbone) -> int:
+        """Return how wide all parts are together."""
+        return sum(self.widths(backbone).values())
+
+    def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
+        """Return the blocks, and those that the method looks at."""
+        own = (layer for layer in self.layer_names(backbone) if layer != PENULTIMATE)
+        return tuple(dict.fromkeys((*own, *self.inner.skip_sources(backbone))))
+
+    def features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Return the parts of all layers side by side, shape ``(N, D)``.
+
+        Raises:
+            ValueError: If the output of a layer cannot be pooled, or the forward pass does not call it.
+        """
+        layers = self.bind(backbone).known("layers", self.layer_names)
+        with self._pooled_outputs(backbone, layers) as parts:
+            parts[PENULTIMATE] = self.inner.features(backbone, images)
+        _check_called(backbone, layers, parts)
+        found = [parts[layer] for layer in layers]
+        return torch.cat([unit_length(part) for part in found] if self.normalize else found, dim=1)
+
+    @contextmanager
+    def _pooled_outputs(self, backbone: Backbone, layers: Sequence[str]) -> Any:
+        parts: dict[str, Tensor] = {}
+
+        # Pooled at once: a later layer may write into the output in place.
+        def take(layer: str, output: Tensor) -> None:
+            try:
+                parts[layer] = backbone.pool(output, self.pooling)
+            except ValueError as error:
+                raise ValueError(f"layer {layer!r} has no place in a readout: {error}; leave it out") from error
+
+        blocks = [layer for layer in layers if layer != PENULTIMATE]
+        with ExitStack() as hooks:
+            hooks.enter_context(watch_outputs(backbone.model, blocks, take))
+            yield parts
+
+    def _find_widths(self, backbone: Backbone) -> dict[str, int]:
+        layers, seen = self.layer_names(backbone), {}
+
+        @contextmanager
+        def watch() -> Any:
+            with self._pooled_outputs(backbone, layers) as parts:
+                yield
+            seen.update(parts)
+
+        backbone.dry_run(watch)
+        widths = {layer: part.shape[1] for layer, part in seen.items()}
+        widths[PENULTIMATE] = self.inner.num_features(backbone)
+        _check_called(backbone, layers, widths)
+        return {layer: widths[layer] for layer in layers}
+
+
+def layer_groups(backbone: Backbone) -> dict[LayerGroup, tuple[str, ...]]:
+    """Return the layers by the words that :class:`LayerReadout` has for them; all end with the penultimate feature.
+
+    Example:
+        >>> from nc_finetune.backbones import TimmBackbone
+        >>> layer_groups(TimmBackbone("test_resnet", weights=None))["later_half"]
+        ('layer3.0', 'layer4.0', 'penultimate')
+    """
+    blocks = backbone.block_names
+    starts = {
+        "penultimate": len(blocks),
+        "last_blocks": max(len(blocks) - _LAST_BLOCKS, 0),
+        "later_half": len(blocks) // 2,
+        "all": 0,
+    }
+    return {name: (*blocks[start:], PENULTIMATE) for name, start in starts.items()}
+
+
+def _check_called(backbone: Backbone, layers: Sequence[str], found: Any) -> None:
+    if missing := [layer for layer in layers if layer not in found]:
+        raise ValueError(
+            f"the forward pass of {backbone.name!r} does not call {missing[0]!r} itself; choose among"
+            f" {', '.join(backbone.block_names)}"
+        )
