@@ -11,5 +11,6 @@ from nc_finetune.callbacks.prediction_writer import PredictionWriter as Predicti
 from nc_finetune.callbacks.prefix_cache import PrefixCache as PrefixCache
 from nc_finetune.callbacks.probe_path import ProbePath as ProbePath
 from nc_finetune.callbacks.progress_lines import ProgressLines as ProgressLines
+from nc_finetune.callbacks.readout_solver import ReadoutSolver as ReadoutSolver
 from nc_finetune.callbacks.resumable_run import ResumableRun as ResumableRun
 from nc_finetune.callbacks.resumable_run import RunInterruptedError as RunInterruptedError

@@ -1,4 +1,4 @@
-"""What callbacks share that solve a head instead of training it: one pass for the features, and an epoch of no steps."""
+"""What callbacks share that solve a head instead of training it: a pass for the features, an epoch without steps."""
 
 from __future__ import annotations
 
@@ -45,13 +45,17 @@ def feature_batches(
     with evaluating(trainer, module):
         for batch in PlainPass(loader, None, rank, ranks, shared_out=True).batches:
             inputs, labels = prepare_batch(trainer, module, batch)
-            # Copies made outside inference mode may enter a graph.
             yield module.features(inputs).float(), labels
 
 
 def leave_nothing_to_train(trainer: L.Trainer, module: Any) -> None:
-    """Let the epoch end before its first step."""
+    """Let the epoch end before its first step; solving counts as one, since no checkpoint is written before a step."""
     module.nothing_to_train = True
+    loop = trainer.fit_loop.epoch_loop
+    automatic, manual = loop.automatic_optimization.optim_progress, loop.manual_optimization.optim_step_progress
+    steps = automatic.optimizer.step if module.automatic_optimization else manual
+    steps.increment_ready()
+    steps.increment_completed()
     trainer.strategy.lr_scheduler_configs = []  # which would step without an optimizer
 
 

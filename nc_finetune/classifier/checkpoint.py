@@ -20,7 +20,7 @@ from nc_finetune.files.class_config import build, describe, describe_if_possible
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
 from nc_finetune.files.model_config import ModelConfig, describe_model, described_key_layer
 from nc_finetune.losses import PickAllLabelsLoss
-from nc_finetune.methods import AUTO, FinetuningMethod, named_blocks
+from nc_finetune.methods import AUTO, FinetuningMethod, LayerReadout, named_blocks
 
 # Where a checkpoint says how its model is trained: the arguments that a delta need not know.
 TRAINING_KEY = "nc_finetune_training"
@@ -257,6 +257,15 @@ def take_key_layer(method: FinetuningMethod, backbone: Backbone, checkpoint: Map
         return False
     method.set_key_layer(found)
     return True
+
+
+def take_layers(model: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Let a readout that chooses its layers look at those of a checkpoint, under a head that fits."""
+    method, described = model.method, checkpoint.get(CHECKPOINT_KEY) or {}
+    found = ((described.get("method") or {}).get("init_args") or {}).get("layers", AUTO)
+    if isinstance(method, LayerReadout) and found != AUTO and (method.layers == AUTO or method.layers_chosen):
+        method.choose(found)
+        model.head = nn.Linear(method.num_features(model.backbone), model.num_classes).to(model.head.weight)
 
 
 def _argument_names(cls: type[Any]) -> list[str]:

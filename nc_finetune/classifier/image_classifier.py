@@ -15,7 +15,7 @@ from typing_extensions import Self
 from nc_finetune._common.data_facts import told_by
 from nc_finetune._common.lightning_internals import OF_MODULE, is_attached, require
 from nc_finetune.backbones import Backbone, FrozenPrefix, PrefixOutput, create_backbone, resumed
-from nc_finetune.callbacks import HeadAlignment
+from nc_finetune.callbacks import HeadAlignment, ReadoutSolver
 from nc_finetune.classifier._arguments import DEFAULT_WEIGHTS, build_head, check_parts, choose_head
 from nc_finetune.classifier._batches import check_images, images_of, labelled_images
 from nc_finetune.classifier._data import take_facts
@@ -32,6 +32,7 @@ from nc_finetune.classifier.checkpoint import (
     load_state,
     read_checkpoint,
     take_key_layer,
+    take_layers,
 )
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.files.class_config import describe_if_possible
@@ -143,7 +144,7 @@ class ImageClassifier(L.LightningModule):
         self.backbone = create_backbone(backbone, weights) if isinstance(backbone, str) else backbone
         self.method = method or LinearProbe()
         head_factory = choose_head(self.method, head)
-        self.head = build_head(head_factory, self.backbone.num_features, num_classes)
+        self.head = build_head(head_factory, self.method.num_features(self.backbone), num_classes)
         self.head_config = describe_if_possible(head_factory)
         self.loss = loss or nn.CrossEntropyLoss()
         self.learning_rate = learning_rate
@@ -279,15 +280,18 @@ class ImageClassifier(L.LightningModule):
             average_switches(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Bring along what turns a fixed head towards the class means, where the head asks for it.
+        """Bring along what solves the head of a readout, and what turns a fixed head towards the class means.
 
         Raises:
             ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.
         """
+        brought: list[L.Callback] = [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
         if is_attached(self) and self.trainer.state.fn == "fit":
             self.freeze_untuned()
             refuse_writers(self.trainer, self)
-        return [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
+            if ReadoutSolver.is_needed(self):
+                brought.append(ReadoutSolver())
+        return brought
 
     def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Let hooks see images alone: what a prefix gave has been through them."""
@@ -420,6 +424,7 @@ class ImageClassifier(L.LightningModule):
         """
         match_loss_state(self.loss, checkpoint.get("state_dict", {}))
         adopt_older_schedules(checkpoint)
+        take_layers(self, checkpoint)
         if take_key_layer(self.method, self.backbone, checkpoint):
             self.freeze_untuned()
 

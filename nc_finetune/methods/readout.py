@@ -26,7 +26,7 @@ from nc_finetune.methods._wrapping import asks_inner
 from nc_finetune.methods.base import AUTO, FinetuningMethod
 from nc_finetune.methods.linear_probe import LinearProbe
 
-LayerGroup = Literal["penultimate", "last_blocks", "later_half", "all"]
+LayerGroup = Literal["later_half", "penultimate", "last_blocks", "all"]
 _LAST_BLOCKS = 3
 
 
@@ -88,9 +88,10 @@ class LayerReadout(FinetuningMethod):
         method: FinetuningMethod | None = None,
     ) -> None:
         super(FinetuningMethod, self).__init__()  # options, such as the mode of BatchNorm, are the method's
-        for statistic in (pooling := (pooling,) if isinstance(pooling, str) else pooling):
+        statistics: tuple[Statistic, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)  # type: ignore[assignment]
+        for statistic in statistics:
             check_name("statistic to pool by", statistic, get_args(Statistic))
-        if not pooling:
+        if not statistics:
             raise ValueError("pooling must name at least one of mean and std, got none")
         if method is not None and layers == AUTO:
             raise ValueError(
@@ -99,7 +100,7 @@ class LayerReadout(FinetuningMethod):
         check_name("priors", priors, get_args(Priors))
         checked_shrinkages(shrinkage)
         self.layers = layers
-        self.pooling = tuple(dict.fromkeys(pooling))
+        self.pooling = tuple(dict.fromkeys(statistics))
         self.normalize = normalize
         self.shrinkage = shrinkage
         self.priors: Priors = priors
@@ -141,9 +142,9 @@ class LayerReadout(FinetuningMethod):
             ValueError: If there are none of these names, or the stem is among them.
         """
         if self.layers == AUTO:
-            return self.candidates(backbone)["all"]
-        if isinstance(self.layers, str) and self.layers in get_args(LayerGroup):
-            return layer_groups(backbone)[self.layers]
+            return layer_groups(backbone)["all"]
+        if isinstance(self.layers, str) and (group := layer_groups(backbone).get(self.layers)) is not None:
+            return group
         # What the classifier sees is what comes out of the backbone.
         found = choose_layers(NetworkLayers(backbone, backbone.model, backbone, backbone.layout), self.layers)
         if STEM in found:
@@ -153,14 +154,21 @@ class LayerReadout(FinetuningMethod):
             )
         return found
 
-    def candidates(self, backbone: Backbone) -> dict[LayerGroup, tuple[str, ...]]:
-        """Return the layers among which ``"auto"`` chooses, those that are the same once."""
-        groups = layer_groups(backbone)
-        return {
-            name: layers
-            for name, layers in groups.items()
-            if list(groups.values()).index(layers) == [*groups].index(name)
+    def columns(self, backbone: Backbone) -> dict[str, Tensor]:
+        """Return the columns of :meth:`features` by the words among which ``"auto"`` chooses; otherwise all of them.
+
+        Of words that mean the same layers, the first.
+        """
+        ends = torch.tensor(list(self.widths(backbone).values())).cumsum(0).tolist()
+        places = {
+            layer: torch.arange(end - width, end)
+            for (layer, width), end in zip(self.widths(backbone).items(), ends, strict=True)
         }
+        if self.layers != AUTO:
+            return {"given": torch.cat(list(places.values()))}
+        groups = layer_groups(backbone)
+        distinct = {layers: name for name in reversed(get_args(LayerGroup)) for layers in [groups[name]]}
+        return {name: torch.cat([places[layer] for layer in layers]) for layers, name in reversed(distinct.items())}
 
     def choose(self, layers: LayerChoice) -> None:
         """Take other layers from now on; the head has to be built anew."""
@@ -229,7 +237,7 @@ class LayerReadout(FinetuningMethod):
         return {layer: widths[layer] for layer in layers}
 
 
-def layer_groups(backbone: Backbone) -> dict[LayerGroup, tuple[str, ...]]:
+def layer_groups(backbone: Backbone) -> dict[str, tuple[str, ...]]:
     """Return the layers by the words that :class:`LayerReadout` has for them; all end with the penultimate feature.
 
     Example:

@@ -62,7 +62,7 @@ def _sizes(sizes: Sequence[int | float | None]) -> Iterator[str]:
 
 def _method(spec: MethodSpec) -> list[str]:
     problems = _attempt(lambda: spec.build(None))
-    needed = not problems and spec.method_class().trains
+    needed = not problems and spec.build(None).trains
     if min(spec.learning_rates, default=0 if needed else 1) <= 0:
         problems.append(f"{spec.method} needs learning_rates above 0, got {spec.learning_rates}")
     if spec.heads == []:

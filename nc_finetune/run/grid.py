@@ -81,14 +81,13 @@ class Grid:
             )
             for seed, dataset, samples, backbone, method in axes
             for head in self._heads_of(method)
-            for loss in (self.losses if method.method_class().trains else self.losses[:1])
+            for loss in (self.losses if method.build(None).trains else self.losses[:1])
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
         ]
 
     def _heads_of(self, method: MethodSpec) -> list[HeadSpec]:
         heads = self.heads if method.heads is None else method.heads
-        has_choice = method.method_class().trains and method.build(None).own_head is None
-        return heads if has_choice else heads[:1]
+        return heads if method.build(None).own_head is None else heads[:1]
 
 
 def _key_layers_of(method: MethodSpec, backbone: BackboneSpec, each: list[BackboneSpec]) -> list[BackboneSpec]:

@@ -1,0 +1,206 @@
+"""A linear head in closed form: which features, which shrinkage, which temperature, all by leave-one-out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nc_finetune.functional.class_statistics import ClassStatistics, as_labels
+from nc_finetune.functional.discriminant import LinearDiscriminant, Priors, linear_discriminant
+from nc_finetune.functional.temperature import temperature
+from nc_finetune.functional.undefined import named
+
+# Of the images that a choice among features looks at; more cost more than they tell.
+MAX_CHOICE_SAMPLES = 2000
+_CLEAR = 1.0  # standard errors of a difference
+_ABSENT = -100.0  # logit of a class that nothing is known of
+_FEW = 0.5  # shrinkage where there is nothing to choose one by
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """A linear head that was solved; float64.
+
+    Attributes:
+        weight: Shape ``(K, D)``, over the temperature already.
+        bias: Shape ``(K,)``, likewise.
+        shrinkage: Of the within-class covariance.
+        temperature: What the discriminant's own logits were divided by.
+        accuracy: Leave-one-out accuracy, a share; ``nan`` where no sample can be left out.
+        loss: Leave-one-out cross-entropy, likewise.
+        logits: Leave-one-out logits over the temperature, shape ``(N, K)``; ``nan`` for a sample that is the only one
+            of its class.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shrinkage: float
+    temperature: float
+    accuracy: float
+    loss: float
+    logits: Tensor
+
+
+def solve_head(
+    features: Tensor | ClassStatistics,
+    target: Tensor,
+    num_classes: int,
+    *,
+    samples: Tensor | None = None,
+    shrinkage: float | Sequence[float] | None = None,
+    priors: Priors = "equal",
+) -> SolvedHead:
+    """Solve a linear head: the shrunk discriminant at one temperature.
+
+    Args:
+        features: Shape ``(N, D)``; or statistics of a pass, of which ``samples`` are some.
+        target: Labels of the features, or of the samples; integers in ``[0, K)``.
+        num_classes: K. Classes without a sample get a logit of -100, with a warning: nothing is ever called that.
+        samples: Features that the statistics hold, too, shape ``(M, D)``, to be left out one by one.
+        shrinkage: As for :func:`~nc_finetune.functional.linear_discriminant`.
+        priors: Likewise.
+
+    Returns:
+        The head.
+
+    Raises:
+        ValueError: As :func:`~nc_finetune.functional.linear_discriminant`, but for classes without a sample.
+
+    Warns:
+        UserWarning: If there are such classes, or so few samples that the shrinkage cannot be chosen.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.0, 3.0], [1.0, 3.1]])
+        >>> head = solve_head(features, torch.tensor([0, 0, 2, 2]), 3)
+        >>> (features.double() @ head.weight.T + head.bias).argmax(1).tolist(), head.accuracy
+        ([0, 0, 2, 2], 1.0)
+    """
+    labels = as_labels(target, torch.zeros(num_classes, device=target.device))
+    counts = features.counts if isinstance(features, ClassStatistics) else labels.bincount(minlength=num_classes)
+    present = counts > 0
+    if not present.all():
+        warnings.warn(f"there is no sample of class {named(~present)}: nothing is ever called that", stacklevel=2)
+        labels = (present.cumsum(0) - 1)[labels]
+        if isinstance(features, ClassStatistics):
+            features = features._replace(
+                counts=counts[present], means=features.means[present], spreads=features.spreads[present]
+            )
+    found = _discriminant(features, labels, samples, _possible(counts[present], shrinkage), priors)
+    return _as_head(found, labels, present)
+
+
+def _possible(counts: Tensor, shrinkage: float | Sequence[float] | None) -> float | Sequence[float] | None:
+    """Return the shrinkages to choose from, or one where no sample can be left out."""
+    spread_without_one = (counts > 1).sum() > 1 or counts.max() > 2
+    if spread_without_one or isinstance(shrinkage, float):
+        return shrinkage
+    warnings.warn(
+        f"there are too few samples a class to choose a shrinkage by leaving one out; {_FEW} is taken", stacklevel=4
+    )
+    return _FEW
+
+
+def _discriminant(
+    features: Tensor | ClassStatistics,
+    labels: Tensor,
+    samples: Tensor | None,
+    shrinkage: float | Sequence[float] | None,
+    priors: Priors,
+) -> LinearDiscriminant:
+    if isinstance(features, ClassStatistics):
+        given = None if samples is None else (samples, labels)
+        return linear_discriminant(features, shrinkage=shrinkage, samples=given, priors=priors)
+    return linear_discriminant(features, labels, shrinkage, priors=priors)
+
+
+def _as_head(found: LinearDiscriminant, labels: Tensor, present: Tensor) -> SolvedHead:
+    logits = found.leave_one_out_logits
+    if logits is None:
+        logits = found.weight.new_full((len(labels), len(found.weight)), torch.nan)
+    left_out = logits.isfinite().all(1)
+    scale = temperature(logits, labels).item() if left_out.any() else 1.0
+    logits = logits / scale
+    weight = found.weight.new_zeros(len(present), found.weight.shape[1])
+    bias = weight.new_full((len(present),), _ABSENT)
+    every = weight.new_full((len(labels), len(present)), _ABSENT)
+    weight[present], bias[present], every[:, present] = found.weight / scale, found.bias / scale, logits
+    loss = F.cross_entropy(logits[left_out], labels[left_out]).item()
+    accuracy = (logits[left_out].argmax(1) == labels[left_out]).double().mean().item()
+    return SolvedHead(weight, bias, found.shrinkage, scale, accuracy, loss, every)
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """Which of several groups of features a head is to see.
+
+    Attributes:
+        name: Of the group that was chosen.
+        accuracies: Leave-one-out accuracy of each group, by name.
+        samples: How many samples were looked at.
+    """
+
+    name: str
+    accuracies: dict[str, float]
+    samples: int
+
+
+def choose_columns(
+    features: Tensor,
+    target: Tensor,
+    num_classes: int,
+    groups: Mapping[str, slice | Tensor],
+    prefer: str,
+    *,
+    shrinkage: float | Sequence[float] | None = None,
+    priors: Priors = "equal",
+) -> ColumnChoice:
+    """Choose a group of columns by leave-one-out: the preferred one, unless another is clearly better.
+
+    Clearly: by more than one standard error of the difference, sample by sample. Of several such the most accurate.
+
+    Args:
+        features: Shape ``(N, D)``. Of more than 2,000 rows so many are looked at, drawn at random, the same each time.
+        target: Shape ``(N,)``.
+        num_classes: K.
+        groups: Columns by name.
+        prefer: One of the names.
+        shrinkage: As for :func:`~nc_finetune.functional.linear_discriminant`.
+        priors: Likewise.
+
+    Returns:
+        The choice.
+
+    Example:
+        >>> target = torch.arange(40) % 2
+        >>> features = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        >>> features[:, 2] += 9 * target
+        >>> choose_columns(features, target, 2, {"noise": slice(0, 2), "signal": slice(2, 3)}, "noise").name
+        'signal'
+    """
+    rows = _some_rows(target, max(MAX_CHOICE_SAMPLES, 4 * num_classes))
+    few, labels, right = features[rows], target[rows], {}
+    for name, columns in groups.items():
+        logits = solve_head(few[:, columns], labels, num_classes, shrinkage=shrinkage, priors=priors).logits
+        right[name] = (logits.argmax(1) == labels).double()[logits.isfinite().all(1)]
+    accuracies = {name: value.mean().item() for name, value in right.items()}
+    gains = {name: value - right[prefer] for name, value in right.items() if name != prefer}
+    better = [name for name, gain in gains.items() if gain.mean() > _CLEAR * gain.std() / len(gain) ** 0.5]
+    return ColumnChoice(max(better, key=lambda name: accuracies[name], default=prefer), accuracies, len(rows))
+
+
+def _some_rows(target: Tensor, number: int) -> Tensor:
+    """Return the rows to look at: all, or some of every class."""
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)).to(target.device)
+    if len(target) <= number:
+        return order.sort().values
+    shuffled = target[order]
+    by_class = shuffled.argsort(stable=True)
+    counts = shuffled.bincount()
+    place = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[shuffled[by_class]]
+    # The first of each class come first, then the second, and so on: classes are as equal as they can be.
+    return order[by_class[place.argsort(stable=True)[:number]]].sort().values
