@@ -72,10 +72,10 @@ class ReadoutSolver(L.Callback):
         method: LayerReadout = pl_module.method
         if method.layers_chosen:  # by another fit, of other images
             method.choose(AUTO)
-        method.bind(pl_module.backbone)
         self.choice, self.solved = trainer.strategy.broadcast(self._solve(trainer, pl_module))
         if self.choice is not None:
             method.choose(self.choice.name)
+            method.freeze(pl_module.backbone)
         self._write(pl_module)
         leave_nothing_to_train(trainer, pl_module)
         rank_zero_info(_in_words(self.choice, self.solved))

@@ -38,11 +38,15 @@ def public_names() -> tuple[str, ...]:
 
 
 def asks_inner(wrapper: type[Wrapper]) -> type[Wrapper]:
-    """Let a class of methods ask the method that is its ``inner`` for everything that it does not define itself.
+    """Let a class of methods ask another one for everything that it does not define itself.
+
+    That is its ``method``, or its ``inner`` where it has such a property.
 
     That holds for whatever :class:`~nc_finetune.methods.FinetuningMethod` has, or will have: nobody has to remember to
     pass it on.
     """
+    if not hasattr(wrapper, "inner"):
+        wrapper.inner = property(lambda self: self.method)  # type: ignore[attr-defined]
     for name in public_names():
         if name not in vars(wrapper):
             attribute = _OfInner()

@@ -51,11 +51,6 @@ class ProbeFirst(FinetuningMethod):
         self.probe_epochs = probe_epochs
         self.probing = True
 
-    @property
-    def inner(self) -> FinetuningMethod:
-        """What decides whatever this one does not."""
-        return self.method
-
     def start_epoch(self, epoch: int) -> None:
         """Leave the probe behind once its epochs are over; from then on the epochs are the method's."""
         self.probing = epoch < self.probe_epochs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class LayerReadout(FinetuningMethod):
             :class:`~nc_finetune.callbacks.LayerwiseNC1`; the penultimate feature is then one of the names.
         pooling: Statistics over the positions of a map or of tokens: ``"mean"`` (of tokens the class token, too, where
             there is one), ``"std"``, or both.
-        normalize: Divide the part of each layer by its length, so that none outweighs the others.
+        normalize: Divide each statistic of each layer by its length, so that none outweighs the others.
         shrinkage: Of the covariance, in ``(0, 1]``, or several to choose from; ``None`` chooses from 1e-4 to 1.
         priors: Of the classes: ``"equal"``, or ``"counts"`` of the training images.
         method: What is tuned under these features; ``None`` is nothing.
@@ -131,9 +131,10 @@ class LayerReadout(FinetuningMethod):
         return True
 
     def freeze(self, backbone: Backbone) -> None:
-        """Leave gradients to what the method tunes."""
+        """Leave gradients to what the method tunes, and look the layers up."""
         self._bound = None
         self.inner.freeze(backbone)
+        self.pieces(backbone)  # now, and not at the first step, which may be traced or compiled
 
     def layer_names(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the layers, in the order of the network; all that may be chosen, where that is still to be done.
@@ -175,13 +176,17 @@ class LayerReadout(FinetuningMethod):
         self.layers_chosen |= self.layers == AUTO
         self.layers = layers
 
-    def widths(self, backbone: Backbone) -> dict[str, int]:
-        """Return the width of the part of each layer, by name.
+    def pieces(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+        """Return the widths of the statistics of each layer, by its name.
 
         Raises:
             ValueError: If the output of a layer cannot be pooled, or the forward pass does not call it.
         """
-        return self.bind(backbone).known("widths", self._find_widths)
+        return self.bind(backbone).known("pieces", self._find_pieces)
+
+    def widths(self, backbone: Backbone) -> dict[str, int]:
+        """Return the width of the part of each layer, by its name."""
+        return {layer: sum(widths) for layer, widths in self.pieces(backbone).items()}
 
     def num_features(self, backbone: Backbone) -> int:
         """Return how wide all parts are together."""
@@ -198,43 +203,48 @@ class LayerReadout(FinetuningMethod):
         Raises:
             ValueError: If the output of a layer cannot be pooled, or the forward pass does not call it.
         """
-        layers = self.bind(backbone).known("layers", self.layer_names)
-        with self._pooled_outputs(backbone, layers) as parts:
+        pieces = self.pieces(backbone)
+        with self._pooled_outputs(backbone, pieces) as parts:
             parts[PENULTIMATE] = self.inner.features(backbone, images)
-        _check_called(backbone, layers, parts)
-        found = [parts[layer] for layer in layers]
-        return torch.cat([unit_length(part) for part in found] if self.normalize else found, dim=1)
+        _check_called(backbone, pieces, parts)
+        found = [piece for layer, widths in pieces.items() for piece in torch.split(parts[layer], [*widths], dim=1)]
+        return torch.cat([unit_length(piece) for piece in found] if self.normalize else found, dim=1)
 
     @contextmanager
-    def _pooled_outputs(self, backbone: Backbone, layers: Sequence[str]) -> Any:
+    def _pooled_outputs(
+        self, backbone: Backbone, layers: Iterable[str], also: Callable[[str, Tensor], None] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Pool the outputs of layers at once: a later one may write into them in place."""
         parts: dict[str, Tensor] = {}
 
-        # Pooled at once: a later layer may write into the output in place.
         def take(layer: str, output: Tensor) -> None:
             try:
                 parts[layer] = backbone.pool(output, self.pooling)
             except ValueError as error:
                 raise ValueError(f"layer {layer!r} has no place in a readout: {error}; leave it out") from error
+            if also is not None:
+                also(layer, output)
 
-        blocks = [layer for layer in layers if layer != PENULTIMATE]
-        with ExitStack() as hooks:
-            hooks.enter_context(watch_outputs(backbone.model, blocks, take))
+        with watch_outputs(backbone.model, [layer for layer in layers if layer != PENULTIMATE], take):
             yield parts
 
-    def _find_widths(self, backbone: Backbone) -> dict[str, int]:
-        layers, seen = self.layer_names(backbone), {}
+    def _find_pieces(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+        layers, singles = self.layer_names(backbone), {PENULTIMATE: self.inner.num_features(backbone)}
+        whole: dict[str, int] = {}
+
+        def note(layer: str, output: Tensor) -> None:
+            singles[layer] = backbone.pool(output).shape[1]
 
         @contextmanager
-        def watch() -> Any:
-            with self._pooled_outputs(backbone, layers) as parts:
+        def watch() -> Iterator[None]:
+            with self._pooled_outputs(backbone, layers, note) as parts:
                 yield
-            seen.update(parts)
+            whole.update({layer: part.shape[1] for layer, part in parts.items()})
 
         backbone.dry_run(watch)
-        widths = {layer: part.shape[1] for layer, part in seen.items()}
-        widths[PENULTIMATE] = self.inner.num_features(backbone)
-        _check_called(backbone, layers, widths)
-        return {layer: widths[layer] for layer in layers}
+        whole[PENULTIMATE] = singles[PENULTIMATE]
+        _check_called(backbone, layers, whole)
+        return {layer: (singles[layer],) * (whole[layer] // singles[layer]) for layer in layers}
 
 
 def layer_groups(backbone: Backbone) -> dict[str, tuple[str, ...]]:
@@ -255,7 +265,7 @@ def layer_groups(backbone: Backbone) -> dict[str, tuple[str, ...]]:
     return {name: (*blocks[start:], PENULTIMATE) for name, start in starts.items()}
 
 
-def _check_called(backbone: Backbone, layers: Sequence[str], found: Any) -> None:
+def _check_called(backbone: Backbone, layers: Iterable[str], found: Container[str]) -> None:
     if missing := [layer for layer in layers if layer not in found]:
         raise ValueError(
             f"the forward pass of {backbone.name!r} does not call {missing[0]!r} itself; choose among"

@@ -23,6 +23,7 @@ from nc_finetune.methods import (
     FinetuningMethod,
     FullFinetuning,
     LayerFinetuning,
+    LayerReadout,
     LinearProbe,
     NormTuning,
     ProbeFirst,
@@ -34,6 +35,7 @@ from nc_finetune.methods import (
 
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
     "LinearProbe": LinearProbe,
+    "LayerReadout": lambda: LayerReadout("later_half"),
     "SkipProbe": SkipProbe,
     "LayerFinetuning": LayerFinetuning,
     "SkipConnectionFinetuning": lambda: SkipConnectionFinetuning(scale="matched"),

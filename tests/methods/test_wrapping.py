@@ -19,6 +19,7 @@ from nc_finetune.methods import (
     FinetuningMethod,
     FullFinetuning,
     LayerFinetuning,
+    LayerReadout,
     LinearProbe,
     NormTuning,
     ProbeFirst,
@@ -32,6 +33,7 @@ from nc_finetune.methods._wrapping import asks_inner, public_names
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
     "ZeroShot": ZeroShot,
     "LinearProbe": LinearProbe,
+    "LayerReadout": lambda: LayerReadout(["blocks.1", "penultimate"], method=SideFinetuning("blocks.3")),
     "SkipProbe": lambda: SkipProbe(join="before_norm", pooling="average"),
     "LayerFinetuning": lambda: LayerFinetuning("blocks.1", batch_norm="train"),
     "SkipConnectionFinetuning": lambda: SkipConnectionFinetuning(["blocks.1", "blocks.2"], pooling="average"),
