@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nc_finetune.errors import check_name
+from nc_finetune.functional._bases import Basis, GramBasis, ScatterBasis
+from nc_finetune.functional._leave_one_out import Priors, leave_one_out, log_priors, shrunk
 from nc_finetune.functional.class_statistics import (
+    MAX_SCATTER_FEATURES,
     ClassStatistics,
+    as_labels,
     check_features,
     empty_class_statistics,
-    update_class_statistics,
+    update_class_statistics_,
     within_class_scatter,
 )
+from nc_finetune.functional.temperature import temperature
 from nc_finetune.functional.undefined import named
 
-Priors = Literal["equal", "counts"]
+Criterion = Literal["accuracy", "log_likelihood"]
 # From hardly any shrinkage to the nearest class mean.
 SHRINKAGES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-_ROUNDING = 1e-12  # of a leverage, which is at most 1
-_CHUNK_ELEMENTS = 2**22  # 32 MiB in float64: what a step over samples holds at a time
 
 
 class LinearDiscriminant(NamedTuple):
@@ -32,11 +36,12 @@ class LinearDiscriminant(NamedTuple):
         weight: ``(m_k - m)^T inv(Sigma_s)``, shape ``(K, D)``.
         bias: Shape ``(K,)``.
         shrinkage: s, in ``(0, 1]``.
-        leave_one_out_logits: Logits of each sample by the discriminant of all the others, shape ``(N, K)``; ``nan``
-            for one without which its class has no sample, or no class a spread. ``None`` where there were only
+        leave_one_out_logits: Logits of each sample given by the discriminant of all the others, shape ``(N, K)``;
+            ``nan`` for one without which its class has no sample, or no class a spread. ``None`` where there were only
             statistics.
         leave_one_out_accuracy: Share of right ones among those that have logits, a scalar; ``None`` likewise.
-        path: Leave-one-out accuracies of the shrinkages that were tried, by shrinkage; empty where one was given.
+        path: Leave-one-out accuracies of the shrinkages that were tried, by shrinkage, or log-likelihoods where they
+            were the criterion; empty where one was given.
     """
 
     weight: Tensor
@@ -54,6 +59,8 @@ def linear_discriminant(
     *,
     num_classes: int | None = None,
     priors: Priors = "equal",
+    samples: tuple[Tensor, Tensor] | None = None,
+    criterion: Criterion = "accuracy",
 ) -> LinearDiscriminant:
     """Classify by class means ``m_k`` and the within-class covariance, shrunk towards a multiple of the identity.
 
@@ -64,24 +71,33 @@ def linear_discriminant(
 
     Leave-one-out is exact: mean and scatter of the sample's own class, the trace and the count are downdated, by
     Sherman and Morrison's formula on one eigendecomposition that serves every s. It is taken of the scatter, or of the
-    Gram matrix of the deviations where ``N <= D``: ``O(min(N, D)^3)`` once and ``O(N min(N, D) K)`` for each s, in
-    ``8 (min(N, D)^2 + N D)`` bytes. Weight and bias are differentiable in ``features`` for a given s.
+    Gram matrix of the deviations where ``N <= D``: ``O(M^3)`` once, M = min(N, D), beside ``O(N D M)`` for products and
+    ``O(N M K)`` for each of S shrinkages. Features are read in pieces, never copied: beside them it takes about
+    ``32 M^2`` bytes while it decomposes, later ``16 M^2 + 8 S N K``, and 0.3 GiB of pieces. Weight and bias are
+    differentiable in ``features`` for a given s; with a gradient the features are copied and kept.
+
+    Where features come in a stream that is not kept, give the statistics of all and some of the samples: leave-one-out
+    is exact for each of these.
 
     Args:
         features: z, shape ``(N, D)``, floating point; or the statistics of a pass, with a scatter.
         target: Shape ``(N,)``, integers in ``[0, K)``; none beside statistics.
-        shrinkage: s in ``(0, 1]``, or several to choose from; ``None`` chooses from :data:`SHRINKAGES`. The best
-            leave-one-out accuracy is taken, and of equal ones the largest s.
+        shrinkage: s in ``(0, 1]``, or several to choose from by leave-one-out, of equal ones the largest; ``None``
+            chooses from :data:`SHRINKAGES`.
         num_classes: K; ``None`` takes the largest label plus one.
         priors: ``"equal"``, or ``"counts"`` for those of the samples.
+        samples: Beside statistics, features and target of samples that are among them, all or some: leave-one-out is of
+            these. Of others it would be wrong.
+        criterion: What is best: the highest accuracy, or the highest mean log-likelihood after one
+            :func:`temperature` for each s.
 
     Returns:
         The discriminant.
 
     Raises:
         ValueError: If a class has no sample, samples of all classes coincide with their means, a feature is not finite,
-            a label or a shrinkage is out of range, or there is nothing to choose a shrinkage by: statistics alone, or
-            so few samples that without one of them nothing is left.
+            a label or a shrinkage is out of range, statistics have no scatter, or there is nothing to choose a
+            shrinkage by: statistics alone, or so few samples that without one of them nothing is left.
 
     Example:
         >>> features = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.0, 3.0], [1.0, 3.1]])
@@ -93,25 +109,15 @@ def linear_discriminant(
     """
     tried = checked_shrinkages(shrinkage)
     check_name("priors", priors, get_args(Priors))
+    check_name("criterion", criterion, get_args(Criterion))
     if isinstance(features, ClassStatistics):
-        if len(tried) > 1:
-            raise ValueError(
-                "statistics alone choose no shrinkage: leave-one-out needs the samples; give one shrinkage"
-            )
-        statistics = features
-        _check_classes(statistics)
-        weight, bias = _solved(within_class_scatter(statistics), None, statistics, tried[0], priors)
-        return LinearDiscriminant(weight, bias, tried[0], None, None, {})
-    if target is None:
-        raise ValueError("features need a target, one label a sample, shape (N,)")
-    check_features(features, target)
-    if len(target) == 0:
-        raise ValueError("at least one sample is needed, got none")
-    if target.min() < 0:
-        raise ValueError(f"labels must be integers from 0 on, got {int(target.min())}")
-    if not torch.isfinite(features).all():
-        raise ValueError("features must be finite, got nan or infinity")
-    return _of_samples(features.double(), target.long(), num_classes, tried, priors)
+        if target is not None:
+            raise ValueError("statistics hold the labels already: give samples=(features, target), or no target")
+        return _of_statistics(features, samples, tried, priors, criterion)
+    if target is None or samples is not None:
+        raise ValueError("features need a target, one label a sample, shape (N,), and no samples beside them")
+    _check_samples(features, target)
+    return _of_samples(features, target.long(), num_classes, tried, priors, criterion)
 
 
 def checked_shrinkages(shrinkage: float | Sequence[float] | None) -> tuple[float, ...]:
@@ -124,40 +130,110 @@ def checked_shrinkages(shrinkage: float | Sequence[float] | None) -> tuple[float
     tried = tuple(map(float, given)) if isinstance(given, list | tuple) else (float(given),)
     if not tried or not all(0 < value <= 1 for value in tried):
         raise ValueError(f"shrinkage must lie in (0, 1], got {shrinkage}")
-    return tried
+    return tuple(dict.fromkeys(tried))
+
+
+def _check_samples(features: Tensor, target: Tensor, num_features: int | None = None) -> None:
+    check_features(features, target, num_features)
+    if len(target) == 0:
+        raise ValueError("at least one sample is needed, got none")
+    if target.min() < 0:
+        raise ValueError(f"labels must be integers from 0 on, got {int(target.min())}")
+    # Both are nan if any feature is; looking at each would take as much memory as the features.
+    if not torch.stack(features.detach().aminmax()).isfinite().all():
+        raise ValueError("features must be finite, got nan or infinity")
 
 
 def _check_classes(statistics: ClassStatistics) -> None:
     if (missing := statistics.counts == 0).any():
         raise ValueError(f"every class needs a sample, but there is none of class {named(missing)}; leave it out")
+    if not (finite := statistics.spreads.isfinite()).all():
+        raise ValueError(f"features must be finite, got nan or infinity in class {named(~finite)}")
     # Rounding leaves a spread of this size where samples are the same.
     rounding = torch.finfo(statistics.means.dtype).eps * statistics.counts.amax() * statistics.means.abs().amax()
     if not statistics.spreads.sum() > rounding.square() * statistics.means.shape[1] * statistics.counts.sum():
         raise ValueError("samples coincide with the mean of their class: there is no within-class covariance")
 
 
-def _of_samples(
-    features: Tensor, target: Tensor, num_classes: int | None, tried: Sequence[float], priors: Priors
+def _of_statistics(
+    statistics: ClassStatistics,
+    samples: tuple[Tensor, Tensor] | None,
+    tried: Sequence[float],
+    priors: Priors,
+    criterion: Criterion,
 ) -> LinearDiscriminant:
-    scatter = features.shape[0] > features.shape[1]
-    classes = int(target.max()) + 1 if num_classes is None else num_classes
-    empty = empty_class_statistics(classes, features.shape[1], features.device, scatter=scatter)
-    statistics = update_class_statistics(empty, features, target)
+    if statistics.scatter is None:
+        raise ValueError(
+            f"statistics of width {statistics.means.shape[1]} without a scatter, which is kept up to"
+            f" {MAX_SCATTER_FEATURES}, have no discriminant: give all samples as features and target, or fewer features"
+        )
     _check_classes(statistics)
-    deviations = features - statistics.means[target]
-    product = within_class_scatter(statistics) if scatter else deviations @ deviations.T
+    if samples is not None:
+        features, target = samples
+        _check_samples(features, target, statistics.means.shape[1])
+        target = as_labels(target.to(statistics.counts.device), statistics.counts)
+        return _found(features, target, statistics, tried, priors, criterion)
+    if len(tried) > 1:
+        raise ValueError(
+            "statistics alone choose no shrinkage: leave-one-out needs samples=(features, target); give some, or one s"
+        )
+    weight = _solved(within_class_scatter(statistics), None, statistics, tried[0])
+    return LinearDiscriminant(weight, _bias(weight, statistics, priors), tried[0], None, None, {})
+
+
+def _of_samples(
+    features: Tensor,
+    target: Tensor,
+    num_classes: int | None,
+    tried: Sequence[float],
+    priors: Priors,
+    criterion: Criterion,
+) -> LinearDiscriminant:
+    samples, width = features.shape
+    classes = int(target.max()) + 1 if num_classes is None else num_classes
+    statistics = empty_class_statistics(classes, width, features.device, scatter=False)
+    if samples > width:  # however wide: the scatter is smaller than the features
+        statistics = statistics._replace(scatter=statistics.means.new_zeros(width, width))
+    update_class_statistics_(statistics, features, target)
+    _check_classes(statistics)
+    return _found(features, target, statistics, tried, priors, criterion)
+
+
+def _found(
+    features: Tensor,
+    target: Tensor,
+    statistics: ClassStatistics,
+    tried: Sequence[float],
+    priors: Priors,
+    criterion: Criterion,
+) -> LinearDiscriminant:
+    scatter = statistics.scatter
     with torch.no_grad():
-        spectrum = _Spectrum.of(product, deviations, statistics)
-        logits = {s: spectrum.leave_one_out(target, s, priors) for s in dict.fromkeys(tried)}
-    right = {s: _accuracy(found, target) for s, found in logits.items()}
-    if len(logits) > 1 and not any(torch.isfinite(value) for value in right.values()):
+        basis: Basis = GramBasis.of(features, target, statistics) if scatter is None else ScatterBasis.of(statistics)
+        logits = leave_one_out(basis.spectrum, basis.parts(features, target), target, tried, priors)
+        chosen, path = _chosen(logits, target, criterion)
+        found = logits[chosen]
+        if not statistics.means.requires_grad:
+            weight = basis.weight(features, target, chosen)
+    if statistics.means.requires_grad:
+        deviations = features.to(statistics.means) - statistics.means[target] if scatter is None else None
+        product = within_class_scatter(statistics) if deviations is None else deviations @ deviations.T
+        weight = _solved(product, deviations, statistics, chosen)
+    return LinearDiscriminant(weight, _bias(weight, statistics, priors), chosen, found, _accuracy(found, target), path)
+
+
+def _chosen(logits: dict[float, Tensor], target: Tensor, criterion: Criterion) -> tuple[float, dict[float, float]]:
+    """Return the best shrinkage, of equal ones the largest, and what each of several comes to."""
+    if len(logits) == 1:
+        return next(iter(logits)), {}
+    scores = {s: _accuracy(found, target).item() for s, found in logits.items()}
+    if all(score != score for score in scores.values()):
         raise ValueError(
             "without any of these few samples nothing is left to choose a shrinkage by; give one shrinkage"
         )
-    chosen = max(logits, key=lambda s: (right[s].item(), s))
-    weight, bias = _solved(product, None if scatter else deviations, statistics, chosen, priors)
-    path = {s: found.item() for s, found in right.items()} if len(logits) > 1 else {}
-    return LinearDiscriminant(weight, bias, chosen, logits[chosen], right[chosen], path)
+    if criterion == "log_likelihood":
+        scores = {s: _log_likelihood(found, target).item() for s, found in logits.items()}
+    return max(scores, key=lambda s: (scores[s], s)), scores
 
 
 def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
@@ -165,115 +241,23 @@ def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
     return (logits[defined].argmax(1) == target[defined]).double().mean()
 
 
-def _solved(
-    product: Tensor, deviations: Tensor | None, statistics: ClassStatistics, shrinkage: float, priors: Priors
-) -> tuple[Tensor, Tensor]:
-    """Solve for the classes at once: by the scatter, or by the Gram matrix of the deviations (Woodbury's formula)."""
-    origin = statistics.means.mean(0)
-    centred = statistics.means - origin
-    along, around = _shrunk(statistics.spreads.sum(), statistics.counts.sum(), centred.shape[1], shrinkage)
-    ridged = along * product + around * torch.eye(len(product), dtype=product.dtype, device=product.device)
-    if deviations is None:
-        weight = torch.linalg.solve(ridged, centred.T).T
-    else:
-        inside = torch.linalg.solve(ridged, deviations @ centred.T)
-        weight = (centred - along * inside.T @ deviations) / around
-    bias = -(weight * (statistics.means + origin)).sum(1) / 2
-    return weight, bias + _log_priors(statistics.counts, priors)
+def _log_likelihood(logits: Tensor, target: Tensor) -> Tensor:
+    defined = torch.isfinite(logits).all(1)
+    return -F.cross_entropy(logits[defined] / temperature(logits, target), target[defined])
 
 
-def _shrunk(trace: Tensor, count: Tensor, width: int, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Return a and b of ``Sigma_s = a S + b I``, S the scatter."""
-    return (1 - shrinkage) / count, shrinkage * trace / (count * width)
+def _solved(product: Tensor, deviations: Tensor | None, statistics: ClassStatistics, shrinkage: float) -> Tensor:
+    """Solve for the classes at once: by the scatter, or by the Gram matrix of the deviations (Woodbury's formula).
 
-
-def _log_priors(counts: Tensor, priors: Priors) -> Tensor:
-    return torch.zeros_like(counts) if priors == "equal" else (counts / counts.sum()).log()
-
-
-class _Spectrum(NamedTuple):
-    """Samples and class means along the eigenvectors of the scatter.
-
-    Attributes:
-        values: Eigenvalues of the scatter, shape ``(R,)``: all, or those above rounding where it was a Gram matrix.
-        deviations: Of the samples from their class means, shape ``(N, R)``.
-        means: Of the classes from the mean of the class means, shape ``(K, R)``.
-        leverages: ``d^T pinv(S) d`` of each deviation d, shape ``(N,)``.
-        beside: Products of what the means have beside the eigenvectors, shape ``(K, K)``.
-        counts: Shape ``(K,)``.
-        width: D.
+    Unlike an eigendecomposition this is differentiable where eigenvalues are equal.
     """
+    centred = statistics.means - statistics.means.mean(0)
+    along, around = shrunk(statistics.spreads.sum(), statistics.counts.sum(), centred.shape[1], shrinkage)
+    ridged = along * product + around * torch.eye(len(product), dtype=product.dtype, device=product.device)
+    inside: Tensor = torch.linalg.solve(ridged, centred.T if deviations is None else deviations @ centred.T)
+    return inside.T if deviations is None else (centred - along * inside.T @ deviations) / around
 
-    values: Tensor
-    deviations: Tensor
-    means: Tensor
-    leverages: Tensor
-    beside: Tensor
-    counts: Tensor
-    width: int
 
-    @classmethod
-    def of(cls, product: Tensor, deviations: Tensor, statistics: ClassStatistics) -> _Spectrum:
-        """Decompose the scatter, or the Gram matrix of the deviations."""
-        values, vectors = torch.linalg.eigh(product)
-        kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-        centred = statistics.means - statistics.means.mean(0)
-        counts, width = statistics.counts, deviations.shape[1]
-        if statistics.scatter is not None:
-            own, means, values = deviations @ vectors, centred @ vectors, torch.where(kept, values, 0)
-            leverages = (own[:, kept].square() / values[kept]).sum(1)
-            return cls(values, own, means, leverages, centred.new_zeros(len(centred), len(centred)), counts, width)
-        values, vectors = values[kept], vectors[:, kept]
-        means = (centred @ deviations.T @ vectors) / values.sqrt()
-        beside = centred @ centred.T - means @ means.T
-        return cls(values, vectors * values.sqrt(), means, vectors.square().sum(1), beside, counts, width)
-
-    def leave_one_out(self, target: Tensor, shrinkage: float, priors: Priors) -> Tensor:
-        """Classify each sample by all the others, in pieces that bound the memory; shape ``(N, K)``."""
-        found = torch.empty(len(target), len(self.counts), dtype=torch.float64, device=self.values.device)
-        for rows in self._pieces(len(target)):
-            found[rows] = self._without(rows, target[rows], shrinkage, priors)
-        return found
-
-    def _pieces(self, samples: int) -> Iterator[slice]:
-        size = max(1, _CHUNK_ELEMENTS // (len(self.values) + len(self.counts)))
-        return (slice(start, start + size) for start in range(0, samples, size))
-
-    def _without(self, rows: slice, target: Tensor, shrinkage: float, priors: Priors) -> Tensor:
-        """Give logits of samples, each by the discriminant without it: half the difference of squared distances.
-
-        With d the deviation of a sample from its class mean and n the class's count, the scatter without it is
-        ``S - g d d^T``, ``g = n / (n - 1)``, and its deviation from the mean without it is ``g d``.
-        """
-        own, size, others = self.deviations[rows], self.counts[target], self.counts.sum() - 1
-        growth = size / (size - 1)  # infinite where nothing is left of the class: nan follows
-        squares = own.square().sum(1)
-        along, around = _shrunk(self.values.sum() - growth * squares, others, self.width, shrinkage)
-        weights = (along * self.values + around.unsqueeze(1)).reciprocal()
-        rest = around.reciprocal().unsqueeze(1)
-        weighted = own * weights
-        # Products under the inverse before the downdate: of d and d, d and the class means, and the class means.
-        itself = (weighted * own).sum(1, keepdim=True)
-        across = weighted @ self.means.T
-        norms = weights @ self.means.square().T + rest * self.beside.diagonal()
-        mine = (weights * self.means[target]) @ self.means.T + rest * self.beside[target]
-        column = target.unsqueeze(1)
-        own_across, own_norm, growth = across.gather(1, column), norms.gather(1, column), growth.unsqueeze(1)
-        # Deviations from the class means, the own one without the sample; then from the mean of the class means.
-        lengths = itself + 2 * (own_across - across) + own_norm + norms - 2 * mine
-        products = itself + own_across - across
-        lengths = lengths.scatter(1, column, growth.square() * itself)
-        products = products.scatter(1, column, growth * itself)
-        moved = 1 + (growth - 1) / len(self.counts)
-        centre = moved.square() * itself + 2 * moved * own_across + own_norm
-        centre_product = moved * itself + own_across
-        # 1 - a g d^T inv(a S + b) d as a sum of what is not negative: with few samples it is as small as b.
-        damped = (own.square() * weights * torch.where(self.values > 0, self.values, 1).reciprocal()).sum(
-            1, keepdim=True
-        )
-        free = 1 - growth * self.leverages[rows].unsqueeze(1)
-        free = torch.where(free.abs() < _ROUNDING, 0, free)
-        gain = along * growth / (free + growth * around.unsqueeze(1) * damped)
-        logits = (centre + gain * centre_product.square() - lengths - gain * products.square()) / 2
-        left = self.counts.expand(len(target), -1).scatter(1, column, size.unsqueeze(1) - 1)
-        return logits if priors == "equal" else logits + (left / others).log()
+def _bias(weight: Tensor, statistics: ClassStatistics, priors: Priors) -> Tensor:
+    ends = statistics.means + statistics.means.mean(0)
+    return log_priors(statistics.counts, priors) - (weight * ends).sum(1) / 2

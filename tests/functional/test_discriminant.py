@@ -1,11 +1,28 @@
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nc_finetune.functional import class_statistics, linear_discriminant, merge_class_statistics
+from nc_finetune.functional import (
+    LinearDiscriminant,
+    _bases,
+    _leave_one_out,
+    class_statistics,
+    empty_class_statistics,
+    linear_discriminant,
+    merge_class_statistics,
+    temperature,
+    update_class_statistics,
+)
 from nc_finetune.functional.discriminant import SHRINKAGES
+
+STATISTICS = sys.modules["nc_finetune.functional.class_statistics"]  # the name is that of a function, too
 
 # (N, D): more samples than features, and fewer (the Gram matrix).
 SHAPES = [(60, 7), (30, 50), (21, 21)]
@@ -104,6 +121,95 @@ def test_statistics_of_any_grouping_give_the_same(shrinkage: float) -> None:
     assert merged.leave_one_out_logits is None
 
 
+def assert_same(first: LinearDiscriminant, second: LinearDiscriminant) -> None:
+    """Compare everything but the leave-one-out of statistics alone."""
+    torch.testing.assert_close(first[:2], second[:2], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(first[3:5], second[3:5], rtol=1e-10, atol=1e-10, equal_nan=True)
+    assert (first.shrinkage, first.path) == (second.shrinkage, second.path)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("priors", ["equal", "counts"])
+def test_statistics_with_all_samples_give_the_same(shape: tuple[int, int], dtype: torch.dtype, priors: Any) -> None:
+    features, target = make_samples(*shape)
+    features = torch.cat([features, features[:1] + 9]).to(dtype)  # one is alone in its class
+    target = torch.cat([target, torch.tensor([3])])
+    whole = linear_discriminant(features, target, priors=priors)
+    merged = merge_class_statistics(
+        class_statistics(features[:10], target[:10], 4), class_statistics(features[10:], target[10:], 4)
+    )
+    assert_same(linear_discriminant(merged, samples=(features, target), priors=priors), whole)
+
+
+def test_some_samples_beside_statistics_are_left_out_exactly() -> None:
+    features, target = make_samples(60, 7)
+    whole = linear_discriminant(features, target, 0.1)
+    some = torch.tensor([50, 3, 17, 4])
+    statistics, samples = class_statistics(features, target), (features[some], target[some].to(torch.uint8))
+    found = linear_discriminant(statistics, shrinkage=0.1, samples=samples)
+    assert whole.leave_one_out_logits is not None
+    torch.testing.assert_close(found.leave_one_out_logits, whole.leave_one_out_logits[some], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.weight, whole.weight, rtol=1e-10, atol=1e-10)
+    chosen = linear_discriminant(statistics, samples=samples)
+    alone = {s: linear_discriminant(statistics, shrinkage=s, samples=samples) for s in SHRINKAGES}
+    assert chosen.path == {s: one.leave_one_out_accuracy.item() for s, one in alone.items()}  # type: ignore[union-attr]
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the most elements of a tensor that is not a view of the given one."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.given, self.most = given.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() != self.given:
+                self.most = max(self.most, one.numel())
+        return found
+
+
+@pytest.mark.parametrize("shape", [(6000, 40), (40, 6000)])
+def test_features_are_not_copied_and_pieces_change_nothing(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, target = make_samples(*shape)
+    features = features.float()
+    whole = linear_discriminant(features, target, [0.01, 0.5])
+    monkeypatch.setattr(_bases, "_CHUNK_ELEMENTS", 2**12)
+    monkeypatch.setattr(_bases, "_CACHED_ELEMENTS", 2**12)
+    monkeypatch.setattr(_leave_one_out, "_PIECE_ELEMENTS", 2**10)
+    monkeypatch.setattr(STATISTICS, "_CHUNK_ELEMENTS", 2**12)
+    monkeypatch.setattr(STATISTICS, "_CACHED_ELEMENTS", 2**12)
+    with _Sizes(features) as sizes:
+        pieces = linear_discriminant(features, target, [0.01, 0.5])
+    assert_same(pieces, whole)
+    assert sizes.most < features.numel() / 10
+
+
+def test_scatter_of_many_wide_samples_is_taken_though_a_pass_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, target = make_samples(60, 7)
+    whole = linear_discriminant(features, target)
+    monkeypatch.setattr(STATISTICS, "MAX_SCATTER_FEATURES", 6)
+    assert_same(linear_discriminant(features, target), whole)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_likelihood_after_one_temperature_chooses(shape: tuple[int, int]) -> None:
+    features, target = make_samples(*shape)
+    features, target = torch.cat([features, features[:1]]), torch.cat([target, torch.tensor([3])])
+    found = linear_discriminant(features, target, criterion="log_likelihood")
+    for s, value in found.path.items():
+        logits = linear_discriminant(features, target, s).leave_one_out_logits
+        assert logits is not None
+        expected = -F.cross_entropy(logits[:-1] / temperature(logits, target), target[:-1])
+        assert value == pytest.approx(expected.item(), abs=1e-9)
+    assert found.shrinkage == max(found.path, key=found.path.__getitem__)
+    assert found.leave_one_out_accuracy == linear_discriminant(features, target).path[found.shrinkage]
+
+
 def test_order_and_dtype_change_nothing() -> None:
     features, target = make_samples(30, 50)
     features = features.float()
@@ -176,7 +282,42 @@ def test_what_has_no_discriminant_is_refused() -> None:
         linear_discriminant(class_statistics(features, target))
     with pytest.raises(ValueError, match="need a target"):
         linear_discriminant(features)
+    with pytest.raises(ValueError, match="unknown criterion 'loss'"):
+        linear_discriminant(features, target, criterion="loss")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pool maps"):
         linear_discriminant(features[:, :, None], target)
     with pytest.raises(ValueError, match="coincide"):  # one sample a class leaves no spread, either
         linear_discriminant(features[:3], torch.arange(3))
+    statistics = class_statistics(features[::2], torch.arange(10))
+    with pytest.raises(ValueError, match="coincide"):
+        linear_discriminant(statistics, samples=(features[::2], torch.arange(10)))
+
+
+def test_two_samples_of_which_each_has_all_the_spread_choose_no_shrinkage() -> None:
+    features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
+    with pytest.raises(ValueError, match="nothing is left to choose a shrinkage by"):
+        linear_discriminant(features, torch.tensor([0, 0, 1]))
+    assert linear_discriminant(features, torch.tensor([0, 0, 1]), 0.5).weight.isfinite().all()
+
+
+def test_statistics_and_samples_that_do_not_fit_are_refused() -> None:
+    features, target = make_samples(20, 6)
+    statistics = class_statistics(features, target)
+    with pytest.raises(ValueError, match="hold the labels already"):
+        linear_discriminant(statistics, target)
+    with pytest.raises(ValueError, match="no samples beside them"):
+        linear_discriminant(features, target, samples=(features, target))
+    with pytest.raises(ValueError, match=r"shape \(N, 6\) and target \(N,\), got \(20, 5\)"):
+        linear_discriminant(statistics, samples=(features[:, :5], target))
+    with pytest.raises(ValueError, match=r"labels must be integers in \[0, 3\)"):
+        linear_discriminant(statistics, samples=(features, target + 1))
+    with pytest.raises(ValueError, match="at least one sample is needed"):
+        linear_discriminant(statistics, samples=(features[:0], target[:0]))
+    with pytest.raises(ValueError, match=r"must be finite, got nan or infinity$"):
+        linear_discriminant(statistics, samples=(features / 0, target))
+    broken = class_statistics(features.where(target.unsqueeze(1) != 1, torch.nan), target)
+    with pytest.raises(ValueError, match="must be finite, got nan or infinity in class 1"):
+        linear_discriminant(broken, shrinkage=0.1)
+    narrow = update_class_statistics(empty_class_statistics(3, 6, scatter=False), features, target)
+    with pytest.raises(ValueError, match="width 6 without a scatter"):
+        linear_discriminant(narrow, samples=(features, target))
