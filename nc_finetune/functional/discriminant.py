@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nc_finetune.errors import check_name
 from nc_finetune.functional._bases import Basis, GramBasis, ScatterBasis
-from nc_finetune.functional._leave_one_out import Priors, leave_one_out, log_priors, shrunk
+from nc_finetune.functional._leave_one_out import Priors as Priors
+from nc_finetune.functional._leave_one_out import leave_one_out, log_priors, shrunk
 from nc_finetune.functional.class_statistics import (
     MAX_SCATTER_FEATURES,
     ClassStatistics,
