@@ -26,8 +26,10 @@ from nc_finetune.functional.temperature import temperature
 from nc_finetune.functional.undefined import named
 
 Criterion = Literal["accuracy", "log_likelihood"]
-# From hardly any shrinkage to the nearest class mean.
-SHRINKAGES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+# From hardly any shrinkage to the nearest class mean, in steps of the odds s / (1 - s): where there are fewer samples
+# than features the best lies close to 1.
+_ODDS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+SHRINKAGES = (*(odds / (1 + odds) for odds in _ODDS), 1.0)
 
 
 class LinearDiscriminant(NamedTuple):
@@ -41,7 +43,7 @@ class LinearDiscriminant(NamedTuple):
             ``nan`` for one without which its class has no sample, or no class a spread. ``None`` where there were only
             statistics.
         leave_one_out_accuracy: Share of right ones among those that have logits, a scalar; ``None`` likewise.
-        path: Leave-one-out accuracies of the shrinkages that were tried, by shrinkage, or log-likelihoods where they
+        path: Leave-one-out log-likelihoods of the shrinkages that were tried, by shrinkage, or accuracies where they
             were the criterion; empty where one was given.
     """
 
@@ -61,7 +63,7 @@ def linear_discriminant(
     num_classes: int | None = None,
     priors: Priors = "equal",
     samples: tuple[Tensor, Tensor] | None = None,
-    criterion: Criterion = "accuracy",
+    criterion: Criterion = "log_likelihood",
 ) -> LinearDiscriminant:
     """Classify by class means ``m_k`` and the within-class covariance, shrunk towards a multiple of the identity.
 
@@ -89,8 +91,8 @@ def linear_discriminant(
         priors: ``"equal"``, or ``"counts"`` for those of the samples.
         samples: Beside statistics, features and target of samples that are among them, all or some: leave-one-out is of
             these. Of others it would be wrong.
-        criterion: What is best: the highest accuracy, or the highest mean log-likelihood after one
-            :func:`temperature` for each s.
+        criterion: What is best: the highest mean log-likelihood after one :func:`temperature` for each s, or the
+            highest accuracy, which few samples hardly tell apart.
 
     Returns:
         The discriminant.

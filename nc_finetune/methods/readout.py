@@ -37,8 +37,8 @@ class LayerReadout(FinetuningMethod):
     Inner layers hold what the last one has dropped: the further a task is from what the network was trained on, the
     more they add. By itself the readout leaves the network as it is. One pass over the training images, in which
     nothing is trained, gives class means and within-class covariance, and these the head, a ``torch.nn.Linear``: the
-    shrunk discriminant of :func:`~nc_finetune.functional.linear_discriminant`, with the shrinkage of the best
-    leave-one-out accuracy and one temperature by leave-one-out likelihood. ``Trainer(max_epochs=1).fit`` is all; the
+    shrunk discriminant of :func:`~nc_finetune.functional.linear_discriminant`, with shrinkage and temperature of the
+    best leave-one-out likelihood. ``Trainer(max_epochs=1).fit`` is all; the
     epoch takes no step, and validates. Each process takes its share of the images, and all get the same head.
 
     With a method its part of the network is trained under these features, and so is the head:

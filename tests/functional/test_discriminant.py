@@ -102,7 +102,7 @@ def test_leave_one_out_is_exact_where_the_scatter_lacks_rank(dtype: torch.dtype,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_whole_path_is_that_of_each_shrinkage(shape: tuple[int, int]) -> None:
     features, target = make_samples(*shape)
-    found = linear_discriminant(features, target)
+    found = linear_discriminant(features, target, criterion="accuracy")
     alone = {s: linear_discriminant(features, target, s) for s in SHRINKAGES}
     assert found.path == {s: one.leave_one_out_accuracy.item() for s, one in alone.items()}  # type: ignore[union-attr]
     best = max(found.path.values())
@@ -125,7 +125,8 @@ def assert_same(first: LinearDiscriminant, second: LinearDiscriminant) -> None:
     """Compare everything but the leave-one-out of statistics alone."""
     torch.testing.assert_close(first[:2], second[:2], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(first[3:5], second[3:5], rtol=1e-10, atol=1e-10, equal_nan=True)
-    assert (first.shrinkage, first.path) == (second.shrinkage, second.path)
+    assert first.shrinkage == second.shrinkage
+    assert first.path == pytest.approx(second.path, abs=1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -151,7 +152,7 @@ def test_some_samples_beside_statistics_are_left_out_exactly() -> None:
     assert whole.leave_one_out_logits is not None
     torch.testing.assert_close(found.leave_one_out_logits, whole.leave_one_out_logits[some], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found.weight, whole.weight, rtol=1e-10, atol=1e-10)
-    chosen = linear_discriminant(statistics, samples=samples)
+    chosen = linear_discriminant(statistics, samples=samples, criterion="accuracy")
     alone = {s: linear_discriminant(statistics, shrinkage=s, samples=samples) for s in SHRINKAGES}
     assert chosen.path == {s: one.leave_one_out_accuracy.item() for s, one in alone.items()}  # type: ignore[union-attr]
 
@@ -200,14 +201,17 @@ def test_scatter_of_many_wide_samples_is_taken_though_a_pass_keeps_none(monkeypa
 def test_log_likelihood_after_one_temperature_chooses(shape: tuple[int, int]) -> None:
     features, target = make_samples(*shape)
     features, target = torch.cat([features, features[:1]]), torch.cat([target, torch.tensor([3])])
-    found = linear_discriminant(features, target, criterion="log_likelihood")
+    found = linear_discriminant(features, target)
     for s, value in found.path.items():
         logits = linear_discriminant(features, target, s).leave_one_out_logits
         assert logits is not None
         expected = -F.cross_entropy(logits[:-1] / temperature(logits, target), target[:-1])
         assert value == pytest.approx(expected.item(), abs=1e-9)
     assert found.shrinkage == max(found.path, key=found.path.__getitem__)
-    assert found.leave_one_out_accuracy == linear_discriminant(features, target).path[found.shrinkage]
+    assert (
+        found.leave_one_out_accuracy
+        == linear_discriminant(features, target, criterion="accuracy").path[found.shrinkage]
+    )
 
 
 def test_order_and_dtype_change_nothing() -> None:
