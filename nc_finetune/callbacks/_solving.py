@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -31,7 +31,12 @@ def training_loader(trainer: Any, module: L.LightningModule, name: str) -> Any:
 
 
 def feature_batches(
-    trainer: L.Trainer, module: Any, loader: Any, rank: int = 0, ranks: int = 1
+    trainer: L.Trainer,
+    module: Any,
+    loader: Any,
+    rank: int = 0,
+    ranks: int = 1,
+    features: Callable[[Any], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pass a split, or the share of one process, through the network; yield what the head would see, and labels.
 
@@ -41,11 +46,13 @@ def feature_batches(
         loader: Of the split.
         rank: This process.
         ranks: Number of processes that share the split out.
+        features: From inputs to what is wanted of them; ``None`` is what the head would see.
     """
+    wanted = features or module.features
     with evaluating(trainer, module):
         for batch in PlainPass(loader, None, rank, ranks, shared_out=True).batches:
             inputs, labels = prepare_batch(trainer, module, batch)
-            yield module.features(inputs).float(), labels
+            yield wanted(inputs).float(), labels
 
 
 def leave_nothing_to_train(trainer: L.Trainer, module: Any) -> None:

@@ -280,7 +280,7 @@ class ImageClassifier(L.LightningModule):
             average_switches(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Bring along what solves the head of a readout, and what turns a fixed head towards the class means.
+        """Bring along what solves a head, and what turns a fixed one towards the class means.
 
         Raises:
             ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.

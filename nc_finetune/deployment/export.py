@@ -20,7 +20,7 @@ from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.errors import missing_extra
 from nc_finetune.files.delta import number_type
-from nc_finetune.heads import ZeroShotHead
+from nc_finetune.heads import DiscriminantHead, ZeroShotHead
 
 TOLERANCE = 1e-4
 # Another batch size than the one that was traced, so that a batch size baked in is seen.
@@ -63,6 +63,7 @@ def export_state_dict(model: ImageClassifier, path: str | os.PathLike[str]) -> N
     if path.suffix != ".safetensors":
         raise ValueError(f"a state dict is a .safetensors file, got {path.name!r}")
     method, backbone, head = model.method, model.backbone, model.head
+    head = head.as_linear() if isinstance(head, DiscriminantHead) else head
     instead = "export a program or ONNX instead"
     if method.changes_features:
         raise ValueError(

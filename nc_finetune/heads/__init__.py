@@ -6,6 +6,7 @@ from nc_finetune.heads.base import logit_scale_for as logit_scale_for
 from nc_finetune.heads.base import unit_length as unit_length
 from nc_finetune.heads.bottleneck import BottleneckHead as BottleneckHead
 from nc_finetune.heads.cosine import CosineHead as CosineHead
+from nc_finetune.heads.discriminant import DiscriminantHead as DiscriminantHead
 from nc_finetune.heads.frames import FrameHead as FrameHead
 from nc_finetune.heads.frames import OrthogonalFrameHead as OrthogonalFrameHead
 from nc_finetune.heads.frames import SimplexETFHead as SimplexETFHead

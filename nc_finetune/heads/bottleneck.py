@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from nc_finetune.heads.base import ClassifierHead
+from nc_finetune.heads.discriminant import DiscriminantHead
 
 
 class BottleneckHead(ClassifierHead):
@@ -25,7 +26,7 @@ class BottleneckHead(ClassifierHead):
             has no other means to.
 
     Raises:
-        ValueError: If a width is too small, or the inner head refuses its own.
+        ValueError: If a width is too small, the inner head refuses its own, or it is one that has to be solved.
 
     Source:
         Zhu et al. 2021, A geometric analysis of neural collapse with unconstrained features, arXiv:2105.02375.
@@ -52,6 +53,11 @@ class BottleneckHead(ClassifierHead):
             raise ValueError(f"width of the bottleneck must be at least 1, got {width}; None takes out_features")
         self.projection = nn.Linear(in_features, width, bias=bias)
         self.head = head(width, out_features)
+        if isinstance(self.head, DiscriminantHead):
+            raise ValueError(
+                "DiscriminantHead is solved from features that are there before training, and a bottleneck gives those"
+                " of a random projection; give it to the model itself, or another head to the bottleneck"
+            )
 
     @property
     def weight(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nc_finetune import ImageClassifier
 from nc_finetune.backbones import OpenClipBackbone, TimmBackbone
 from nc_finetune.deployment.export import export_onnx, export_program, export_state_dict
-from nc_finetune.heads import CosineHead, ZeroShotHead
+from nc_finetune.heads import CosineHead, DiscriminantHead, ZeroShotHead
 from nc_finetune.methods import (
     AdapterTuning,
     FullFinetuning,
@@ -67,6 +67,15 @@ def test_state_dict_is_loaded_by_timm_itself(net: str, method: str, tmp_path: Pa
     with torch.no_grad():
         expected = model(images)
         torch.testing.assert_close(plain(model.backbone.normalize(images)), expected, rtol=0, atol=1e-5)
+
+
+def test_state_dict_of_a_discriminant_is_that_of_a_linear_layer(tmp_path: Path) -> None:
+    model, path = make_model("test_resnet", LayerFinetuning, head=DiscriminantHead), tmp_path / "it.safetensors"
+    export_state_dict(model, path)
+    plain = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(path)).eval()
+    images = make_images() / 255
+    with torch.no_grad():
+        torch.testing.assert_close(plain(model.backbone.normalize(images)), model(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from nc_finetune.heads import (
     HEAD_NAMES,
     BottleneckHead,
     CosineHead,
+    DiscriminantHead,
     OrthogonalFrameHead,
     SimplexETFHead,
     ZeroShotHead,
@@ -34,6 +35,7 @@ BUILD: dict[str, HeadFactory] = {
     "orthogonal": OrthogonalFrameHead,
     "bottleneck": BottleneckHead,
     "bottleneck simplex": partial(BottleneckHead, width=K - 1, head=SimplexETFHead, bias=False),
+    "discriminant": DiscriminantHead,
     "zero shot": partial(ZeroShotHead, embeddings=EMBEDDINGS),
     "zero shot trained": partial(ZeroShotHead, embeddings=EMBEDDINGS, trainable=True),
 }
@@ -45,6 +47,7 @@ PARAMETERS = {
     "orthogonal": 0,
     "bottleneck": K * (D + 1) + K * (K + 1),
     "bottleneck simplex": (K - 1) * D,
+    "discriminant": K * (D + 1),
     "zero shot": 0,
     "zero shot trained": K * D,
 }
