@@ -7,13 +7,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from nc_finetune._common.lightning_internals import is_attached
 from nc_finetune.callbacks._discriminants import Seen, gather_features, solve_gathered
 from nc_finetune.callbacks._solving import end_solved_epoch, leave_nothing_to_train, training_loader
 from nc_finetune.functional.readout import ColumnChoice, SolvedHead
-from nc_finetune.heads import DiscriminantHead
+from nc_finetune.heads import DiscriminantHead, set_width_
 from nc_finetune.methods import AUTO, LayerReadout
 from nc_finetune.passes.evaluation import refuse_sharded
 
@@ -110,7 +109,7 @@ class ReadoutSolver(L.Callback):
             method.choose(self.choice.name)
             method.freeze(model.backbone)
         if solved.weight.shape != model.head.weight.shape:
-            model.head = nn.Linear(solved.weight.shape[1], model.num_classes).to(model.head.weight)
+            set_width_(model.head, solved.weight.shape[1])
         with torch.no_grad():
             model.head.weight.copy_(solved.weight)
             model.head.bias.copy_(solved.bias)

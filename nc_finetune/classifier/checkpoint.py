@@ -19,6 +19,7 @@ from nc_finetune.errors import unsafe_content
 from nc_finetune.files.class_config import build, describe, describe_if_possible
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
 from nc_finetune.files.model_config import ModelConfig, describe_model, described_key_layer
+from nc_finetune.heads import set_width_
 from nc_finetune.losses import PickAllLabelsLoss
 from nc_finetune.methods import AUTO, FinetuningMethod, LayerReadout, named_blocks
 
@@ -265,7 +266,7 @@ def take_layers(model: Any, checkpoint: Mapping[str, Any]) -> None:
     found = ((described.get("method") or {}).get("init_args") or {}).get("layers", AUTO)
     if isinstance(method, LayerReadout) and found != AUTO and (method.layers == AUTO or method.layers_chosen):
         method.choose(found)
-        model.head = nn.Linear(method.num_features(model.backbone), model.num_classes).to(model.head.weight)
+        set_width_(model.head, method.num_features(model.backbone))
 
 
 def _argument_names(cls: type[Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from nc_finetune._common.class_names import class_names
 from nc_finetune.heads.base import ClassifierHead as ClassifierHead
 from nc_finetune.heads.base import logit_scale_for as logit_scale_for
+from nc_finetune.heads.base import set_width_ as set_width_
 from nc_finetune.heads.base import unit_length as unit_length
 from nc_finetune.heads.bottleneck import BottleneckHead as BottleneckHead
 from nc_finetune.heads.cosine import CosineHead as CosineHead

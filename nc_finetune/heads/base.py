@@ -53,6 +53,23 @@ def logit_scale_for(num_classes: int, margin: float, probability: float = 0.999)
     return math.log((num_classes - 1) * probability / (1 - probability)) / margin
 
 
+def set_width_(linear: nn.Linear, in_features: int) -> None:
+    """Let a linear layer see features of another width, with weights that are zero; whoever watches it still does.
+
+    Args:
+        linear: Changed.
+        in_features: D.
+
+    Example:
+        >>> linear = nn.Linear(3, 2)
+        >>> set_width_(linear, 5)
+        >>> linear
+        Linear(in_features=5, out_features=2, bias=True)
+    """
+    linear.in_features = in_features
+    linear.weight = nn.Parameter(linear.weight.new_zeros(linear.out_features, in_features))
+
+
 class ClassifierHead(nn.Module, ABC):
     """Base of the heads: from features ``(N, D)`` to logits ``(N, K)``.
 

@@ -22,16 +22,26 @@ class EpochTimer(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self._start: float | None = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop it after the last step."""
         if trainer.is_last_batch:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self._start)
+            self._stop()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop it where an epoch had no steps, since the head was solved."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._start is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._start)
+        self._start = None
 
 
 class _HeadWatcher(L.Callback):
@@ -58,8 +68,8 @@ class LearningCurve(_HeadWatcher):
 
     @property
     def values(self) -> dict[str, list[float]]:
-        """``train_loss`` and, of images with one label, ``train_accuracy`` by epoch."""
-        sums = [tuple(part.tolist()) for part in self._sums]
+        """``train_loss`` and, of images with one label, ``train_accuracy`` by epoch; none of an epoch without steps."""
+        sums = [(loss, correct, number) for loss, correct, number in map(Tensor.tolist, self._sums) if number]
         losses = {"train_loss": [loss / number for loss, _, number in sums]}
         if self._multi_label:
             return losses
