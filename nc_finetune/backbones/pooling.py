@@ -75,9 +75,15 @@ def _statistics(
     exact, parts = positions.to(torch.promote_types(positions.dtype, torch.float32)), []
     if "mean" in wanted:
         parts += [exact.mean(1)] if class_token is None else [class_token, exact.mean(1)]
-    if "std" in wanted:  # the root of 0 has no slope
-        parts.append(exact.var(1, correction=0).clamp(min=torch.finfo(exact.dtype).tiny).sqrt())
+    if "std" in wanted:
+        parts.append(_root(exact.var(1, correction=0)))
     return torch.cat([part.to(dtype or positions.dtype) for part in parts], dim=1)
+
+
+def _root(variances: Tensor) -> Tensor:
+    """Take square roots, 0 of 0, where the slope is infinite and 0 stands for it."""
+    there = variances > 0
+    return torch.where(there, torch.where(there, variances, 1).sqrt(), 0)
 
 
 def _pool_tokens(

@@ -17,6 +17,7 @@ from nc_finetune.backbones import (
     NetworkLayers,
     Statistic,
     choose_layers,
+    hidden_state,
     watch_outputs,
 )
 from nc_finetune.errors import check_name
@@ -48,8 +49,8 @@ class LayerReadout(FinetuningMethod):
     Args:
         layers: ``"penultimate"`` alone, or with it ``"last_blocks"`` (three), the blocks of the ``"later_half"``, or of
             ``"all"`` of the network; ``"auto"`` chooses among these by leave-one-out, ``"later_half"`` unless another
-            is clearly better. Or a list of names, patterns and indices of blocks, or one of them, as for
-            :class:`~nc_finetune.callbacks.LayerwiseNC1`; the penultimate feature is then one of the names.
+            is clearly better. Or a list of names, patterns and indices of blocks, a name, a pattern, or how many of
+            the last blocks, as for :class:`~nc_finetune.callbacks.LayerwiseNC1`; ``"penultimate"`` is then a name.
         pooling: Statistics over the positions of a map or of tokens: ``"mean"`` (of tokens the class token, too, where
             there is one), ``"std"``, or both.
         normalize: Divide each statistic of each layer by its length, so that none outweighs the others.
@@ -142,18 +143,24 @@ class LayerReadout(FinetuningMethod):
         Raises:
             ValueError: If there are none of these names, or the stem is among them.
         """
-        if self.layers == AUTO:
-            return layer_groups(backbone)["all"]
-        if isinstance(self.layers, str) and (group := layer_groups(backbone).get(self.layers)) is not None:
-            return group
+        groups = layer_groups(backbone)
+        if self.layers is None or self.layers == AUTO:
+            return groups["all"]
+        if isinstance(self.layers, str) and self.layers in groups:
+            return groups[self.layers]
         # What the classifier sees is what comes out of the backbone.
-        found = choose_layers(NetworkLayers(backbone, backbone.model, backbone, backbone.layout), self.layers)
-        if STEM in found:
+        network = NetworkLayers(backbone, backbone.model, backbone, backbone.layout)
+        try:
+            found = choose_layers(network, self.layers)
+        except ValueError as error:
+            raise ValueError(f"{error}; words for groups of layers are {', '.join((AUTO, *groups))}") from None
+        named = [self.layers] if isinstance(self.layers, str | int) else [*self.layers]
+        if STEM in named or found == (STEM,):
             raise ValueError(
                 f"layers={self.layers!r} takes in the stem, which is no module with an output of its own; name blocks,"
                 f" such as {', '.join(backbone.block_names[:2])}"
             )
-        return found
+        return tuple(layer for layer in found if layer != STEM)  # of a pattern for all
 
     def columns(self, backbone: Backbone) -> dict[str, Tensor]:
         """Return the columns of :meth:`features` by the words among which ``"auto"`` chooses; otherwise all of them.
@@ -217,15 +224,16 @@ class LayerReadout(FinetuningMethod):
         """Pool the outputs of layers at once: a later one may write into them in place."""
         parts: dict[str, Tensor] = {}
 
-        def take(layer: str, output: Tensor) -> None:
+        def take(layer: str, output: object) -> None:
             try:
-                parts[layer] = backbone.pool(output, self.pooling)
-            except ValueError as error:
+                state = hidden_state(output)
+                parts[layer] = backbone.pool(state, self.pooling)
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"layer {layer!r} has no place in a readout: {error}; leave it out") from error
             if also is not None:
-                also(layer, output)
+                also(layer, state)
 
-        with watch_outputs(backbone.model, [layer for layer in layers if layer != PENULTIMATE], take):
+        with watch_outputs(backbone.model, [layer for layer in layers if layer != PENULTIMATE], take, check=False):
             yield parts
 
     def _find_pieces(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from nc_finetune.backbones._layers.feature_hooks import replaced_forward, watch_
 from nc_finetune.backbones._split.call_record import CallRecord, give_blanks, record_calls
 from nc_finetune.backbones._split.layer_inputs import LayerInput, SeenInput, SplitError, samples_axis, watch_seen
 from nc_finetune.backbones.base import PENULTIMATE, Backbone
-from nc_finetune.backbones.pooling import LayerPooling
+from nc_finetune.backbones.pooling import LayerPooling, hidden_state
 
 # What the cut layer sees, under its name, pooled outputs of earlier layers, under theirs, and what further layers see;
 # samples in the first dimension.
@@ -117,11 +117,12 @@ class SplitBackbone:
         """
         found: PrefixOutput = {}
 
-        def keep(layer: str, output: Tensor) -> None:
-            found[layer] = self.backbone.pool(output, self.pooling)
+        def keep(layer: str, output: object) -> None:
+            found[layer] = self.backbone.pool(hidden_state(output), self.pooling)
 
         network = self.backbone.model
-        with watch_outputs(network, self.skip_layers, keep), watch_seen(network, self.input_layers) as seen:
+        looks = watch_outputs(network, self.skip_layers, keep, check=False)
+        with looks, watch_seen(network, self.input_layers) as seen:
             found[self.cut] = self._run_to_cut(images).movedim(self._axis, 0)
         return found | {
             _input_of(layer): seen[layer].first.movedim(kind.axis, 0) for layer, kind in self._inputs.items()
