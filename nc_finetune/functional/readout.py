@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nc_finetune.functional.class_statistics import ClassStatistics, as_labels
-from nc_finetune.functional.discriminant import LinearDiscriminant, Priors, linear_discriminant
+from nc_finetune.functional.discriminant import LinearDiscriminant, Priors, checked_shrinkages, linear_discriminant
 from nc_finetune.functional.temperature import temperature
 from nc_finetune.functional.undefined import named
 
@@ -69,7 +69,8 @@ def solve_head(
         The head.
 
     Raises:
-        ValueError: As :func:`~nc_finetune.functional.linear_discriminant`, but for classes without a sample.
+        ValueError: As :func:`~nc_finetune.functional.linear_discriminant`, but for classes without a sample; if no
+            class has two.
 
     Warns:
         UserWarning: If there are such classes, or so few samples that the shrinkage cannot be chosen.
@@ -80,29 +81,50 @@ def solve_head(
         >>> (features.double() @ head.weight.T + head.bias).argmax(1).tolist(), head.accuracy
         ([0, 0, 2, 2], 1.0)
     """
+    counts = _checked_counts(features, target, num_classes)
+    if (absent := counts == 0).any():
+        warnings.warn(f"there is no sample of class {named(absent)}: nothing is ever called that", stacklevel=2)
+    if not _can_choose(counts, shrinkage):
+        warnings.warn(
+            f"there are too few samples a class to choose a shrinkage by leaving one out; {_FEW} is taken", stacklevel=2
+        )
+    return _solve(features, target, num_classes, samples, shrinkage, priors)
+
+
+def _checked_counts(features: Tensor | ClassStatistics, target: Tensor, num_classes: int) -> Tensor:
     labels = as_labels(target, torch.zeros(num_classes, device=target.device))
     counts = features.counts if isinstance(features, ClassStatistics) else labels.bincount(minlength=num_classes)
+    if counts.max() < 2:
+        raise ValueError(
+            "a head is solved from how samples of one class differ, and no class has more than one; give at least one"
+            " of them two"
+        )
+    return counts
+
+
+def _can_choose(counts: Tensor, shrinkage: float | Sequence[float] | None) -> bool:
+    """Tell whether samples can be left out to choose by, or there is no choice."""
+    return bool((counts > 1).sum() > 1 or counts.max() > 2) or len(checked_shrinkages(shrinkage)) == 1
+
+
+def _solve(
+    features: Tensor | ClassStatistics,
+    target: Tensor,
+    num_classes: int,
+    samples: Tensor | None,
+    shrinkage: float | Sequence[float] | None,
+    priors: Priors,
+) -> SolvedHead:
+    """Solve for the classes that have samples."""
+    counts = _checked_counts(features, target, num_classes)
     present = counts > 0
-    if not present.all():
-        warnings.warn(f"there is no sample of class {named(~present)}: nothing is ever called that", stacklevel=2)
-        labels = (present.cumsum(0) - 1)[labels]
-        if isinstance(features, ClassStatistics):
-            features = features._replace(
-                counts=counts[present], means=features.means[present], spreads=features.spreads[present]
-            )
-    found = _discriminant(features, labels, samples, _possible(counts[present], shrinkage), priors)
-    return _as_head(found, labels, present)
-
-
-def _possible(counts: Tensor, shrinkage: float | Sequence[float] | None) -> float | Sequence[float] | None:
-    """Return the shrinkages to choose from, or one where no sample can be left out."""
-    spread_without_one = (counts > 1).sum() > 1 or counts.max() > 2
-    if spread_without_one or isinstance(shrinkage, float):
-        return shrinkage
-    warnings.warn(
-        f"there are too few samples a class to choose a shrinkage by leaving one out; {_FEW} is taken", stacklevel=4
-    )
-    return _FEW
+    labels = (present.cumsum(0) - 1)[target.long()]
+    if isinstance(features, ClassStatistics):
+        features = features._replace(
+            counts=counts[present], means=features.means[present], spreads=features.spreads[present]
+        )
+    tried = shrinkage if _can_choose(counts, shrinkage) else _FEW
+    return _as_head(_discriminant(features, labels, samples, tried, priors), labels, present)
 
 
 def _discriminant(
@@ -185,8 +207,7 @@ def choose_columns(
     rows = _some_rows(target, max(MAX_CHOICE_SAMPLES, 4 * num_classes))
     few, labels = features[rows], target[rows]
     heads = {
-        name: solve_head(few[:, columns], labels, num_classes, shrinkage=shrinkage, priors=priors)
-        for name, columns in groups.items()
+        name: _solve(few[:, columns], labels, num_classes, None, shrinkage, priors) for name, columns in groups.items()
     }
     losses = {name: F.cross_entropy(head.logits, labels, reduction="none") for name, head in heads.items()}
     gains = {name: losses[prefer] - loss for name, loss in losses.items()}
