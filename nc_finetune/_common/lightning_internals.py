@@ -94,6 +94,12 @@ def accumulates(loop: Any) -> bool:
     return bool(_get(loop, "_should_accumulate")())
 
 
+def count_batch(loop: Any) -> None:
+    """Let what is logged at the end of an epoch without batches stand at a step (``_batches_that_stepped``)."""
+    require(loop, "_batches_that_stepped")
+    loop._batches_that_stepped += 1
+
+
 def forget_restart(*loops: Any) -> None:
     """Let loops go on as if none were restarting (``_restarting``); the public setter insists with ``max_steps``."""
     for loop in loops:

@@ -6,28 +6,43 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from nc_finetune._common.lightning_internals import count_batch
 from nc_finetune.cache import CachedRows
 from nc_finetune.passes.batches import prepare_batch
 from nc_finetune.passes.evaluation import evaluating
-from nc_finetune.passes.measured_data import PlainPass, loaders_of_split
+from nc_finetune.passes.measured_data import PlainPass, loaders_of_split, some_of
 from nc_finetune.passes.repeats import warn_of_differences
 
+_FEWEST = 4  # images a class of a fit of few batches
 
-def training_loader(trainer: Any, module: L.LightningModule, name: str) -> Any:
+
+def training_loader(trainer: Any, module: Any, name: str) -> Any:
     """Return the cache of what is frozen, or the images without augmentation; say where these are one version of many.
+
+    A fit of fewer batches, as of ``limit_train_batches`` or ``fast_dev_run``, takes as many images, evenly over all of
+    them, since they may be sorted by class, and four a class at least.
 
     Args:
         trainer: At the start of its training.
         module: Its module.
-        name: Of the callback, for the warning.
+        name: Of the callback, for messages.
+
+    Raises:
+        TypeError: If the training data come in several loaders.
     """
-    if _is_kept(trainer.train_dataloader):
-        return trainer.train_dataloader
-    loader = loaders_of_split(trainer, "train")[0]
-    warn_of_differences(trainer, module, loader, name)
-    return loader
+    loader = trainer.train_dataloader
+    if not _is_kept(loader):
+        if len(CombinedLoader(loader).flattened) != 1:
+            raise TypeError(f"{name} takes its training data from one loader, and there are several; join them")
+        loader = loaders_of_split(trainer, "train")[0]
+        warn_of_differences(trainer, module, loader, name)
+    limit = trainer.limit_train_batches
+    if limit is None or (isinstance(limit, float) and limit == 1):
+        return loader
+    return some_of(loader, trainer.num_training_batches, trainer.world_size, _FEWEST * module.num_classes)
 
 
 def feature_batches(
@@ -72,6 +87,7 @@ def end_solved_epoch(trainer: Any) -> None:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
+    count_batch(trainer.fit_loop.epoch_loop)
     trainer.should_stop = True
 
 

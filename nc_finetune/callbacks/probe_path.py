@@ -62,6 +62,10 @@ class ProbePath(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Refuse what is no linear probe."""
+        if not pl_module.method.trains:
+            raise ValueError(
+                f"ProbePath fits a head that is trained, and {pl_module.method.label} brings its own; leave it out"
+            )
         if pl_module.method.first_tuned_layer(pl_module.backbone) != PENULTIMATE:
             raise ValueError(f"ProbePath fits the head alone, and {pl_module.method.label} tunes more; leave it out")
         if any(True for _ in pl_module.method.parameters()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from nc_finetune._common.data_facts import dataset_labels, told_by
 from nc_finetune._common.lightning_internals import inner_sampler
 from nc_finetune.data.patient_loader import PatientLoader
 from nc_finetune.passes.batches import ClassCap
+from nc_finetune.passes.repeats import spread
 
 LoaderSource = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -50,6 +52,26 @@ def _images(loader: Any) -> Any:
     return getattr(getattr(loader, "dataset", None), "uncached", loader)
 
 
+def some_of(loader: Any, batches: int, ranks: int, fewest: int) -> Any:
+    """Return some batches of a loader for all ranks together; where it can be divided, evenly over all its samples.
+
+    Args:
+        loader: As for :class:`PlainPass`.
+        batches: How many for each rank.
+        ranks: Number of processes.
+        fewest: Least number of samples, where they can be chosen.
+    """
+    if not _is_divisible(loader):
+        return islice(loader, batches)
+    indices = _sampled_indices(loader)
+    number = max(batches * (_batch_size(loader) or 1) * ranks, fewest)
+    return _plain_loader(loader, [indices[place] for place in spread(len(indices), number)])
+
+
+def _is_divisible(loader: Any) -> bool:
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
 class PlainPass:
     """The batches that this rank goes through: in the order of the dataset, each sample once over all ranks.
 
@@ -69,7 +91,7 @@ class PlainPass:
         self, loader: Any, samples_per_class: int | None, rank: int, ranks: int, *, shared_out: bool = False
     ) -> None:
         share = samples_per_class
-        divisible = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        divisible = _is_divisible(loader)
         if not (divisible or shared_out) and ranks > 1:
             raise ValueError(
                 "an iterable dataset cannot be divided among processes without repetition; measure a map-style one"
