@@ -22,7 +22,7 @@ from nc_finetune.errors import missing_extra
 from nc_finetune.files.delta import number_type
 from nc_finetune.heads import DiscriminantHead, ZeroShotHead
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of the largest logit, where that is above 1
 # Another batch size than the one that was traced, so that a batch size baked in is seen.
 TRACED_BATCH, CHECKED_BATCH = 2, 3
 
@@ -105,7 +105,7 @@ def export_program(
 
     Raises:
         ValueError: If the path ends otherwise.
-        RuntimeError: If the logits differ from the model's by more than 1e-4.
+        RuntimeError: If the logits differ from the model's by more than 1e-4, or that share of the largest.
     """
     path = Path(path)
     if path.suffix != ".pt2":
@@ -138,7 +138,7 @@ def export_onnx(
     Raises:
         ValueError: If the path ends otherwise.
         ImportError: If the extra ``export`` is not installed.
-        RuntimeError: If the logits differ from the model's by more than 1e-4.
+        RuntimeError: If the logits differ from the model's by more than 1e-4, or that share of the largest.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -192,9 +192,10 @@ def _onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
 
 
 def _check(found: Tensor, expected: Tensor) -> None:
-    worst = float((found - expected).abs().max())
-    if not worst <= TOLERANCE:
-        raise RuntimeError(f"the exported logits differ from the model's by {worst:.3g}, more than {TOLERANCE}")
+    worst, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    allowed = TOLERANCE * max(1.0, largest)  # float32 rounds large logits by as much more
+    if not worst <= allowed:
+        raise RuntimeError(f"the exported logits differ from the model's by {worst:.3g}, more than {allowed:.3g}")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from nc_finetune.classifier import ImageClassifier
-from nc_finetune.classifier.checkpoint import load_state, model_arguments, read_checkpoint
+from nc_finetune.classifier.checkpoint import load_state, model_arguments, read_checkpoint, take_layers
 from nc_finetune.files.delta import apply_delta, read_delta
 from nc_finetune.files.delta import save_delta as save_delta
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
@@ -20,8 +20,8 @@ def load_delta(
 
     Args:
         path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote.
-        model: A model that was built like the one it was saved from, on the same pre-trained weights. ``None`` builds
-            it as the file says.
+        model: A model that was built like the one it was saved from, on the same pre-trained weights; a readout that
+            chooses its layers takes those of the file. ``None`` builds it as the file says.
         trust: Let the file name other classes than parts of models; importing them runs their code.
 
     Returns:
@@ -41,6 +41,7 @@ def load_delta(
     """
     delta = read_delta(path)
     loaded = build_model(delta.config, str(path), trust=trust) if model is None else model
+    take_layers(loaded, {CHECKPOINT_KEY: delta.config.to_json()})
     apply_delta(delta, loaded)
     return loaded
 

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
+from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1, load_delta
 from nc_finetune.callbacks import CompileBlocks, DeltaCheckpoint, PrefixCache, ProbePath, ReadoutSolver
 from nc_finetune.functional.readout import solve_head
 from nc_finetune.losses import PickAllLabelsLoss
@@ -299,11 +299,20 @@ def test_checkpoint_brings_back_layers_and_head(
     torch.testing.assert_close(resumed.head.weight, model.head.weight)
 
 
-def test_delta_holds_the_head_alone(digits: ImageData, make_trainer: TrainerFactory, tmp_path: Path) -> None:
+def test_delta_holds_the_head_alone_and_brings_layers_back(
+    digits: ImageData, make_trainer: TrainerFactory, tmp_path: Path
+) -> None:
     model = make_model("auto", 10)
     fit(model, make_trainer(DeltaCheckpoint(tmp_path), enable_checkpointing=True), datamodule=digits)
     (delta,) = tmp_path.glob("*.safetensors")
     assert 4 * model.tuned_parameters <= delta.stat().st_size <= 4 * model.tuned_parameters + 4096
+    images = make_images(3).tensors[0]
+    for layers in ("auto", model.method.layers):
+        loaded = load_delta(delta, make_model(layers, 10)).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(images), model.eval()(images))
+    with pytest.raises(ValueError, match="the delta was made for another method"):
+        load_delta(delta, make_model("penultimate", 10))
 
 
 def test_loggers_are_told_once_at_step_one(make_trainer: TrainerFactory, tmp_path: Path) -> None:

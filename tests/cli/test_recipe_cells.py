@@ -161,7 +161,7 @@ def test_every_part_belongs_to_a_cell() -> None:
     assert parts == {
         *(f"backbones/{name}" for name in (*COLUMNS, "clip_vit_b32_projected")),
         *(f"datasets/{name}" for name in CLASSES),
-        *(f"methods/{name}" for name in (*METHODS, "scl_ft_auto", "side_ft", "zero_shot")),
+        *(f"methods/{name}" for name in (*METHODS, "readout", "scl_ft_auto", "side_ft", "zero_shot")),
     }
 
 
@@ -173,6 +173,14 @@ def test_a_part_that_chooses_its_block_brings_what_chooses(part: str, built: lis
     assert built[0].model.method.key_layer == AUTO
     assert isinstance(built[0].model.head, CosineHead)
     assert callbacks.index(ChooseKeyLayer) < callbacks.index(PrefixCache)
+
+
+@pytest.mark.parametrize("backbone", quick_first(1, COLUMNS))
+def test_the_readout_part_trains_the_head_alone(backbone: str, built: list[LightningCLI]) -> None:
+    fit(f"backbones/{backbone}", "datasets/dtd", "methods/readout")
+    model = built[0].model
+    assert (model.method.name, model.method.layers) == ("readout", AUTO)
+    assert model.tuned_parameters == 47 * (model.method.num_features(model.backbone) + 1)
 
 
 def test_a_later_recipe_wins_and_an_option_wins_over_all(built: list[LightningCLI]) -> None:
@@ -189,10 +197,13 @@ def test_an_unknown_part_is_named(built: list[LightningCLI], capsys: pytest.Capt
     assert built == []
 
 
-def test_a_composed_recipe_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "val_size"), [("scl_ft", "37"), pytest.param("readout", "0.2", marks=pytest.mark.slow)]
+)
+def test_a_composed_recipe_trains(method: str, val_size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    parts = ("backbones/resnet50", "datasets/pets", "methods/scl_ft")
-    small = {"data.image_size": "32", "data.batch_size": "4", "data.val_size": "37", "trainer.fast_dev_run": "true"}
+    parts = ("backbones/resnet50", "datasets/pets", f"methods/{method}")
+    small = {"data.image_size": "32", "data.batch_size": "4", "data.val_size": val_size, "trainer.fast_dev_run": "true"}
     quiet = {"trainer.enable_progress_bar": "false", "trainer.enable_model_summary": "false"}
     options = [word for key, value in (small | quiet).items() for word in (f"--{key}", value)]
     assert main(["fit", *parts, "--model.weights", "null", *options]) == 0

@@ -20,6 +20,7 @@ from nc_finetune.methods import (
     AdapterTuning,
     FullFinetuning,
     LayerFinetuning,
+    LayerReadout,
     LinearProbe,
     ProbeFirst,
     SkipConnectionFinetuning,
@@ -92,6 +93,28 @@ def test_state_dict_is_refused_where_timm_computes_something_else(
     with pytest.raises(ValueError, match=message):
         export_state_dict(make_model("test_resnet", build, **options), tmp_path / "it.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_state_dict_of_a_readout_is_refused(tmp_path: Path) -> None:
+    model = make_model("test_resnet", lambda key: LayerReadout())
+    with pytest.raises(ValueError, match=r"readout adds to the features.*export a program or ONNX"):
+        export_state_dict(model, tmp_path / "it.safetensors")
+
+
+@pytest.mark.parametrize("net", quick_first(0, NETS))
+def test_a_readout_is_one_program_from_images_to_logits(net: str, tmp_path: Path) -> None:
+    model = make_model(net, lambda key: LayerReadout("all"))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.randn(model.head.weight.shape) * 20)  # as large as that of a solved one
+    export_program(model, tmp_path / "it.pt2", image_size=32, uint8=True)
+    export_onnx(model, tmp_path / "it.onnx", image_size=32, uint8=True)
+    program = torch.export.load(tmp_path / "it.pt2").module()
+    for number in (1, 5):
+        images = make_images(number)
+        with torch.no_grad():
+            expected = model(images)
+            torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(run_onnx(tmp_path / "it.onnx", images), expected, rtol=1e-4, atol=1e-3)
 
 
 def make_clip(features: Any, method: Any, head: Any = nn.Linear) -> ImageClassifier:
