@@ -238,7 +238,8 @@ def describe_into(checkpoint: dict[str, Any], model: Any) -> None:
     checkpoint[CHECKPOINT_KEY] = describe_model(model).to_json()
     checkpoint[TRAINING_KEY] = describe_training(model)
     told, saved = hyperparameters(model), checkpoint.pop(model.CHECKPOINT_HYPER_PARAMS_KEY, {})
-    if own := {name: value for name, value in saved.items() if not (name in told and told[name] == value)}:
+    # What has a slash in its name is nobody's argument; of a part it may have been chosen since.
+    if own := {name: value for name, value in saved.items() if "/" not in name and told.get(name, saved) != value}:
         checkpoint[model.CHECKPOINT_HYPER_PARAMS_KEY] = own
 
 

@@ -289,6 +289,8 @@ def test_checkpoint_brings_back_layers_and_head(
     kept = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
     fit(model, make_trainer(kept, enable_checkpointing=True), datamodule=digits)
     images = make_images(3).tensors[0]
+    content = torch.load(kept.best_model_path)
+    assert content.get("hyper_parameters", {}) == {}, "the command line would take them for arguments"
     loaded = ImageClassifier.load_from_checkpoint(kept.best_model_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(images), model.eval()(images))
