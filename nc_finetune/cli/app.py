@@ -45,7 +45,7 @@ examples:
 
 names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
   methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning SideFinetuning FullFinetuning
-            ProbeFirst BiasTuning NormTuning AdapterTuning
+            ProbeFirst BiasTuning NormTuning AdapterTuning LayerReadout
   heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead DiscriminantHead
             ZeroShotHead
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss

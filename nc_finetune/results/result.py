@@ -73,6 +73,8 @@ class Result:
         confusion: One text a true class, ``"<predicted>:<count> ..."`` by label, of the test images; empty where these
             have several labels.
         selection: How the key layer was chosen, where it was ``"auto"``.
+        readout: How the head was solved, where it was: ``layers``, ``shrinkage``, ``leave_one_out_accuracy`` in per
+            cent, and where layers were chosen the accuracies ``by_layers``.
         status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide although every class
             has training images) or ``"failed"``.
         error: What went wrong, where something did.
@@ -123,6 +125,7 @@ class Result:
     class_names: list[str] = field(default_factory=list)
     confusion: list[str] = field(default_factory=list)
     selection: dict[str, Any] = field(default_factory=dict)
+    readout: dict[str, Any] = field(default_factory=dict)
     status: Status = "ok"
     error: str | None = None
     bad_images: list[str] = field(default_factory=list)

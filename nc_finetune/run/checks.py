@@ -12,6 +12,7 @@ from typing import Any
 from nc_finetune.backbones import Backbone, local_path, packaged_weights
 from nc_finetune.data.sources.locations import BUILT_IN
 from nc_finetune.errors import unknown_name
+from nc_finetune.methods import LayerReadout
 from nc_finetune.run.specs import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec, TrainingSize
 
 
@@ -103,6 +104,8 @@ def _layers_of_method(spec: MethodSpec, backbone: Backbone) -> list[str]:
     """Look up the layers that a method itself names."""
     method = spec.build(None)
     problems = [] if spec.takes_key_layer else _attempt(lambda: method.tuned_modules(backbone))
+    if isinstance(method, LayerReadout):
+        problems += [f"{backbone.name}: {found}" for found in _attempt(lambda: method.layer_names(backbone))]
     return problems + [
         f"{backbone.name}: {unknown_name('skip layer', layer, backbone.block_names)}"
         for layer in getattr(method, "skip_layers", None) or []

@@ -122,7 +122,8 @@ def _measured_seconds(wrapped: _Hashable) -> float:
     data = cell.dataset.build(cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
     train, evaluate = _step_seconds(cell, data)
     batches = [math.ceil(len(split) / settings.batch_size) for split in (data.train_set, data.val_set, data.test_set)]
-    fit = settings.epochs * batches[0] * train + (batches[0] + batches[1]) * evaluate
+    epochs = settings.epochs if cell.build_method().trains else 1
+    fit = epochs * batches[0] * train + (batches[0] + batches[1]) * evaluate
     # The trials of an automatic choice took 1.3 fits of SCL-FT, 1.7 of side FT.
     trials = 1.5 * fit if cell.key_layer == "auto" and cell.method.takes_key_layer else 0.0
     return cell.method.fits * fit + batches[2] * evaluate + trials

@@ -6,6 +6,7 @@ import collections
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from nc_finetune.report._tables.groups import Group, group_of, grouped
 from nc_finetune.report._tables.variants import (
@@ -32,6 +33,8 @@ _PHRASES = {
     "adapter": "{}",
     "batch_norm": "BatchNorm in {} mode",
 }
+# What it is called of one method.
+_PHRASES_OF = {"readout": {"method": "under it {}"}}
 _HEADS = {"simplex_etf_head": "ETF head", "SimplexETFHead": "ETF head", "bottleneck_head": "bottleneck"}
 _VALUES = {"canonical": "the axes", "random": "random directions"}
 # Told only where nothing else sets two variants apart: what was chosen from, and arguments left at their defaults.
@@ -50,15 +53,16 @@ def plain_words(name: str) -> str:
     return " ".join(_ACRONYMS.get(part.lower(), part.lower()) for part in parts)
 
 
-def _option_phrase(name: str, value: str) -> str:
-    """Put one option into words; a list of layers or a number stands for itself."""
+def _option_phrase(method: str, name: str, value: str) -> str:
+    """Put one option of a method into words; a list of layers or a number stands for itself."""
     last = name.rpartition(".")[2]
     if value in ("True", "False"):
         return f"{'' if value == 'True' else 'no '}{plain_words(last)}"
     if last == "head":
         return f"before {_HEADS.get(value, plain_words(value))}"
     known = LABELS_OF_CLASSES.get(value) or _VALUES.get(value, plain_words(value) if value.isidentifier() else value)
-    return _PHRASES.get(last, f"{plain_words(last)} {{}}").format(known)
+    phrases = _PHRASES | (_PHRASES_OF.get(method, {}) if name == last else {})
+    return phrases.get(last, f"{plain_words(last)} {{}}").format(known)
 
 
 def _layer_phrase(layer: str | None) -> str:
@@ -110,7 +114,7 @@ class _Namer:
             if value not in _PLAIN[part] and (wanted or self._differs(variant, part)):
                 yield _HEADS.get(value, plain_words(value))
         inner = [(name, value) for name, value in variant.options if name == "head" and of_head]
-        yield from itertools.starmap(_option_phrase, dict.fromkeys((*inner, *named)))
+        yield from itertools.starmap(partial(_option_phrase, variant.method), dict.fromkeys((*inner, *named)))
         for path, value in variant.settings:
             if path in self._settings and path not in _LAST_SETTINGS and ".defaults." not in path:
                 yield setting_words(path, value)

@@ -14,7 +14,7 @@ from nc_finetune._common.explain import explain
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.data import ImageData
 from nc_finetune.results.result import Result
-from nc_finetune.run._cell.recording import TestConfusion, delta_size
+from nc_finetune.run._cell.recording import TestConfusion, delta_size, solved_head
 from nc_finetune.run._cell.training import Fit, score_name
 from nc_finetune.run.cell import Cell, options_of
 from nc_finetune.run.provenance import environment
@@ -44,7 +44,7 @@ def planned_result(cell: Cell) -> Result:
         samples_per_class=samples_per_class,
         train_share=train_share,
         nc1_normalize=cell.settings.normalize,
-        epochs=cell.settings.epochs,
+        epochs=cell.settings.epochs if method.trains else 1,
         provenance=environment(),
     )
 
@@ -118,6 +118,7 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
         learning_rate=fit.learning_rate,
         epoch_seconds=fit.epoch_seconds,
         delta_bytes=delta_size(model),
+        readout=solved_head(fit.trainer, model),
         learning_curve=fit.learning_curve,
         confusion=confusions[0].rows if confusions else [],
         status="diverged" if collapsed else "ok",

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import ConfusionMatrix
 
+from nc_finetune.callbacks import ReadoutSolver
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.files.delta import tuned_state
+from nc_finetune.methods import LayerReadout
 
 
 class EpochTimer(L.Callback):
@@ -129,6 +131,21 @@ class TestConfusion(_HeadWatcher):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the head alone."""
         self._handle.remove()
+
+
+def solved_head(trainer: L.Trainer, model: ImageClassifier) -> dict[str, Any]:
+    """Return how the head was solved, as a result says it; nothing where it was not."""
+    found = [part for part in trainer.callbacks if isinstance(part, ReadoutSolver)]  # type: ignore[attr-defined]
+    if not found or (solved := found[0].solved) is None:
+        return {}
+    layers = {"layers": model.method.layers} if isinstance(model.method, LayerReadout) else {}
+    tried = {} if found[0].choice is None else found[0].choice.accuracies
+    return {
+        **layers,
+        "shrinkage": solved.shrinkage,
+        "leave_one_out_accuracy": 100 * solved.accuracy,
+        **({"by_layers": {name: 100 * value for name, value in tried.items()}} if tried else {}),
+    }
 
 
 def delta_size(model: ImageClassifier) -> int:
