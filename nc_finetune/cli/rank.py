@@ -33,7 +33,7 @@ def rank(
         batch_size: images a batch
         seed: which images are taken
         backbones: what to score; weights as for a recipe: a tag, a file, package, or null for random ones
-        by: measure to sort by: probe_accuracy, ncc_accuracy, nc1, vci, cdnv, h_score, logme
+        by: measure to sort by: probe_accuracy, readout_accuracy, ncc_accuracy, nc1, vci, cdnv, h_score, logme
         max_images: images of each split, with at least two of every class
         results: benchmarks on the same data to compare with
         out: file to write, a line a backbone

@@ -131,6 +131,10 @@ class LayerReadout(FinetuningMethod):
         """Whether the classifier sees something else than what the backbone gives: other layers, too."""
         return True
 
+    def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
+        """Return what the method trains; nothing, where there is none."""
+        return self.inner.tuned_modules(backbone)
+
     def freeze(self, backbone: Backbone) -> None:
         """Leave gradients to what the method tunes, and look the layers up."""
         self._bound = None

@@ -17,7 +17,9 @@ from nc_finetune.data import ImageData
 from nc_finetune.functional import cdnv, h_score, nc1, ncc_accuracy, vci
 from nc_finetune.functional.class_statistics import class_statistics
 from nc_finetune.functional.nearest_class_center import agreement, classifier_decisions
-from nc_finetune.methods import LinearProbe
+from nc_finetune.functional.readout import choose_columns
+from nc_finetune.heads import unit_length
+from nc_finetune.methods import FinetuningMethod, LayerReadout, LinearProbe
 from nc_finetune.selection.device import best_device
 from nc_finetune.selection.features import fit_probe, method_features, require_one_label, subset_batches
 from nc_finetune.selection.logme import logme
@@ -32,6 +34,7 @@ MEASURES: dict[str, int] = {
     "logme": 1,
     "ncc_accuracy": 1,
     "probe_accuracy": 1,
+    "readout_accuracy": 1,
 }
 
 
@@ -52,6 +55,9 @@ class BackboneScores:
         logme: LogME of the training images; higher is better.
         ncc_accuracy: Share of validation images nearest to the training mean of their class.
         probe_accuracy: Share of validation images that a linear probe recognises.
+        readout_accuracy: Share of training images, of up to 2,000, that the others recognise by the outputs of the
+            later half of the blocks: leave-one-out accuracy of :class:`~nc_finetune.methods.LayerReadout`. ``nan``
+            where blocks cannot be pooled, or no class has two images.
         seconds: What it took.
         error: Why there are no scores.
     """
@@ -67,6 +73,7 @@ class BackboneScores:
     logme: float = float("nan")
     ncc_accuracy: float = float("nan")
     probe_accuracy: float = float("nan")
+    readout_accuracy: float = float("nan")
     seconds: float = 0.0
     error: str | None = None
 
@@ -126,11 +133,11 @@ def score_backbone(
     start = time.perf_counter()
     try:
         backbone = build(name, weights).to(best_device())
-        method = LinearProbe()
-        train, val = (
-            method_features(method, backbone, subset_batches(data, split, max_images)) for split in ("train", "val")
-        )
-        scores = score_features(train, val, data.num_classes)
+        seen = _seen(backbone)
+        layers, labels = method_features(seen, backbone, subset_batches(data, "train", max_images))
+        val = method_features(LinearProbe(), backbone, subset_batches(data, "val", max_images))
+        scores = score_features((layers[:, -backbone.num_features :], labels), val, data.num_classes)
+        scores["readout_accuracy"] = _readout_accuracy(layers, labels, data.num_classes, seen, backbone)
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         message = f"{type(error).__name__}: {error}"
         return BackboneScores(name=name, weights=weights, error=message, seconds=time.perf_counter() - start)
@@ -142,6 +149,31 @@ def score_backbone(
         seconds=time.perf_counter() - start,
         **scores,  # type: ignore[arg-type]
     )
+
+
+def _seen(backbone: Backbone) -> FinetuningMethod:
+    """Return what takes the outputs of later blocks beside the feature; that alone, where they cannot be pooled."""
+    method = LayerReadout("later_half", normalize=False)
+    try:
+        method.pieces(backbone)
+    except ValueError:
+        return LinearProbe()
+    return method
+
+
+def _readout_accuracy(
+    layers: Tensor, labels: Tensor, num_classes: int, method: FinetuningMethod, backbone: Backbone
+) -> float:
+    """Leave one image out after the other."""
+    if not isinstance(method, LayerReadout):
+        return float("nan")
+    widths = [width for pieces in method.pieces(backbone).values() for width in pieces]
+    features = torch.cat([unit_length(piece) for piece in torch.split(layers, widths, dim=1)], dim=1)
+    try:
+        found = choose_columns(features, labels, num_classes, {"all": slice(None)}, "all")
+    except ValueError:  # no class has two images, or all of each class are the same
+        return float("nan")
+    return found.accuracies["all"]
 
 
 def ranked(scores: Sequence[BackboneScores], by: str = "probe_accuracy") -> list[BackboneScores]:

@@ -75,7 +75,7 @@ class Profile:
 def _text(name: str, value: Any) -> str:
     if value is None:
         return ""
-    if name in ("ncc_accuracy", "trial_accuracy", "probe_accuracy"):
+    if name in ("ncc_accuracy", "trial_accuracy", "probe_accuracy", "readout_accuracy"):
         return f"{100 * value:.1f}"
     if name in ("training_flops", "cached_flops"):
         return f"{value / 1e6:.0f}"
@@ -170,6 +170,7 @@ _RANK_HEADINGS = {
     "logme": "LogME",
     "ncc_accuracy": "NCC %",
     "probe_accuracy": "probe %",
+    "readout_accuracy": "readout %",
     "seconds": "s",
 }
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from nc_finetune.backbones import TimmBackbone
 from nc_finetune.data import ImageData
 from nc_finetune.functional import h_score
+from nc_finetune.functional.readout import solve_head
+from nc_finetune.methods import LayerReadout, LinearProbe
 from nc_finetune.selection.backbone_scores import BackboneScores, correlations, ranked, score_backbone, score_features
+from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.logme import logme
 from nc_finetune.selection.presentation import rank_csv, rank_table
 
@@ -57,6 +61,37 @@ def test_measures_are_those_of_the_functional_room() -> None:
     features, labels = torch.randn(60, 4), torch.arange(60) % 3
     found = score_features((features, labels), (features, labels), 3)
     assert found["h_score"] == h_score(features, labels, 3).item()
+
+
+def test_the_readout_is_scored_in_the_pass_of_the_feature(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = TimmBackbone("test_resnet", None)
+    seen: list[int] = []
+    backbone.model.conv1.register_forward_hook(
+        lambda _module, inputs, _output: seen.append(0 if inputs[0].is_meta else len(inputs[0]))
+    )
+    found = score_backbone("test_resnet", None, data, build=lambda name, weights: backbone)
+    assert sum(seen) == len(data.train_set) + len(data.val_set)
+    (images, labels) = (torch.cat(part) for part in zip(*subset_batches(data, "train"), strict=True))
+    with torch.no_grad():
+        features = LayerReadout("later_half").features(backbone.eval(), images.to(next(backbone.parameters()).device))
+    head = solve_head(features, labels, data.num_classes)
+    assert found.readout_accuracy == pytest.approx(head.accuracy, abs=1.5 / len(labels))
+    alone = score_features(
+        *(method_features(LinearProbe(), backbone, subset_batches(data, s)) for s in ("train", "val")), 10
+    )
+    assert {name: getattr(found, name) for name in alone} == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_network_whose_blocks_cannot_be_pooled_has_its_other_scores(data: ImageData) -> None:
+    backbone = TimmBackbone("test_resnet", None)
+    layer = backbone.get_layer("layer4.0")
+    monkey = layer.register_forward_hook(lambda _module, _inputs, output: (output, output))
+    backbone.model.layer4.register_forward_hook(lambda _module, _inputs, output: output[0])
+    found = score_backbone("test_resnet", None, data, build=lambda name, weights: backbone)
+    monkey.remove()
+    assert found.error is None
+    assert math.isnan(found.readout_accuracy)
+    assert found.probe_accuracy > 0
 
 
 def test_a_backbone_that_cannot_be_had_is_a_result_with_its_error(data: ImageData) -> None:
