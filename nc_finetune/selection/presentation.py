@@ -29,6 +29,8 @@ class Profile:
         measures: By layer, in order.
         costs: By block, in order.
         law: The separation law over the layers.
+        readout: Leave-one-out accuracy on the training images of a :class:`~nc_finetune.methods.LayerReadout`, which
+            tunes nothing, by groups of layers.
         choice: The block that trials chose; ``None`` where there were none.
         other_rules: What simple rules would choose.
     """
@@ -37,6 +39,7 @@ class Profile:
     measures: list[BlockMeasures]
     costs: list[BlockCost]
     law: SeparationLaw
+    readout: dict[str, float] = field(default_factory=dict)
     choice: KeyLayerChoice | None = None
     other_rules: dict[str, str] = field(default_factory=dict)
 
@@ -63,6 +66,11 @@ class Profile:
         slope, straight = self.law.slope.item(), self.law.r_squared.item()
         rules = "; ".join(f"{rule}: {block}" for rule, block in self.other_rules.items())
         lines = [f"Separation law: log(tr S_W / tr S_B) changes by {slope:.2f} a layer, R2 {straight:.2f}."]
+        if self.readout:
+            shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in self.readout.items())
+            lines.append(
+                f"Without tuning, a readout recognises of training images, one left out each time: {shares} %."
+            )
         if rules:
             lines.append(f"Simple rules would choose: {rules}.")
         if self.choice is None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
-from nc_finetune.methods import FinetuningMethod
+from nc_finetune.functional.readout import MAX_CHOICE_SAMPLES, choose_columns
+from nc_finetune.methods import FinetuningMethod, LayerReadout
+from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.key_layer import choose_key_layer
 from nc_finetune.selection.presentation import Profile
 from nc_finetune.selection.profile import block_costs, law_of, measure_blocks
@@ -48,6 +50,18 @@ def profile_backbone(
         measures=measures,
         costs=block_costs(backbone, data),
         law=law_of(measures),
+        readout=_readout_accuracies(backbone, data),
         choice=choice,
         other_rules=simple_rules(backbone, data),
     )
+
+
+def _readout_accuracies(backbone: Backbone, data: ImageData) -> dict[str, float]:
+    """Leave out one of some training images after the other, by groups of layers; none where blocks are no vectors."""
+    method = LayerReadout()
+    try:
+        groups = method.columns(backbone)
+        features, labels = method_features(method, backbone, subset_batches(data, "train", MAX_CHOICE_SAMPLES))
+        return choose_columns(features, labels, data.num_classes, groups, next(iter(groups))).accuracies
+    except ValueError:  # also of classes of one image each
+        return {}

@@ -335,6 +335,22 @@ def test_callbacks_change_nothing(make_trainer: TrainerFactory, callback: Callab
     torch.testing.assert_close(beside.head.weight, plain.head.weight, rtol=1e-3, atol=1e-4)
 
 
+def test_a_shared_cache_of_all_splits_gives_the_same_scores(
+    digits: ImageData, make_trainer: TrainerFactory, tmp_path: Path
+) -> None:
+    found = []
+    for kept in ([], [tmp_path], [tmp_path]):  # filled, and found again
+        caches = [PrefixCache(str(folder), splits=("train", "val", "test")) for folder in kept]
+        model, trainer = make_model("auto", 10), make_trainer(*caches)
+        solver = fit(model, trainer, datamodule=digits)
+        (test,) = trainer.test(model, datamodule=digits, verbose=False)
+        assert solver.solved is not None
+        found.append((model.method.layers, solver.solved.accuracy, test["test/accuracy"], test["test/loss"]))
+    assert found[1] == found[2]
+    assert found[0][:3] == found[1][:3]
+    assert found[0][3] == pytest.approx(found[1][3], rel=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_train_batches": 2}, {"limit_train_batches": 0.1}])
 def test_a_fit_of_few_batches_looks_at_few_images_of_every_class(make_trainer: TrainerFactory, options: Any) -> None:
     images, labels = make_images(120).tensors

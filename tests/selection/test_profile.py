@@ -8,7 +8,8 @@ import torch
 from nc_finetune.backbones import Backbone, watch_outputs
 from nc_finetune.data import ImageData
 from nc_finetune.functional import nc1, separation_law
-from nc_finetune.methods import LayerFinetuning, LinearProbe
+from nc_finetune.functional.readout import solve_head
+from nc_finetune.methods import LayerFinetuning, LayerReadout, LinearProbe
 from nc_finetune.selection import block_costs, measure_blocks, profile_backbone, simple_rules
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.presentation import profile_csv, profile_png, profile_table
@@ -106,3 +107,18 @@ def test_a_profile_recommends_with_a_reason_and_is_written(backbone: Backbone, d
 
 def test_without_trials_nothing_is_recommended(backbone: Backbone, data: ImageData) -> None:
     assert "No trials were run" in profile_backbone(backbone, data).recommendation
+
+
+def test_a_profile_says_what_a_readout_recognises(backbone: Backbone, data: ImageData) -> None:
+    profile = profile_backbone(backbone, data)
+    assert {*profile.readout} == {"later_half", "penultimate", "last_blocks", "all"}
+    features, labels = method_features(LayerReadout("all"), backbone, subset_batches(data, "train"))
+    assert profile.readout["all"] == pytest.approx(solve_head(features, labels, data.num_classes).accuracy)
+    assert f"later_half {100 * profile.readout['later_half']:.1f}" in profile.recommendation
+
+
+def test_a_profile_of_one_image_a_class_has_no_readout(backbone: Backbone) -> None:
+    few = ImageData("sklearn:digits", image_size=32, samples_per_class=1, val_size=20, batch_size=16)
+    found = profile_backbone(backbone, few)
+    assert found.readout == {}
+    assert "readout" not in found.recommendation
