@@ -10,7 +10,7 @@ from torch import Tensor
 
 Priors = Literal["equal", "counts"]
 _ROUNDING = 1e-12  # of a leverage, which is at most 1
-_PIECE_ELEMENTS = 2**17  # of samples, shrinkages and eigenvectors: what stays in a core's cache
+_PIECE_ELEMENTS = 2**17  # of samples, shrinkages, and eigenvectors and classes: what stays in a core's cache
 
 
 class Spectrum(NamedTuple):
@@ -75,7 +75,7 @@ def leave_one_out(
     shape = (len(target), len(spectrum.counts))
     found = {s: torch.empty(shape, dtype=torch.float64, device=target.device) for s in tried}
     shrinkages, start = target.new_tensor(list(found), dtype=torch.float64), 0
-    for own in _pieces(parts, len(found), len(spectrum.values)):
+    for own in _pieces(parts, len(found), sum(spectrum.means.shape)):
         rows = slice(start, start + len(own))
         for kept, logits in zip(found.values(), _without(spectrum, own, target[rows], shrinkages, priors), strict=True):
             kept[rows] = logits
@@ -84,7 +84,7 @@ def leave_one_out(
 
 
 def _pieces(parts: Iterable[Tensor], shrinkages: int, width: int) -> Iterator[Tensor]:
-    size = max(8, _PIECE_ELEMENTS // (shrinkages * max(width, 1)))
+    size = max(8, _PIECE_ELEMENTS // (shrinkages * width))
     for part in parts:
         yield from torch.split(part, size)
 
