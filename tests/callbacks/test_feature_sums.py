@@ -197,6 +197,7 @@ def test_two_processes_give_the_head_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(torch.tensor(one["written"]), torch.tensor(other["written"]))
 
 
+@pytest.mark.slow
 def test_statistics_give_the_head_of_kept_features() -> None:
     kept, summed = fit("later_half", 10**9), fit("later_half", 4 * 672 * 6)
     assert kept["accuracy"] == summed["accuracy"]

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import quick_first
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
@@ -117,7 +118,7 @@ def test_head_is_that_of_the_features_of_all_images(make_trainer: TrainerFactory
     assert shown["val/accuracy"] == trainer.callback_metrics["val/accuracy"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 24])
+@pytest.mark.parametrize("batch_size", quick_first(1, [7, 1, 24]))
 def test_batches_change_nothing_beyond_rounding_of_the_features(
     make_trainer: TrainerFactory, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
@@ -145,7 +146,9 @@ def test_each_training_image_goes_through_the_network_once(make_trainer: Trainer
     assert sum(seen) == 24 + 12
 
 
-@pytest.mark.parametrize("options", [{}, {"max_epochs": -1}, {"max_steps": 50}, {"check_val_every_n_epoch": 3}])
+@pytest.mark.parametrize(
+    "options", quick_first(1, [{"check_val_every_n_epoch": 3}, {}, {"max_epochs": -1}, {"max_steps": 50}])
+)
 def test_one_epoch_is_all(make_trainer: TrainerFactory, options: Any) -> None:
     trainer = make_trainer(EarlyStopping("val/loss"), **{"max_epochs": 4, **options})
     fit(make_model(), trainer)
@@ -190,7 +193,7 @@ def test_given_layers_are_not_chosen(make_trainer: TrainerFactory) -> None:
 # --- precision, and features that are not finite
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-true", "64-true"])
+@pytest.mark.parametrize("precision", quick_first(1, ["bf16-mixed", "bf16-true", "16-true", "64-true"]))
 def test_head_is_solved_in_any_precision(make_trainer: TrainerFactory, precision: Any) -> None:
     model, trainer = make_model(), make_trainer(precision=precision)
     solver = fit(model, trainer)
@@ -281,7 +284,7 @@ def test_a_probe_path_beside_it_is_refused(make_trainer: TrainerFactory) -> None
 # --- what stands around a fit
 
 
-@pytest.mark.parametrize("layers", ["auto", "later_half"])
+@pytest.mark.parametrize("layers", quick_first(1, ["auto", "later_half"]))
 def test_checkpoint_brings_back_layers_and_head(
     digits: ImageData, make_trainer: TrainerFactory, tmp_path: Path, layers: str
 ) -> None:
@@ -326,7 +329,7 @@ def test_loggers_are_told_once_at_step_one(make_trainer: TrainerFactory, tmp_pat
     assert {row["step"] for row in table} == {"0"}
 
 
-@pytest.mark.parametrize("callback", [CompileBlocks, PrefixCache])
+@pytest.mark.parametrize("callback", quick_first(1, [PrefixCache, CompileBlocks]))
 def test_callbacks_change_nothing(make_trainer: TrainerFactory, callback: Callable[[], L.Callback]) -> None:
     plain, beside = make_model("auto"), make_model("auto")
     fit(plain, make_trainer())
@@ -335,6 +338,7 @@ def test_callbacks_change_nothing(make_trainer: TrainerFactory, callback: Callab
     torch.testing.assert_close(beside.head.weight, plain.head.weight, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_shared_cache_of_all_splits_gives_the_same_scores(
     digits: ImageData, make_trainer: TrainerFactory, tmp_path: Path
 ) -> None:
@@ -351,7 +355,9 @@ def test_a_shared_cache_of_all_splits_gives_the_same_scores(
     assert found[0][3] == pytest.approx(found[1][3], rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_train_batches": 2}, {"limit_train_batches": 0.1}])
+@pytest.mark.parametrize(
+    "options", quick_first(1, [{"fast_dev_run": True}, {"limit_train_batches": 2}, {"limit_train_batches": 0.1}])
+)
 def test_a_fit_of_few_batches_looks_at_few_images_of_every_class(make_trainer: TrainerFactory, options: Any) -> None:
     images, labels = make_images(120).tensors
     order = labels.argsort()  # as folders are sorted
