@@ -82,7 +82,8 @@ class FeatureSums:
         places = torch.arange(self._seen, self._seen + len(labels)) * self._step + self._first
         self._places = torch.cat([self._places, places])
         self._seen += len(labels)
-        if self._statistics is not None or self._seen > self._most_rows:
+        most = self._most_rows if self._statistics is None else 2 * self._sample_size
+        if len(self._places) > most:
             self._fold()
 
     def gather(self) -> Gathered:
@@ -93,6 +94,7 @@ class FeatureSums:
         if int(_sum(torch.tensor(int(crowded), device=self._device))):
             self._fold()
         rows, labels = self._joined()
+        self._batches = [(rows, labels)]  # the parts take as much memory as the whole
         if not _is_distributed():
             return Gathered(rows, labels, self._statistics)
         places = torch.cat(gather_all_tensors(self._places.to(self._device)))

@@ -26,7 +26,7 @@ class ProbeFirst(FinetuningMethod):
         probe_epochs: Epochs of the probe, at least 1; the method gets what ``max_epochs`` leaves.
 
     Raises:
-        ValueError: If ``probe_epochs`` is below 1.
+        ValueError: If ``probe_epochs`` is below 1, or the method trains nothing.
 
     Source:
         Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out-of-distribution,
@@ -45,6 +45,8 @@ class ProbeFirst(FinetuningMethod):
 
     def __init__(self, method: FinetuningMethod, probe_epochs: int = 5) -> None:
         super(FinetuningMethod, self).__init__()  # options, such as the mode of BatchNorm, are the method's
+        if not method.trains:
+            raise ValueError(f"LP-FT goes on with a method that trains, and {method.label} does not; use it by itself")
         if probe_epochs < 1:
             raise ValueError(f"probe_epochs must be at least 1, got {probe_epochs}; use {method.name} itself instead")
         self.method = method

@@ -39,8 +39,8 @@ class LayerReadout(FinetuningMethod):
     more they add. By itself the readout leaves the network as it is. One pass over the training images, in which
     nothing is trained, gives class means and within-class covariance, and these the head, a ``torch.nn.Linear``: the
     shrunk discriminant of :func:`~nc_finetune.functional.linear_discriminant`, with shrinkage and temperature of the
-    best leave-one-out likelihood. ``Trainer(max_epochs=1).fit`` is all; the
-    epoch takes no step, and validates. Each process takes its share of the images, and all get the same head.
+    best leave-one-out likelihood. ``Trainer(max_epochs=1).fit`` is all; the epoch takes no step, and validates. Each
+    process takes its share of the images, and all get the same head.
 
     With a method its part of the network is trained under these features, and so is the head:
     ``LayerReadout("later_half", method=SkipConnectionFinetuning())`` with ``head=DiscriminantHead`` begins where the
@@ -171,16 +171,15 @@ class LayerReadout(FinetuningMethod):
 
         Of words that mean the same layers, the first.
         """
-        ends = torch.tensor(list(self.widths(backbone).values())).cumsum(0).tolist()
-        places = {
-            layer: torch.arange(end - width, end)
-            for (layer, width), end in zip(self.widths(backbone).items(), ends, strict=True)
-        }
+        widths = self.widths(backbone)
+        places = dict(zip(widths, torch.split(torch.arange(sum(widths.values())), [*widths.values()]), strict=True))
         if self.layers != AUTO:
             return {"given": torch.cat(list(places.values()))}
         groups = layer_groups(backbone)
-        distinct = {layers: name for name in reversed(get_args(LayerGroup)) for layers in [groups[name]]}
-        return {name: torch.cat([places[layer] for layer in layers]) for layers, name in reversed(distinct.items())}
+        first: dict[tuple[str, ...], str] = {}
+        for name in get_args(LayerGroup):
+            first.setdefault(groups[name], name)
+        return {name: torch.cat([places[layer] for layer in layers]) for layers, name in first.items()}
 
     def choose(self, layers: LayerChoice) -> None:
         """Take other layers from now on; the head has to be built anew."""
@@ -218,8 +217,13 @@ class LayerReadout(FinetuningMethod):
         with self._pooled_outputs(backbone, pieces) as parts:
             parts[PENULTIMATE] = self.inner.features(backbone, images)
         _check_called(backbone, pieces, parts)
-        found = [piece for layer, widths in pieces.items() for piece in torch.split(parts[layer], [*widths], dim=1)]
-        return torch.cat([unit_length(piece) for piece in found] if self.normalize else found, dim=1)
+        found = torch.cat([parts[layer] for layer in pieces], dim=1)
+        return self.normalized(backbone, found) if self.normalize else found
+
+    def normalized(self, backbone: Backbone, features: Tensor) -> Tensor:
+        """Divide each statistic of each layer by its length, shape ``(N, D)``."""
+        widths = [width for layer in self.pieces(backbone).values() for width in layer]
+        return torch.cat([unit_length(piece) for piece in torch.split(features, widths, dim=1)], dim=1)
 
     @contextmanager
     def _pooled_outputs(

@@ -18,7 +18,6 @@ from nc_finetune.functional import cdnv, h_score, nc1, ncc_accuracy, vci
 from nc_finetune.functional.class_statistics import class_statistics
 from nc_finetune.functional.nearest_class_center import agreement, classifier_decisions
 from nc_finetune.functional.readout import choose_columns
-from nc_finetune.heads import unit_length
 from nc_finetune.methods import FinetuningMethod, LayerReadout, LinearProbe
 from nc_finetune.selection.device import best_device
 from nc_finetune.selection.features import fit_probe, method_features, require_one_label, subset_batches
@@ -167,10 +166,8 @@ def _readout_accuracy(
     """Leave one image out after the other."""
     if not isinstance(method, LayerReadout):
         return float("nan")
-    widths = [width for pieces in method.pieces(backbone).values() for width in pieces]
-    features = torch.cat([unit_length(piece) for piece in torch.split(layers, widths, dim=1)], dim=1)
     try:
-        found = choose_columns(features, labels, num_classes, {"all": slice(None)}, "all")
+        found = choose_columns(method.normalized(backbone, layers), labels, num_classes, {"all": slice(None)}, "all")
     except ValueError:  # no class has two images, or all of each class are the same
         return float("nan")
     return found.accuracies["all"]

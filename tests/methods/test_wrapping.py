@@ -31,7 +31,6 @@ from nc_finetune.methods import (
 from nc_finetune.methods._wrapping import asks_inner, public_names
 
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
-    "ZeroShot": ZeroShot,
     "LinearProbe": LinearProbe,
     "LayerReadout": lambda: LayerReadout(["blocks.1", "penultimate"], method=SideFinetuning("blocks.3")),
     "SkipProbe": lambda: SkipProbe(join="before_norm", pooling="average"),
@@ -82,7 +81,13 @@ def state(backbone: TimmBackbone) -> Any:
 
 
 def test_no_method_is_left_out() -> None:
-    assert set(METHODS) == set(METHOD_NAMES)
+    assert {*METHODS, ZeroShot.__name__} == set(METHOD_NAMES)
+
+
+@pytest.mark.parametrize("method", [ZeroShot(), LayerReadout()])
+def test_a_probe_before_what_trains_nothing_is_refused(method: FinetuningMethod) -> None:
+    with pytest.raises(ValueError, match=f"a method that trains, and {method.label} does not; use it by itself"):
+        ProbeFirst(method)
 
 
 @pytest.mark.parametrize(("name", "method"), crossed([name for name in public_names() if name not in OWN], METHODS))
@@ -112,7 +117,7 @@ def test_once_the_probe_is_over_everything_is_the_methods(method: str) -> None:
     assert modes[0] == modes[1]
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ZeroShot", "LinearProbe", "SkipProbe")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("LinearProbe", "SkipProbe")])
 def test_a_model_behind_a_probe_trains_what_it_trains_without(method: str) -> None:
     plain, wrapped = METHODS[method](), ProbeFirst(METHODS[method]())
     rates = [
