@@ -72,6 +72,21 @@ def test_more_become_statistics_of_all_and_some_of_the_rows(
     assert gaps.max() <= 6, "evenly over the order of the data"
 
 
+def test_rows_of_two_processes_stand_in_the_order_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = make_rows()
+    shares = [
+        add_all(FeatureSums(6, 3, not_called, rank, 2), rows[rank::2], labels[rank::2], batch_size=7)
+        for rank in range(2)
+    ]
+    others = iter([shares[1]._places, *shares[1]._joined()])
+    monkeypatch.setattr(_feature_sums, "_is_distributed", lambda: True)
+    monkeypatch.setattr(_feature_sums, "_sum", lambda value: 2 * value)
+    monkeypatch.setattr(_feature_sums, "gather_all_tensors", lambda value: [value, next(others)])
+    found = shares[0].gather()
+    assert torch.equal(found.features, rows)
+    assert torch.equal(found.labels, labels)
+
+
 def test_sample_does_not_depend_on_batches() -> None:
     rows, labels = make_rows(9000, 2)
     found = [
