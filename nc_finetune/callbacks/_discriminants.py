@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -14,7 +14,7 @@ from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.callbacks._feature_sums import FeatureSums, Gathered
 from nc_finetune.callbacks._solving import feature_batches
 from nc_finetune.functional.class_statistics import MAX_SCATTER_FEATURES
-from nc_finetune.functional.readout import ColumnChoice, SolvedHead, choose_columns, solve_head
+from nc_finetune.functional.readout import ColumnChoice, SolvedHead, choose_columns, solve_head, warn_of_few
 from nc_finetune.methods import FinetuningMethod, LayerReadout
 
 PREFERRED = "later_half"
@@ -105,7 +105,10 @@ def solve_gathered(gathered: Gathered, seen: Seen, num_classes: int) -> tuple[Co
     if len(groups) == 1:
         return None, solve_head(features, labels, num_classes, **how)
     choice = choose_columns(features, labels, num_classes, groups, PREFERRED, **how)
-    return choice, solve_head(features[:, groups[choice.name]], labels, num_classes, **how)
+    if choice.head is None:
+        return choice, solve_head(features[:, groups[choice.name]], labels, num_classes, **how)
+    warn_of_few(features, labels, num_classes, how["shrinkage"])
+    return replace(choice, head=None), choice.head
 
 
 def widest(groups: Mapping[str, Tensor]) -> str:

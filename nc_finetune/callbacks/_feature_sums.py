@@ -94,7 +94,7 @@ class FeatureSums:
         if int(_sum(torch.tensor(int(crowded), device=self._device))):
             self._fold()
         rows, labels = self._joined()
-        self._batches = [(rows, labels)]  # the parts take as much memory as the whole
+        self._batches = [(rows, labels)]
         if not _is_distributed():
             return Gathered(rows, labels, self._statistics)
         places = torch.cat(gather_all_tensors(self._places.to(self._device)))
@@ -108,21 +108,26 @@ class FeatureSums:
         return self._batches[0][0].device
 
     def _joined(self) -> tuple[Tensor, Tensor]:
-        rows, labels = zip(*self._batches, strict=True)
-        return torch.cat(rows), torch.cat(labels)
+        """Join the batches, each given up when it is copied: together they take as much memory as the whole."""
+        labels, first = torch.cat([labels for _, labels in self._batches]), self._batches[0][0]
+        rows, start = first.new_empty(len(labels), first.shape[1]), 0
+        self._batches.reverse()
+        while self._batches:
+            batch, _ = self._batches.pop()
+            rows[start : start + len(batch)] = batch
+            start += len(batch)
+        return rows, labels
 
     def _fold(self) -> None:
         """Add what came since the last time to the statistics, and keep a sample."""
+        sampled = int(self._statistics is not None)
         if self._statistics is None:
             self._columns = self._narrow().to(self._device)
             self._statistics = empty_class_statistics(self.num_classes, len(self._columns), self._device)
-            sample, fresh = self._batches[:0], self._batches
-        else:
-            sample, fresh = self._batches[:1], self._batches[1:]
-        fresh = [(rows[:, self._columns], labels) for rows, labels in fresh]
-        for rows, labels in fresh:
-            update_class_statistics_(self._statistics, rows, labels)
-        self._batches = [*sample, *fresh]
+        for place in range(sampled, len(self._batches)):  # one at a time: together they take as much memory again
+            rows, labels = self._batches[place]
+            self._batches[place] = rows[:, self._columns], labels
+            update_class_statistics_(self._statistics, *self._batches[place])
         rows, labels = self._joined()
         kept = (self._places * _SPREAD % 2**32).argsort(stable=True)[: self._sample_size].sort().values
         self._places = self._places[kept]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from nc_finetune.functional.discriminant import LinearDiscriminant, Priors, chec
 from nc_finetune.functional.temperature import temperature
 from nc_finetune.functional.undefined import named
 
-# Of the images that a choice among features looks at; more cost more than they tell.
+# Of the images that a choice of a shrinkage looks at where features are not kept.
 MAX_CHOICE_SAMPLES = 2000
+_MAX_COMPARED = 1000  # of those that a choice among features looks at: four times an eigendecomposition
 _CLEAR = 1.0  # standard errors of a difference
 _ABSENT = -100.0  # logit of a class that nothing is known of
 _FEW = 0.5  # shrinkage where there is nothing to choose one by
@@ -81,14 +82,21 @@ def solve_head(
         >>> (features.double() @ head.weight.T + head.bias).argmax(1).tolist(), head.accuracy
         ([0, 0, 2, 2], 1.0)
     """
+    warn_of_few(features, target, num_classes, shrinkage)
+    return _solve(features, target, num_classes, samples, shrinkage, priors)
+
+
+def warn_of_few(
+    features: Tensor | ClassStatistics, target: Tensor, num_classes: int, shrinkage: float | Sequence[float] | None
+) -> None:
+    """Say which classes have no sample, and whether there are too few to choose a shrinkage; as :func:`solve_head`."""
     counts = _checked_counts(features, target, num_classes)
     if (absent := counts == 0).any():
-        warnings.warn(f"there is no sample of class {named(absent)}: nothing is ever called that", stacklevel=2)
+        warnings.warn(f"there is no sample of class {named(absent)}: nothing is ever called that", stacklevel=3)
     if not _can_choose(counts, shrinkage):
         warnings.warn(
-            f"there are too few samples a class to choose a shrinkage by leaving one out; {_FEW} is taken", stacklevel=2
+            f"there are too few samples a class to choose a shrinkage by leaving one out; {_FEW} is taken", stacklevel=3
         )
-    return _solve(features, target, num_classes, samples, shrinkage, priors)
 
 
 def _checked_counts(features: Tensor | ClassStatistics, target: Tensor, num_classes: int) -> Tensor:
@@ -164,11 +172,13 @@ class ColumnChoice:
         name: Of the group that was chosen.
         accuracies: Leave-one-out accuracy of each group, by name.
         samples: How many samples were looked at.
+        head: Solved on the group that was chosen, where all samples were looked at.
     """
 
     name: str
     accuracies: dict[str, float]
     samples: int
+    head: SolvedHead | None = field(default=None, compare=False, repr=False)
 
 
 def choose_columns(
@@ -180,19 +190,21 @@ def choose_columns(
     *,
     shrinkage: float | Sequence[float] | None = None,
     priors: Priors = "equal",
+    max_samples: int = _MAX_COMPARED,
 ) -> ColumnChoice:
     """Choose a group of columns by leave-one-out likelihood: the preferred one, unless another is clearly better.
 
     Clearly: by more than one standard error of the difference, sample by sample. Of several such the likeliest.
 
     Args:
-        features: Shape ``(N, D)``. Of more than 2,000 rows so many are looked at, drawn at random, the same each time.
+        features: Shape ``(N, D)``.
         target: Shape ``(N,)``.
         num_classes: K.
         groups: Columns by name.
         prefer: One of the names.
         shrinkage: As for :func:`~nc_finetune.functional.linear_discriminant`.
         priors: Likewise.
+        max_samples: Of more rows so many are looked at, four a class at least, drawn at random, the same each time.
 
     Returns:
         The choice.
@@ -204,7 +216,7 @@ def choose_columns(
         >>> choose_columns(features, target, 2, {"noise": slice(0, 2), "signal": slice(2, 3)}, "noise").name
         'signal'
     """
-    rows = _some_rows(target, max(MAX_CHOICE_SAMPLES, 4 * num_classes))
+    rows = _some_rows(target, max(max_samples, 4 * num_classes))
     few, labels = features[rows], target[rows]
     heads = {
         name: _solve(few[:, columns], labels, num_classes, None, shrinkage, priors) for name, columns in groups.items()
@@ -214,7 +226,8 @@ def choose_columns(
     gains = {name: gain[gain.isfinite()] for name, gain in gains.items()}
     better = [name for name, gain in gains.items() if gain.mean() > _CLEAR * gain.std() / len(gain) ** 0.5]
     name = max(better, key=lambda name: gains[name].mean().item(), default=prefer)
-    return ColumnChoice(name, {name: head.accuracy for name, head in heads.items()}, len(rows))
+    accuracies = {name: head.accuracy for name, head in heads.items()}
+    return ColumnChoice(name, accuracies, len(rows), heads[name] if len(rows) == len(target) else None)
 
 
 def _some_rows(target: Tensor, number: int) -> Tensor:

@@ -17,7 +17,7 @@ from nc_finetune.data import ImageData
 from nc_finetune.functional import cdnv, h_score, nc1, ncc_accuracy, vci
 from nc_finetune.functional.class_statistics import class_statistics
 from nc_finetune.functional.nearest_class_center import agreement, classifier_decisions
-from nc_finetune.functional.readout import choose_columns
+from nc_finetune.functional.readout import MAX_CHOICE_SAMPLES, choose_columns
 from nc_finetune.methods import FinetuningMethod, LayerReadout, LinearProbe
 from nc_finetune.selection.device import best_device
 from nc_finetune.selection.features import fit_probe, method_features, require_one_label, subset_batches
@@ -167,7 +167,10 @@ def _readout_accuracy(
     if not isinstance(method, LayerReadout):
         return float("nan")
     try:
-        found = choose_columns(method.normalized(backbone, layers), labels, num_classes, {"all": slice(None)}, "all")
+        features = method.normalized(backbone, layers)
+        found = choose_columns(
+            features, labels, num_classes, {"all": slice(None)}, "all", max_samples=MAX_CHOICE_SAMPLES
+        )
     except ValueError:  # no class has two images, or all of each class are the same
         return float("nan")
     return found.accuracies["all"]

@@ -62,6 +62,9 @@ def _readout_accuracies(backbone: Backbone, data: ImageData) -> dict[str, float]
     try:
         groups = method.columns(backbone)
         features, labels = method_features(method, backbone, subset_batches(data, "train", MAX_CHOICE_SAMPLES))
-        return choose_columns(features, labels, data.num_classes, groups, next(iter(groups))).accuracies
+        found = choose_columns(
+            features, labels, data.num_classes, groups, next(iter(groups)), max_samples=MAX_CHOICE_SAMPLES
+        )
+        return found.accuracies
     except ValueError:  # also of classes of one image each
         return {}

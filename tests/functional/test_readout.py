@@ -182,17 +182,26 @@ def test_columns_that_are_clearly_better_are_taken_and_noise_is_not() -> None:
     assert choose_columns(features, target, 4, groups, "signal").name == "signal"
 
 
-def test_of_many_samples_some_of_every_class_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nc_finetune.functional.readout.MAX_CHOICE_SAMPLES", 40)
+def test_of_many_samples_some_of_every_class_are_looked_at() -> None:
     features, target = make_samples(1000, 4, gap=3.0)
     target[target == 3] = 0
     target[:3] = 3  # three of a thousand
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = choose_columns(features, target, 4, {"a": slice(0, 2), "b": slice(0, 4)}, "a")
+        found = choose_columns(features, target, 4, {"a": slice(0, 2), "b": slice(0, 4)}, "a", max_samples=40)
     assert found.samples == 40
-    again = choose_columns(features, target, 4, {"a": slice(0, 2), "b": slice(0, 4)}, "a")
+    assert found.head is None  # of some samples it is not what all would give
+    again = choose_columns(features, target, 4, {"a": slice(0, 2), "b": slice(0, 4)}, "a", max_samples=40)
     assert found == again
+
+
+def test_a_choice_on_all_samples_has_the_head_that_would_be_solved_next() -> None:
+    features, target = make_samples(200, 4, gap=3.0)
+    found = choose_columns(features, target, 4, {"a": slice(0, 2), "b": slice(0, 4)}, "a")
+    head = solve_head(features[:, :4] if found.name == "b" else features[:, :2], target, 4)
+    assert found.head is not None
+    torch.testing.assert_close(found.head.weight, head.weight, rtol=0, atol=0)
+    torch.testing.assert_close(found.head.logits, head.logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("classes", [3, 6])
