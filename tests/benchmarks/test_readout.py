@@ -113,4 +113,7 @@ def test_the_page_tells_every_set(features: Features, monkeypatch: pytest.Monkey
     page = report({"digits": figures}, {"digits": "64 px", "not measured": ""}, "torch 2")
     assert "| mean alone |" in page
     assert "not measured" not in page
+    assert "| auto against the probe, the worst set | -1 |" in page
+    del figures["variant: mean alone"]
+    assert "## Variants" not in report({"digits": figures}, {"digits": "64 px"}, "torch 2")
     assert len(LONG) == 17
