@@ -34,6 +34,7 @@ LISTS: dict[str, tuple[float, ...]] = {
     "every second": LONG[::2],
 }
 ORDERS, FOLDS = 20, 5
+MIRRORED = f"{PREFERRED} + std, mirror images"
 
 
 def shrinkages_of(case: Case) -> Figures:
@@ -68,6 +69,7 @@ def readouts_of(case: Case) -> Figures:
         "penultimate": case.candidates["penultimate"].held_out,
         **{name: choose(case.solved(side_by_side(case.features.plain, name, std=False))).held_out for name in plain},
         **{f"{name} + std": case.candidates[name].held_out for name in LAYERS[1:]},
+        MIRRORED: choose(case.solved(side_by_side(case.features.mirrored))).held_out,
         "auto": case.candidates[chosen].held_out,
     }
     figures = {name: case.accuracy(found) for name, found in logits.items()}

@@ -101,7 +101,8 @@ def _readouts(measured: Measured, names: Sequence[str]) -> str:
 
 In brackets: on the test split alone. The probe is logistic regression on the penultimate feature by L-BFGS, its penalty
 of 13 by the likelihood over five folds of the training sample. Shrinkages by likelihood; auto by likelihood and one
-standard error.
+standard error. Mirror images alone, of training and held-out images, tell neither more nor less than the images as they
+are: what lies between the two rows is chance.
 
 {table(("", *names, "mean"), rows)}
 What auto chose in the five samples:
@@ -116,7 +117,7 @@ def _goals(measured: Measured, names: Sequence[str]) -> str:
         for key in ("later_half + std", "auto"):
             judged = [paired([sample[key + end] for sample in measured[name]["readouts"]]) for end in ("", ", test")]
             cells = [f"{mean:.1f} ± {error:.1f}" for mean, error in judged]
-            rows.append([f"{name}, {key}", f"{GOALS[name]:g}", *cells, "yes" if judged[0][0] >= GOALS[name] else "no"])
+            rows.append([f"{name}, {key}", f"{GOALS[name]:g}", *cells, "yes" if judged[1][0] >= GOALS[name] else "no"])
     auto, probe = (
         [_means(measured, names, "readouts", key + end) for end in ("", ", test")] for key in ("auto", "probe")
     )
@@ -125,12 +126,12 @@ def _goals(measured: Measured, names: Sequence[str]) -> str:
     for label, (goal, of_sets) in wanted.items():
         found = [of_sets(of_images) for of_images in gains]
         cells = [f"{gain:+.1f}" for gain in found]
-        rows.append([f"auto against the probe, {label}", f"{goal:+g}", *cells, "yes" if found[0] >= goal else "no"])
+        rows.append([f"auto against the probe, {label}", f"{goal:+g}", *cells, "yes" if found[1] >= goal else "no"])
     return f"""## What was to be reached
 
-Mean and standard error over the samples.
+Mean and standard error over the samples. The goals come from the test split alone, and are judged by it.
 
-{table(("", "at least", "held out", "test split alone", "met, of held-out images"), rows)}"""
+{table(("", "at least", "held out", "test split alone", "met"), rows)}"""
 
 
 def _variants(measured: Measured, names: Sequence[str]) -> str:
