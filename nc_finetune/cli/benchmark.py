@@ -30,8 +30,9 @@ def benchmark(
     """Run a grid of methods and write a report.
 
     A grid is a YAML file of backbones, data sets, methods, heads, training sizes, seeds and learning rates.
-    Each combination is a cell: trained at every rate, chosen on the validation split, tested once. Killed at
-    any moment, the same command goes on with what is missing. Exit status 1 if a cell failed.
+    Each combination is a cell: trained at every rate, chosen on the validation split or by folds of the
+    training images (choice: folds), tested once. Killed at any moment, the same command goes on with what is
+    missing. Exit status 1 if a cell failed.
 
     Args:
         grid: name of a recipe (see nc-finetune recipes), or path of a YAML file
@@ -89,7 +90,7 @@ def _dry_run(grid: Grid, out: Path, retry_failed: bool, console: Console) -> int
 
     plan = plan_grid(grid, out, retry_failed)
     console.print(plan_table(plan))
-    fits = sum(item.cell.method.fits for item in plan.planned)
+    fits = sum(item.cell.fits for item in plan.planned)
     lines = [
         f"{len(plan.cells)} cells, {len(plan.planned)} to run with {fits} fits, about {duration(plan.seconds)}",
         *dict.fromkeys(f"no estimate: {item.reason}" for item in plan.planned if item.reason),

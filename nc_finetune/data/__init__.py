@@ -13,5 +13,7 @@ from nc_finetune.data.sources.source import load_source as load_source
 from nc_finetune.data.sources.tables import Source as Source
 from nc_finetune.data.splits.stratified import split_off as split_off
 from nc_finetune.data.splits.stratified import take_per_class as take_per_class
+from nc_finetune.data.training_folds import TrainingFold as TrainingFold
+from nc_finetune.data.training_folds import training_folds as training_folds
 from nc_finetune.data.unlabelled_folder import UnlabelledFolder as UnlabelledFolder
 from nc_finetune.data.unlabelled_folder import UnlabelledSource as UnlabelledSource

@@ -24,7 +24,7 @@ from nc_finetune.data.splits.content_hashes import Duplicate
 from nc_finetune.data.splits.plan import SplitPlan
 from nc_finetune.data.splits.stratified import splits_hash
 from nc_finetune.data.splits.summary import SplitSummary
-from nc_finetune.data.training_order import TrainingProgress
+from nc_finetune.data.training_order import TrainingLoader, TrainingProgress
 from nc_finetune.errors import DataWarning, check_name
 
 
@@ -45,7 +45,9 @@ class ImageData(L.LightningDataModule):
         train_share: Share of the training images that are kept, in ``(0, 1]``, stratified; ``None`` is all.
         seed: Which training sample is drawn, and which images are held out for validation.
         val_size: Images held out of the train split for validation, where the source has no validation split: a share
-            or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn.
+            or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn. 0 holds none out: there
+            is nothing to validate on then, and rates and epochs can be chosen by folds of the training images
+            (:class:`~nc_finetune.selection.CrossValidation`).
         test_size: Images held out for the test, where the source has no test split: a share or a number.
         max_test_images: Take so many of the source's own test split, stratified and the same ones for every ``seed``;
             ``None`` is all.
@@ -213,6 +215,15 @@ class ImageData(L.LightningDataModule):
         return self.train_set.class_counts(self.num_classes)
 
     @property
+    def train_groups(self) -> list[str] | None:
+        """The group of each training image; ``None`` where splits are not by group."""
+        groups = self._images.planned.groups
+        if groups is None:
+            return None
+        table, rows = self._images.planned.rows["train"]
+        return [groups[table][row] for row in rows]
+
+    @property
     def duplicates(self) -> list[Duplicate]:
         """Images that are in two splits, file by file; the same picture saved twice is not found."""
         return self._images.planned.duplicates
@@ -281,11 +292,14 @@ class ImageData(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch where it is: by the seed, the epoch and the batch's number alone."""
-        loader = self._progress.loader
-        if self.batch_transform is None or loader is None or not (self.trainer and self.trainer.training):
+        return self.augment(batch, self.trainer, self._progress.loader)
+
+    def augment(self, batch: Any, trainer: L.Trainer | None, loader: TrainingLoader | None) -> Any:
+        """Augment a batch of a trainer that trains, by the seed, the epoch and its number in the loader."""
+        if self.batch_transform is None or loader is None or not (trainer and trainer.training):
             return batch
         images, labels = batch
-        seed = loader.order.batch_seed(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        seed = loader.order.batch_seed(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         return augmented(images, self.batch_transform, seed), labels
 
     def bad_images(self) -> list[BadImage]:
@@ -343,8 +357,12 @@ class ImageData(L.LightningDataModule):
 
     @property
     def _loaders(self) -> ImageLoaders:
+        return self.loaders_for(self.trainer)
+
+    def loaders_for(self, trainer: L.Trainer | None) -> ImageLoaders:
+        """Return what builds loaders for the processes of a trainer."""
         return ImageLoaders(
-            trainer=self.trainer,
+            trainer=trainer,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             balance_classes=self.balance_classes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +11,14 @@ from typing import Any
 import torch
 
 from nc_finetune.data.labelled_images import LabelledImages, SkippingLoader, collate
-from nc_finetune.data.training_order import FixedOrder, OwnShare, TrainingLoader, TrainingOrder, balancing_weights
+from nc_finetune.data.training_order import (
+    FixedOrder,
+    OwnShare,
+    SomeItems,
+    TrainingLoader,
+    TrainingOrder,
+    balancing_weights,
+)
 from nc_finetune.data.unlabelled_folder import UnlabelledImages
 from nc_finetune.data.workers import choose_workers
 
@@ -33,9 +41,14 @@ class ImageLoaders:
     balance_classes: bool = False
     chosen: dict[str, int] = field(default_factory=dict)
 
-    def training(self, images: LabelledImages) -> TrainingLoader:
-        """Return shuffled batches, in an order that depends on torch's seed and the epoch alone."""
-        order, options = self._order_of(images), self._options(images, "training")
+    def training(self, images: LabelledImages, items: Sequence[int] | None = None) -> TrainingLoader:
+        """Return shuffled batches, in an order that depends on torch's seed and the epoch alone.
+
+        Args:
+            images: What is read.
+            items: Those of them that are; ``None`` is all.
+        """
+        order, options = self._order_of(images, items), self._options(images, "training")
         loader = TrainingLoader(images, sampler=order, generator=torch.Generator(), **options)
         loader.limit = partial(getattr, self.trainer, "num_training_batches", math.inf)
         return loader
@@ -53,13 +66,26 @@ class ImageLoaders:
             sampler = self._order_of(images)
         return SkippingLoader(images, sampler=sampler, **self._options(images, name))
 
-    def _order_of(self, images: LabelledImages) -> TrainingOrder:
+    def some_in_order(self, images: LabelledImages, name: str, items: Sequence[int]) -> SkippingLoader:
+        """Return batches of some images in a fixed order, all of them on each process.
+
+        Args:
+            images: What is read.
+            name: Of the split.
+            items: Places of the images.
+        """
+        sampler: Any = SomeItems(items)
+        return SkippingLoader(images, sampler=sampler, **self._options(images, name))
+
+    def _order_of(self, images: LabelledImages, items: Sequence[int] | None = None) -> TrainingOrder:
         (ranks, rank), kind = self._ranks, FixedOrder if self._overfits else TrainingOrder
-        weights = balancing_weights(images.labels) if self.balance_classes else None
+        labels = images.labels
+        drawn = labels if items is None else [labels[item] for item in items]
+        weights = balancing_weights(drawn) if self.balance_classes else None
         seed = torch.initial_seed()
         if ranks > 1:  # all share one order, also where nobody has set a seed
             seed = self.trainer.strategy.broadcast(seed)
-        return kind(images, seed=seed, ranks=ranks, rank=rank, weights=weights)
+        return kind(images, seed=seed, ranks=ranks, rank=rank, weights=weights, items=items)
 
     @property
     def _ranks(self) -> tuple[int, int]:

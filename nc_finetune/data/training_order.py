@@ -33,14 +33,29 @@ class TrainingOrder(DistributedSampler[Any]):
         ranks: Number of processes.
         rank: This process.
         weights: Shape ``(N,)``: draw N images with replacement, each as often as its weight says; ``None`` shuffles.
+        items: The N images of the dataset that there are; ``None`` is all of them.
     """
 
     def __init__(
-        self, dataset: Any, *, seed: int = 0, ranks: int = 1, rank: int = 0, weights: Tensor | None = None
+        self,
+        dataset: Any,
+        *,
+        seed: int = 0,
+        ranks: int = 1,
+        rank: int = 0,
+        weights: Tensor | None = None,
+        items: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(dataset, num_replicas=ranks, rank=rank, shuffle=True, seed=seed)
+        super().__init__(dataset if items is None else items, num_replicas=ranks, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self.dataset = dataset
         self.weights = weights
+        self.items = items
         self.start = 0
+
+    @property
+    def indices(self) -> Sequence[int] | None:
+        """The images that there are, those of all ranks, as a sampler of a subset says it; ``None`` for all."""
+        return self.items
 
     @property
     def epoch_seed(self) -> int:
@@ -65,10 +80,11 @@ class TrainingOrder(DistributedSampler[Any]):
 
     def _order(self, seed: int) -> Tensor:
         """Return the items of an epoch, those of all ranks."""
-        generator, number = torch.Generator().manual_seed(seed), len(self.dataset)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(seed)
+        items = torch.arange(len(self.dataset)) if self.items is None else torch.as_tensor(self.items)  # type: ignore[arg-type]
         if self.weights is None:
-            return torch.randperm(number, generator=generator)
-        return torch.multinomial(self.weights, number, replacement=True, generator=generator)
+            return items[torch.randperm(len(items), generator=generator)]
+        return items[torch.multinomial(self.weights, len(items), replacement=True, generator=generator)]
 
 
 class FixedOrder(TrainingOrder, SequentialSampler):
@@ -86,6 +102,22 @@ class FixedOrder(TrainingOrder, SequentialSampler):
 
     def _order(self, seed: int) -> Tensor:
         return super()._order(seed_of(self.seed, 0))
+
+
+class SomeItems(SequentialSampler):
+    """Some images of a dataset, in the order in which they are given.
+
+    Args:
+        items: Their places.
+    """
+
+    def __init__(self, items: Sequence[int]) -> None:
+        super().__init__(items)
+        self.indices = items
+
+    def __iter__(self) -> Iterator[int]:
+        """Return their places."""
+        return iter(self.indices)
 
 
 class OwnShare(UnrepeatedDistributedSampler, SequentialSampler):  # type: ignore[misc]

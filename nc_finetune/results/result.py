@@ -45,9 +45,10 @@ class Result:
         notes: What was warned of, and what is undefined and why.
         accuracy: Test accuracy in per cent; like the two below ``None`` where images have several labels.
         balanced_accuracy: Test accuracy in per cent in which every class counts the same.
-        val_accuracy: Validation accuracy in per cent, by which the learning rate was chosen.
+        val_accuracy: Accuracy in per cent by which the learning rate was chosen: on the validation split, or where
+            folds chose on training images, each held out of the fit that judged it.
         average_precision: Of images with several labels, mean average precision on the test split in per cent.
-        val_average_precision: The same on the validation split, by which the learning rate was chosen.
+        val_average_precision: The same of what the learning rate was chosen by.
         nc1: NC1 of what the classifier sees, on the training split; of images with several labels, those with one label
             alone count, and it is ``None`` where a label never is alone.
         nc1_normalize: Convention of every NC1 of the run.
@@ -61,12 +62,18 @@ class Result:
         total_parameters: Parameters of the backbone without its original classifier, and of the head.
         tuned_percent: ``100 * tuned_parameters / total_parameters``.
         learning_rate: The chosen rate of the tuned part (of the head, where nothing else is tuned).
-        learning_rates: Validation score in per cent by candidate rate; ``None`` where it diverged.
-        epochs: Passes over the training data.
+        learning_rates: The score in per cent that rates were chosen by, by rate, those that the list was extended by
+            among them; ``None`` where it diverged.
+        choice: How else rates were chosen, where by folds or beyond their list: ``by``, and ``extensions``, how often
+            the list was extended. Of ``folds`` also how many, the ``images`` that they held out, after which ``epochs``
+            these were looked at, their ``scores`` then in per cent by rate, after how many epochs each rate
+            ``stopped_after``, and the ``seconds`` of all fits but the last.
+        epochs: Passes over the training data; where folds chose when to stop, until then.
         epoch_seconds: Median time of one training pass, validation left out.
         peak_memory_bytes: Largest memory in use: of the accelerator, or of the process on the CPU.
         delta_bytes: Size of what was tuned, as :func:`~nc_finetune.save_delta` writes it, without its description.
-        run_seconds: Time of the whole run, with all candidate rates and the choice of the block.
+        run_seconds: Time of the whole run, with all candidate rates and folds, and the choice of the block, also of
+            what an earlier process or run had done for it.
         learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
             images with several labels the loss alone.
         class_names: K names.
@@ -116,6 +123,7 @@ class Result:
     tuned_percent: float | None = None
     learning_rate: float | None = None
     learning_rates: dict[str, float | None] = field(default_factory=dict)
+    choice: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     epoch_seconds: float | None = None
     peak_memory_bytes: int | None = None
@@ -146,6 +154,21 @@ class Result:
     def val_score(self) -> float | None:
         """The measure on the validation split, in per cent."""
         return self.val_accuracy if self.val_average_precision is None else self.val_average_precision
+
+    @property
+    def bracketed(self) -> bool | None:
+        """Whether a lower and a higher learning rate than the chosen one were tried; ``None`` where none was chosen.
+
+        Example:
+            >>> run = Result(run_id="r", backbone="b", weights=None, dataset="d", method="m", learning_rate=3e-3)
+            >>> tried = {"0.001": 80.0, "0.003": 90.0}
+            >>> run.bracketed, dataclasses.replace(run, learning_rates=tried).bracketed
+            (None, False)
+        """
+        if self.learning_rate is None or not self.learning_rates:
+            return None
+        tried = [float(rate) for rate in self.learning_rates]
+        return min(tried) < float(f"{self.learning_rate:g}") < max(tried)
 
     def confusion_matrix(self) -> list[list[int]]:
         """Return counts of test images, true classes downwards, predicted ones across; empty if they are not known.

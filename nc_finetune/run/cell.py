@@ -22,6 +22,7 @@ from nc_finetune.results.identity import plain
 from nc_finetune.run.specs import (
     ALL,
     BackboneSpec,
+    ChoiceSpec,
     DatasetSpec,
     HeadSpec,
     LossSpec,
@@ -36,6 +37,7 @@ WITHOUT_EFFECT = ("cache", "settings.num_workers", "method.heads")
 # Files may have 255 bytes, of which endings and temporary files need some.
 _LONGEST_NAME = 200
 _USUAL_LOSS = LossSpec()
+_USUAL_CHOICE = ChoiceSpec()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Settings:
     """What all runs of a grid share.
 
     Attributes:
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; the most of them, where folds choose how many.
         batch_size: Images a batch.
         head_learning_rate: Rate of the head beside a tuned backbone.
         normalize: Convention of NC1.
@@ -69,6 +71,7 @@ class Cell:
     seed: int
     settings: Settings
     loss: LossSpec = _USUAL_LOSS
+    choice: ChoiceSpec = _USUAL_CHOICE
     cache: bool = True
 
     @property
@@ -85,6 +88,19 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """Everything that the run depends on, as its result says it."""
         return _config_of(self)
+
+    @property
+    def data_spec(self) -> DatasetSpec:
+        """The data set, without validation images where folds choose and none are asked for."""
+        if self.choice.by_folds and self.dataset.val_size is None:
+            return dataclasses.replace(self.dataset, val_size=0)
+        return self.dataset
+
+    @property
+    def fits(self) -> int:
+        """How many fits it takes, unless the list of rates is extended."""
+        rates = max(len(self.method.learning_rates), 1)
+        return rates * self.choice.folds + 1 if self.choice.by_folds and self.build_method().trains else rates
 
     @property
     def key_layer(self) -> str | None:
@@ -175,7 +191,9 @@ def _canonical(cell: Cell) -> tuple[Cell, dict[str, dict[str, Any]]]:
         key_layer=cell.backbone.key_layer if cell.method.takes_key_layer else None,
     )
     settings = dataclasses.replace(cell.settings, num_workers=type(cell.settings)().num_workers)
-    same = dataclasses.replace(cell, cache=True, settings=settings, backbone=backbone, **changed)
+    same = dataclasses.replace(
+        cell, cache=True, settings=settings, backbone=backbone, dataset=cell.data_spec, **changed
+    )
     return same, {"backbone": network[1], **{kind: rest for kind, (_, rest) in parts.items()}}
 
 
@@ -192,7 +210,8 @@ def _config_of(cell: Cell) -> dict[str, Any]:
         *parents, name = path.split(".")
         holder = config[parents[0]] if parents else config
         holder.pop(name, None)
-    return config
+    config.pop("choice")
+    return config | ({"choice": cell.choice.config} if cell.choice.config else {})
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:

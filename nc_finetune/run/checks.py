@@ -7,13 +7,22 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nc_finetune.backbones import Backbone, local_path, packaged_weights
 from nc_finetune.data.sources.locations import BUILT_IN
-from nc_finetune.errors import unknown_name
+from nc_finetune.errors import check_name, unknown_name
 from nc_finetune.methods import LayerReadout
-from nc_finetune.run.specs import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec, TrainingSize
+from nc_finetune.run.specs import (
+    BackboneSpec,
+    ChoiceName,
+    ChoiceSpec,
+    DatasetSpec,
+    HeadSpec,
+    LossSpec,
+    MethodSpec,
+    TrainingSize,
+)
 
 
 def part_problems(
@@ -46,6 +55,44 @@ def part_problems(
     return list(dict.fromkeys(problems))
 
 
+def choice_problems(
+    choice: ChoiceSpec,
+    refit: bool | None,
+    datasets: Sequence[DatasetSpec],
+    backbones: Sequence[BackboneSpec],
+    methods: Sequence[MethodSpec],
+) -> list[str]:
+    """Find what is wrong with how a grid chooses.
+
+    Returns:
+        One sentence for each problem.
+    """
+    problems = _attempt(lambda: check_name("choice", choice.by, get_args(ChoiceName)))
+    if problems:
+        return problems
+    if choice.folds < 2:
+        problems.append(f"folds must be at least 2, got {choice.folds}")
+    if not choice.by_folds and choice.folds != ChoiceSpec().folds:
+        problems.append(
+            f"choice: validation has no folds, got folds: {choice.folds}; say choice: folds, or leave it out"
+        )
+    if refit is not None and refit != choice.by_folds:
+        problems.append(
+            "choice: folds leaves no model that has seen all training images, so that refit must be true"
+            if choice.by_folds
+            else "choice: validation keeps the model that it judged, so that refit must be false; say choice: folds"
+        )
+    several = any(len(method.learning_rates) > 1 for method in methods) or choice.extend_rates
+    auto = any("auto" in _listed(backbone) for backbone in backbones)
+    if not choice.by_folds and (several or auto):
+        problems += [
+            f"{spec.name or spec.source}: val_size 0 leaves nothing to choose by; hold images out, or say choice: folds"
+            for spec in datasets
+            if spec.val_size == 0
+        ]
+    return problems
+
+
 def _attempt(action: Callable[[], Any]) -> list[str]:
     """Return the message of a refusal, in a list, or nothing."""
     try:
@@ -66,6 +113,11 @@ def _method(spec: MethodSpec) -> list[str]:
     needed = not problems and spec.build(None).trains
     if min(spec.learning_rates, default=0 if needed else 1) <= 0:
         problems.append(f"{spec.method} needs learning_rates above 0, got {spec.learning_rates}")
+    if not problems and spec.learning_rates and not needed:
+        problems.append(
+            f"{spec.method} trains nothing, so that its learning_rates, {spec.learning_rates}, would choose nothing;"
+            " leave them out"
+        )
     if spec.heads == []:
         problems.append(f"heads of {spec.method} must not be empty; leave them out to take those of the grid")
     return problems

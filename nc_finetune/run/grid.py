@@ -9,8 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nc_finetune.run.cell import Cell, Settings
-from nc_finetune.run.checks import part_problems
-from nc_finetune.run.specs import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec, TrainingSize
+from nc_finetune.run.checks import choice_problems, part_problems
+from nc_finetune.run.specs import (
+    BackboneSpec,
+    ChoiceName,
+    ChoiceSpec,
+    DatasetSpec,
+    HeadSpec,
+    LossSpec,
+    MethodSpec,
+    TrainingSize,
+)
 
 _LISTS = ("backbones", "datasets", "methods", "heads", "losses", "samples_per_class", "seeds")
 
@@ -29,6 +38,14 @@ class Grid:
             the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
+        choice: ``"validation"`` chooses learning rate and automatic key layer by the validation split. ``"folds"``
+            chooses them, and after how many epochs to stop, by folds of the training images alone, and then trains on
+            all of these: a run has seen no labels but those of its training size.
+        folds: How many; see :func:`~nc_finetune.data.training_folds`.
+        refit: Whether the model is trained again on all training images once all is chosen; ``None`` is what the choice
+            implies, and nothing else is possible: true for folds, false for validation.
+        extend_rates: Extend a list of learning rates at whose edge the best one lies, up to four times by a factor of
+            3, see :func:`~nc_finetune.selection.search_rates`; ``None`` does where folds choose.
         cache: Compute once a training sample what frozen prefixes give, for all runs on it; results are the same.
 
     Raises:
@@ -43,6 +60,10 @@ class Grid:
     samples_per_class: list[TrainingSize] = field(default_factory=lambda: [None])
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: Settings = field(default_factory=Settings)
+    choice: ChoiceName = "validation"
+    folds: int = 5
+    refit: bool | None = None
+    extend_rates: bool | None = None
     cache: bool = True
 
     def __post_init__(self) -> None:
@@ -58,10 +79,16 @@ class Grid:
         found = part_problems(
             self.backbones, self.datasets, self.methods, self.heads, self.losses, self.samples_per_class
         )
+        found += choice_problems(self._choice, self.refit, self.datasets, self.backbones, self.methods)
         if empty or found:
             return [*empty, *found]
         counts = Counter(cell.run_id for cell in self.cells())
         return [f"the grid has {count} cells that are the same: {name}" for name, count in counts.items() if count > 1]
+
+    @property
+    def _choice(self) -> ChoiceSpec:
+        extend = self.choice == "folds" if self.extend_rates is None else self.extend_rates
+        return ChoiceSpec(by=self.choice, folds=self.folds, extend_rates=extend)
 
     def cells(self) -> list[Cell]:
         """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""
@@ -77,6 +104,7 @@ class Grid:
                 head=head,
                 loss=loss,
                 settings=self.settings,
+                choice=self._choice,
                 cache=self.cache,
             )
             for seed, dataset, samples, backbone, method in axes
@@ -117,6 +145,7 @@ def read_grid(path: Path) -> Grid:
         given = parser.instantiate(parser.parse_path(path)).as_dict()
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{path} is not a benchmark grid: {error}") from error
-    if empty := [name for name, value in given.items() if value is None]:
+    optional = {part.name for part in dataclasses.fields(Grid) if part.default is None}
+    if empty := [name for name, value in given.items() if value is None and name not in optional]:
         raise ValueError(f"{path} is not a benchmark grid: {empty[0]} is empty; give a value or leave it out")
     return Grid(**given)

@@ -119,14 +119,21 @@ class _Hashable:
 @cache
 def _measured_seconds(wrapped: _Hashable) -> float:
     cell, settings = wrapped.cell, wrapped.cell.settings
-    data = cell.dataset.build(cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
+    data = cell.data_spec.build(cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
     train, evaluate = _step_seconds(cell, data)
     batches = [math.ceil(len(split) / settings.batch_size) for split in (data.train_set, data.val_set, data.test_set)]
-    epochs = settings.epochs if cell.build_method().trains else 1
+    trains = cell.build_method().trains
+    epochs = settings.epochs if trains else 1
     fit = epochs * batches[0] * train + (batches[0] + batches[1]) * evaluate
     # The trials of an automatic choice took 1.3 fits of SCL-FT, 1.7 of side FT.
     trials = 1.5 * fit if cell.key_layer == "auto" and cell.method.takes_key_layer else 0.0
-    return cell.method.fits * fit + batches[2] * evaluate + trials
+    fits = cell.fits * fit
+    if cell.choice.by_folds and trains:
+        folds, share = cell.choice.folds, 1 / cell.choice.folds
+        # Of a fold, its own images are judged after each epoch and the others trained on; the refit comes on top.
+        fits = fit + (cell.fits - 1) * epochs * batches[0] * ((1 - share) * train + share * evaluate)
+        trials *= folds
+    return fits + batches[2] * evaluate + trials
 
 
 def _step_seconds(cell: Cell, data: ImageData) -> tuple[float, float]:

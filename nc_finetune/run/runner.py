@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,22 +23,30 @@ from nc_finetune.run.grid import Grid
 class Executor(Protocol):
     """How cells are run: one after the other, or on many machines."""
 
-    def __call__(self, cells: Sequence[Cell], advance: Callable[[int], None]) -> Iterator[tuple[Cell, Result]]:
-        """Run cells; yield each with its result as soon as it is there. ``advance`` counts fits."""
+    def __call__(
+        self, cells: Sequence[Cell], advance: Callable[[int], None], unfinished: Path
+    ) -> Iterator[tuple[Cell, Result]]:
+        """Run cells; yield each with its result as soon as it is there.
+
+        ``advance`` counts fits; ``unfinished`` is for what an interrupted cell has done, in a folder of its name.
+        """
 
 
-def run_serially(cells: Sequence[Cell], advance: Callable[[int], None]) -> Iterator[tuple[Cell, Result]]:
+def run_serially(
+    cells: Sequence[Cell], advance: Callable[[int], None], unfinished: Path
+) -> Iterator[tuple[Cell, Result]]:
     """Run one cell after the other in this process.
 
     Args:
         cells: What to run.
         advance: Called after each fit with 1.
+        unfinished: Keeps folds that were judged, in a folder for each cell, until there is a result.
 
     Yields:
         Each cell with its result.
     """
     for cell in cells:
-        yield cell, run_cell(cell, partial(advance, 1))
+        yield cell, run_cell(cell, partial(advance, 1), unfinished / cell.run_id)
 
 
 def run_grid(
@@ -50,7 +60,8 @@ def run_grid(
     """Run what is missing of a grid, and show how long it takes: by a bar, or where that cannot be by a line a run.
 
     The folder is locked meanwhile. A result is there whole or not at all, so whenever the process is killed, the same
-    call goes on where it was; what was running then runs again. Files that are no results of this version are renamed
+    call goes on where it was; what was running then runs again, without the folds that it had judged (in
+    ``<out>/unfinished``, until there is a result). Files that are no results of this version are renamed
     to ``.invalid``, runs on other images, weights or settings than those that are there now to ``.outdated``; both are
     named, and run again.
 
@@ -74,7 +85,9 @@ def run_grid(
         remove_leftovers(folder)
         state = look_into(cells, folder, retry_failed)
         _put_in_order(state, folder, console)
-        _run_missing(state.missing, folder, executor, console)
+        unfinished = out / "unfinished"
+        _remove_others(unfinished, {cell.run_id for cell in state.missing})
+        _run_missing(state.missing, folder, unfinished, executor, console)
         return [read_result(folder / f"{cell.run_id}.json") for cell in cells]
 
 
@@ -91,15 +104,28 @@ def _put_in_order(state: FolderState, folder: Path, console: Console) -> None:
         write_result(result, folder)
 
 
-def _run_missing(missing: Sequence[Cell], folder: Path, executor: Executor, console: Console) -> None:
-    fits = sum(cell.method.fits for cell in missing)
+def _remove_others(unfinished: Path, still: Set[str]) -> None:
+    """Remove what was kept of cells that are not to run."""
+    for path in unfinished.iterdir() if unfinished.is_dir() else ():
+        if path.name not in still:
+            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        unfinished.rmdir()  # where nothing is left
+
+
+def _run_missing(
+    missing: Sequence[Cell], folder: Path, unfinished: Path, executor: Executor, console: Console
+) -> None:
+    fits = sum(cell.fits for cell in missing)
     with shown_steps("fits", fits, console) as steps:
         done, told = 0, set[str]()
-        for number, (cell, result) in enumerate(executor(missing, steps.advance), 1):
+        for number, (cell, result) in enumerate(executor(missing, steps.advance, unfinished), 1):
             write_result(result, folder)
+            if result.status != "failed":  # which may be tried again
+                _remove_others(unfinished, {path.name for path in unfinished.glob("*")} - {cell.run_id})
             for note in [note for note in result.notes if note not in told]:
                 console.print(Text(f"{result.dataset}: {note}"), soft_wrap=True)
                 told.add(note)
-            done += cell.method.fits  # also the fits that a failed cell left out
+            done += cell.fits  # also the fits that a failed cell left out
             named = f"{cell.dataset_name}, {cell.method.method_class().label}, seed {cell.seed}: {result.status}"
             steps.finish(done, f"run {number} of {len(missing)}, {named}")

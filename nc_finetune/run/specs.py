@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from nc_finetune.methods import METHOD_NAMES, FinetuningMethod, LayerFinetuning
 ALL = "all"  # every block, as a key layer
 # Images a class, a share of the training split, or all of it.
 TrainingSize = int | float | None
+ChoiceName = Literal["validation", "folds"]
 
 
 def split_size(size: TrainingSize) -> tuple[int | None, float | None]:
@@ -48,8 +49,9 @@ class BackboneSpec:
         name: As for :func:`~nc_finetune.backbones.create_backbone`.
         weights: Likewise.
         key_layer: The block that layer FT, SCL-FT and side FT tune; ``None`` is the middle one, ``"auto"`` the one that
-            short trials choose on the validation split (:mod:`nc_finetune.selection`), ``"a+b"`` a span of adjacent
-            blocks (not of side FT). A list makes a cell of each; ``"all"``, alone or in a list, is every block.
+            short trials choose on the validation split or by folds (:mod:`nc_finetune.selection`), ``"a+b"`` a span of
+            adjacent blocks (not of side FT). A list makes a cell of each; ``"all"``, alone or in a list, is every
+            block.
         model_options: Further arguments of the library's own constructor.
         options: Further arguments of the backbone, e.g. ``{"features": "projected"}`` of a CLIP.
     """
@@ -88,7 +90,8 @@ class DatasetSpec:
             no folder of one machine.
         name: Name in results; ``None`` is the source.
         image_size: Height and width of the images in pixels.
-        val_size: Images held out for validation.
+        val_size: Images held out for validation, 0 for none. ``None`` holds none out where folds choose; otherwise it
+            is that of :class:`~nc_finetune.ImageData`.
         test_size: Images held out for the test.
         max_test_images: Images to take of the source's own test split; ``None`` is all.
         image_column: Column of the images in a table.
@@ -150,8 +153,8 @@ class MethodSpec:
 
     Attributes:
         method: Name of a class of :mod:`nc_finetune.methods`, or import path of one of your own.
-        learning_rates: Candidates, among which the validation split chooses: rates of the tuned part of the backbone,
-            or of the head where nothing else is tuned. None for a method that trains nothing.
+        learning_rates: Candidates, among which the validation split or folds choose: rates of the tuned part of the
+            backbone, or of the head where nothing else is tuned. None for a method that trains nothing.
         options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
             ``method`` and ``options`` again.
         heads: The classifiers to combine it with; ``None`` is those of the grid.
@@ -174,11 +177,6 @@ class MethodSpec:
         """
         found: type[FinetuningMethod] = find_class("method", self.method, methods, FinetuningMethod, METHOD_NAMES)
         return found
-
-    @property
-    def fits(self) -> int:
-        """How many fits a cell takes."""
-        return max(len(self.learning_rates), 1)
 
     @property
     def nested(self) -> MethodSpec | None:
@@ -206,6 +204,34 @@ class MethodSpec:
         if self.nested is not None:
             options["method"] = self.nested.build(key_layer)
         return self.method_class()(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceSpec:
+    """How learning rate, key layer and number of epochs of a run are chosen.
+
+    Attributes:
+        by: ``"validation"``: the rate and an automatic key layer by the validation split; all epochs are run.
+            ``"folds"``: all three by folds of the training images, on all of which the model is trained again then.
+        folds: Folds.
+        extend_rates: Extend a list of rates at whose edge the best one lies.
+    """
+
+    by: ChoiceName = "validation"
+    folds: int = 5
+    extend_rates: bool = False
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether folds choose."""
+        return self.by == "folds"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a result says of it: nothing where it is the usual choice, of which earlier versions had no word."""
+        if self == ChoiceSpec():
+            return {}
+        return {"by": self.by, **({"folds": self.folds} if self.by_folds else {}), "extend_rates": self.extend_rates}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,13 @@ from nc_finetune.functional.nearest_class_center import agreement, classifier_de
 from nc_finetune.functional.readout import MAX_CHOICE_SAMPLES, choose_columns
 from nc_finetune.methods import FinetuningMethod, LayerReadout, LinearProbe
 from nc_finetune.selection.device import best_device
-from nc_finetune.selection.features import fit_probe, method_features, require_one_label, subset_batches
+from nc_finetune.selection.features import (
+    fit_probe,
+    method_features,
+    require_one_label,
+    require_validation,
+    subset_batches,
+)
 from nc_finetune.selection.logme import logme
 
 _FEWEST = 5  # backbones, for a rank correlation
@@ -124,11 +130,12 @@ def score_backbone(
         The scores, or the error.
 
     Raises:
-        ValueError: If images have several labels, or ``max_images`` is below 1.
+        ValueError: If images have several labels, the validation split is empty, or ``max_images`` is below 1.
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images must be at least 1, or None for all, got {max_images}")
     require_one_label(data, "scores of backbones")
+    require_validation(data, "scores of backbones")
     start = time.perf_counter()
     try:
         backbone = build(name, weights).to(best_device())

@@ -37,6 +37,23 @@ def require_one_label(data: ImageData, what: str) -> None:
         )
 
 
+def require_validation(data: ImageData, what: str) -> None:
+    """Refuse data without validation images where something is judged by them.
+
+    Args:
+        data: Where the images come from.
+        what: What needs them, a plural.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not len(data.val_set):
+        raise ValueError(
+            f"{what} are judged on the validation split, and that of {data.source!r} is empty; hold images out"
+            " (val_size above 0), or choose by folds of the training images where that is offered"
+        )
+
+
 def subset_batches(data: ImageData, split: str, number: int | None = None, seed: int = 0) -> DataLoader[Any]:
     """Return batches of some images of a split, drawn at random, with every class among them, without augmentation.
 

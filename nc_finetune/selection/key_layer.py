@@ -5,17 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 
 import torch
 
 from nc_finetune.backbones import Backbone
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FinetuningMethod, LayerFinetuning
-from nc_finetune.selection._trials.block_trial import BlockTrial
-from nc_finetune.selection._trials.halving import Rung, best_of, spread_out, successive_halving
-from nc_finetune.selection._trials.trial_samples import TrialSamples
-from nc_finetune.selection.features import method_features, require_one_label, subset_batches
+from nc_finetune.selection._trials.block_trial import BlockTrial, FoldedTrial
+from nc_finetune.selection._trials.halving import Rung, Trial, best_of, spread_out, successive_halving
+from nc_finetune.selection._trials.trial_samples import FoldedSamples, TrialSamples
+from nc_finetune.selection.features import method_features, require_one_label, require_validation, subset_batches
+
+
+class Rates(TypedDict):
+    """Learning rates of a trial."""
+
+    learning_rate: float
+    head_learning_rate: float
+
+
+RatesOf = Callable[[FinetuningMethod], Rates]
+MakeMethod = Callable[[str], FinetuningMethod]
 
 _CANDIDATES = 6
 # A step of a block beside a frozen network costs a third to a quarter of one through all that follows the block, and
@@ -32,12 +44,14 @@ class KeyLayerChoice:
         rungs: The rounds of trials.
         seconds: What they took.
         other_rules: What simpler rules would have chosen, by rule, where that was asked for.
+        judged_by: Which images judged: ``"validation"``, or ``"held-out"`` training images.
     """
 
     block: str
     rungs: list[Rung]
     seconds: float
     other_rules: dict[str, str] = field(default_factory=dict)
+    judged_by: str = "validation"
 
     @property
     def reason(self) -> str:
@@ -46,7 +60,7 @@ class KeyLayerChoice:
         found = last.measured[self.block]
         others = len(self.rungs[0].measured)
         return (
-            f"{self.block} recognised {100 * found.accuracy:.1f} % of {found.images} validation images after"
+            f"{self.block} recognised {100 * found.accuracy:.1f} % of {found.images} {self.judged_by} images after"
             f" {last.steps} steps, NC1 {found.nc1:.3g}: the best of {others} blocks in {len(self.rungs)} rounds of"
             f" trials ({self.seconds:.0f} s)"
         )
@@ -77,8 +91,9 @@ def choose_key_layer(
     max_tuned_percent: float = 10.0,
     seed: int = 0,
     report: Callable[[str], None] | None = None,
+    folds: int | None = None,
 ) -> KeyLayerChoice:
-    """Choose the block to tune by short trials on the training split, judged on the validation split.
+    """Choose the block to tune by short trials on the training split, judged on the validation split, or by folds.
 
     Up to six evenly spaced blocks of at most 10 % of the parameters are tuned for a few steps each, the better half for
     some more, and so on; a trial is judged by accuracy with NC1 as a second witness
@@ -98,12 +113,15 @@ def choose_key_layer(
             included; where all do, none is left out.
         seed: Of batches, and of the images where there are very many.
         report: Told a line for each trial of each round; ``None`` tells nobody.
+        folds: Judge on so many folds of the training images in place of the validation split, which is not touched
+            then; all trials together take as many steps more.
 
     Returns:
         The choice with its reason.
 
     Raises:
-        ValueError: If the method can tune none of the blocks, images have several labels, or ``epochs`` is below 1.
+        ValueError: If the method can tune none of the blocks, images have several labels, ``epochs`` is below 1, or
+            there are no images to judge by.
 
     Source:
         The trials: Jamieson & Talwalkar 2016, arXiv:1502.07943.
@@ -111,28 +129,21 @@ def choose_key_layer(
     require_one_label(data, "trials of blocks")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if folds is None:
+        require_validation(data, "trials of blocks")
     start = time.perf_counter()
 
-    before: BlockTrial | None = None
-
-    def begin(block: str) -> BlockTrial:
-        nonlocal before
-        method = make_method(block)
+    def rates(method: FinetuningMethod) -> Rates:
         rate = learning_rate or method.default_learning_rate or head_learning_rate
-        before = BlockTrial(
-            backbone,
-            samples,
-            method,
-            learning_rate=rate,
-            head_learning_rate=head_learning_rate,
-            seed=seed,
-            before=before,
-        )
-        return before
+        return Rates(learning_rate=rate, head_learning_rate=head_learning_rate)
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        samples = TrialSamples.load(data, seed)
+        begin: Callable[[str], Trial]
+        if folds is None:
+            begin = _on_validation(backbone, TrialSamples.load(data, seed), make_method, rates, seed)
+        else:
+            begin = _on_folds(backbone, FoldedSamples.load(data, folds, seed), make_method, rates, seed)
         if blocks is None:
             blocks = spread_out(_tunable(backbone, data, make_method, max_tuned_percent), _CANDIDATES)
         if not blocks:
@@ -140,7 +151,38 @@ def choose_key_layer(
         batches = -(-len(data.train_set) // data.batch_size)
         beside = bool(make_method(blocks[0]).input_sources(backbone))
         rungs = successive_halving(blocks, begin, epochs * batches * (_STEPS_BESIDE if beside else 1), report)
-    return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start)
+    judged_by = "validation" if folds is None else "held-out"
+    return KeyLayerChoice(best_of(rungs[-1]), rungs, time.perf_counter() - start, judged_by=judged_by)
+
+
+def _on_validation(
+    backbone: Backbone, samples: TrialSamples, make_method: MakeMethod, rates: RatesOf, seed: int
+) -> Callable[[str], BlockTrial]:
+    """Return what begins the trial of a block, from the frozen prefix of that before it."""
+    before: BlockTrial | None = None
+
+    def begin(block: str) -> BlockTrial:
+        nonlocal before
+        method = make_method(block)
+        before = BlockTrial(backbone, samples, method, **rates(method), seed=seed, before=before)
+        return before
+
+    return begin
+
+
+def _on_folds(
+    backbone: Backbone, samples: FoldedSamples, make_method: MakeMethod, rates: RatesOf, seed: int
+) -> Callable[[str], FoldedTrial]:
+    """Return the same for trials on all folds."""
+    before: FoldedTrial | None = None
+
+    def begin(block: str) -> FoldedTrial:
+        nonlocal before
+        make = partial(make_method, block)
+        before = FoldedTrial(backbone, samples, make, seed=seed, before=before, **rates(make()))
+        return before
+
+    return begin
 
 
 def _tunable(

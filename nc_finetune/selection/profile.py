@@ -58,12 +58,13 @@ class BlockCost:
 
 
 @torch.no_grad()
-def measure_blocks(backbone: Backbone, data: ImageData) -> list[BlockMeasures]:
+def measure_blocks(backbone: Backbone, data: ImageData, validate: bool = True) -> list[BlockMeasures]:
     """Measure the output of every block and the penultimate feature, in one pass over each split.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.
         data: Statistics come from the training split, nearest-class-centre accuracy from the validation split.
+        validate: Look at the validation split; without it, or where it is empty, that accuracy is ``nan``.
 
     Returns:
         One entry a layer, in the order of the network.
@@ -82,7 +83,8 @@ def measure_blocks(backbone: Backbone, data: ImageData) -> list[BlockMeasures]:
                 metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=_MEASURES).to(device)
             metrics[layer].update(features.float(), labels.to(device))
     recognised = dict.fromkeys(metrics, 0.0)
-    for images, labels in data.eval_dataloader("val"):
+    validation = len(data.val_set) if validate else 0
+    for images, labels in data.eval_dataloader("val") if validation else ():
         for layer, features in _outputs(backbone, layers, images.to(device)).items():
             share = ncc_accuracy(features.float(), labels.to(device), metrics[layer].means)
             recognised[layer] += len(labels) * share.item()
@@ -94,7 +96,7 @@ def measure_blocks(backbone: Backbone, data: ImageData) -> list[BlockMeasures]:
             block=layer,
             nc1=found[layer]["nc1"].item(),
             trace_ratio=found[layer]["trace_ratio"].item(),
-            ncc_accuracy=recognised[layer] / len(data.val_set),
+            ncc_accuracy=recognised[layer] / validation if validation else float("nan"),
         )
         for layer in layers
         if layer in found

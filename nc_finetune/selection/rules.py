@@ -108,7 +108,7 @@ def simple_rules(backbone: Backbone, data: ImageData, seed: int = 0) -> dict[str
         The block by rule: ``"argmin NC1"``, ``"Auto-RGN"`` and ``"middle block"``.
     """
     blocks = [name for name in backbone.block_names if any(True for _ in backbone.get_layer(name).parameters())]
-    nc1_layers = {profile.block: profile.nc1 for profile in measure_blocks(backbone, data)}
+    nc1_layers = {profile.block: profile.nc1 for profile in measure_blocks(backbone, data, validate=False)}
     return {
         "argmin NC1": argmin_nc1(nc1_layers, blocks),
         "Auto-RGN": auto_rgn(backbone, data, blocks, seed),

@@ -11,7 +11,7 @@ from nc_finetune.backbones import Backbone, TimmBackbone, weights_hash
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SideFinetuning, SkipConnectionFinetuning
 from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice, choose_key_layer
-from nc_finetune.selection._trials import block_trial
+from nc_finetune.selection._trials import trial_samples
 from nc_finetune.selection._trials.block_trial import BlockTrial
 from nc_finetune.selection._trials.halving import Measurement, Rung
 from nc_finetune.selection._trials.trial_samples import TrialSamples
@@ -126,7 +126,7 @@ def test_a_trial_behind_a_kept_prefix_measures_the_same(
 ) -> None:
     samples = TrialSamples.load(data)
     kept = BlockTrial(backbone, samples, method("layer2.0"), learning_rate=1e-2)
-    monkeypatch.setattr(block_trial, "try_split", lambda *_: None)
+    monkeypatch.setattr(trial_samples, "try_split", lambda *_: None)
     plain = BlockTrial(backbone, samples, method("layer2.0"), learning_rate=1e-2)
     assert isinstance(kept.train.inputs, dict)
     assert not isinstance(plain.train.inputs, dict)

@@ -46,8 +46,12 @@ class SplitPlan:
 
     def __post_init__(self) -> None:
         for name, size in (("val_size", self.val_size), ("test_size", self.test_size)):
-            if size is not None and not (0 < size < 1 or (size >= 1 and size % 1 == 0)):
-                raise ValueError(f"{name} must be a share in (0, 1) or a number of images of at least 1, got {size}")
+            none = name == "val_size" and size == 0
+            if size is not None and not (none or 0 < size < 1 or (size >= 1 and size % 1 == 0)):
+                allowed = " or 0 for none" if name == "val_size" else ""
+                raise ValueError(
+                    f"{name} must be a share in (0, 1) or a number of images of at least 1{allowed}, got {size}"
+                )
         if self.train_share is not None and not 0 < self.train_share <= 1:
             raise ValueError(f"train_share must lie in (0, 1], got {self.train_share}")
         for name, number in (("samples_per_class", self.samples_per_class), ("max_test_images", self.max_test_images)):
@@ -155,14 +159,17 @@ class _Drawing:
         if plan.fold is not None:
             held_out, pool = self._fold(pool, plan.fold)
             rows["val"] = ("train", held_out)
-        elif plan.samples_per_class is not None:
-            pool, rest = self._draw(pool, plan.samples_per_class, apart="val" not in rows)
-            if "val" not in rows:
-                rows["val"] = ("train", self._cap(rest))
-        elif "val" not in rows:
-            size = DEFAULT_VAL_SIZE if plan.val_size is None else plan.val_size
-            held_out, pool = self._hold_out("val_size", pool, size, plan.seed)
-            rows["val"] = ("train", held_out)
+        else:
+            if "val" not in rows and plan.val_size == 0:
+                rows["val"] = ("train", pool[:0])
+            if plan.samples_per_class is not None:
+                pool, rest = self._draw(pool, plan.samples_per_class, apart="val" not in rows)
+                if "val" not in rows:
+                    rows["val"] = ("train", self._cap(rest))
+            elif "val" not in rows:
+                size = DEFAULT_VAL_SIZE if plan.val_size is None else plan.val_size
+                held_out, pool = self._hold_out("val_size", pool, size, plan.seed)
+                rows["val"] = ("train", held_out)
         if plan.train_share is not None and plan.train_share < 1:
             pool = self._share(pool, plan.train_share)
         rows["train"] = ("train", pool)

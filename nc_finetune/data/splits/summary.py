@@ -107,9 +107,11 @@ class PlannedSplits:
 
 
 def absent_classes(source: Source, rows: SplitRows) -> dict[str, list[str]]:
-    """Return the names of the classes that each split has no image of; splits that have all are left out."""
+    """Return the names of the classes that each split lacks; splits that have all, or are empty, are left out."""
     found = {}
     for split, (name, indices) in rows.items():
+        if not len(indices):
+            continue
         table = source.splits[name]
         present = {label for row in indices for label in table.labels_of(row)}
         if lacking := [name for label, name in enumerate(source.class_names) if label not in present]:

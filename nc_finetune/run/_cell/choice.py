@@ -17,7 +17,7 @@ def _choices(data: ImageData) -> dict[str, KeyLayerChoice]:
     return {}
 
 
-def choose_once(cell: Cell, data: ImageData) -> KeyLayerChoice:
+def choose_once(cell: Cell, data: ImageData) -> tuple[KeyLayerChoice, bool]:
     """Choose the key layer of a cell by short trials on its sample, once for all heads and losses.
 
     Args:
@@ -25,12 +25,13 @@ def choose_once(cell: Cell, data: ImageData) -> KeyLayerChoice:
         data: Its sample.
 
     Returns:
-        The choice, with what simpler rules would have chosen.
+        The choice, with what simpler rules would have chosen, and whether it was known already.
     """
-    known, name = _choices(data), replace(cell, head=HeadSpec(), loss=LossSpec()).run_id
-    if name not in known:
-        known[name] = _choose_by_trials(cell, data)
-    return known[name]
+    found, name = _choices(data), replace(cell, head=HeadSpec(), loss=LossSpec()).run_id
+    known = name in found
+    if not known:
+        found[name] = _choose_by_trials(cell, data)
+    return found[name], known
 
 
 def _choose_by_trials(cell: Cell, data: ImageData) -> KeyLayerChoice:
@@ -44,5 +45,6 @@ def _choose_by_trials(cell: Cell, data: ImageData) -> KeyLayerChoice:
         learning_rate=rates[(len(rates) - 1) // 2],
         head_learning_rate=cell.settings.head_learning_rate,
         seed=cell.seed,
+        folds=cell.choice.folds if cell.choice.by_folds else None,
     )
     return replace(choice, other_rules=simple_rules(backbone, data, cell.seed))

@@ -99,7 +99,7 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
     collapsed = math.isnan(nc1) and not data.multi_label and not unmeasured
     undefined = math.isnan(nc1) and bool(unmeasured)
     measured = {name.removeprefix("test/"): 100 * value for name, value in test.items()}
-    validated = {score_name(data): fit.val_score}
+    validated = {} if math.isnan(fit.val_score) else {score_name(data): fit.val_score}
     return replace(
         result,
         head=_snake(type(model.head)),
@@ -116,6 +116,7 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
         total_parameters=model.total_parameters,
         tuned_percent=100 * model.tuned_parameters / model.total_parameters,
         learning_rate=fit.learning_rate,
+        epochs=fit.epochs,
         epoch_seconds=fit.epoch_seconds,
         delta_bytes=delta_size(model),
         readout=solved_head(fit.trainer, model),

@@ -1,11 +1,15 @@
-"""Train a cell once for every candidate rate, and choose by the validation score."""
+"""Train a cell for every candidate rate, and choose by the validation split or by folds of the training images."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -13,8 +17,11 @@ from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.run._cell.recording import EpochTimer, LearningCurve, TestConfusion
 from nc_finetune.run._cell.run_collapse import MultilabelRunCollapse, RunCollapse
-from nc_finetune.run._cell.shared_caches import prefix_caches
 from nc_finetune.run.cell import Cell
+from nc_finetune.selection import CrossValidation, HeldOut, RateSearch, prefix_caches, quiet_trainer, search_rates
+from nc_finetune.selection.rates import MOST_EXTENSIONS, is_better
+
+_DIGITS = 4  # behind the point, of per cent
 
 
 @dataclass
@@ -29,6 +36,26 @@ class Fit:
     collapse: dict[str, float]
     learning_curve: dict[str, list[float]]
     epoch_seconds: float
+    epochs: int
+
+
+@dataclass
+class Trained:
+    """What became of a cell.
+
+    Attributes:
+        fit: The chosen one; ``None`` where all diverged.
+        scores: What rates were chosen by, in per cent, by rate; ``None`` where it diverged.
+        choice: How else they were chosen, as a result says it.
+        seconds_before: What an earlier process has taken for it.
+        error: Why there is no fit.
+    """
+
+    fit: Fit | None
+    scores: dict[str, float | None] = field(default_factory=dict)
+    choice: dict[str, Any] = field(default_factory=dict)
+    seconds_before: float = 0.0
+    error: str = "the training loss was not finite at any learning rate"
 
 
 def score_name(data: ImageData) -> str:
@@ -36,52 +63,165 @@ def score_name(data: ImageData) -> str:
     return "average_precision" if data.multi_label else "accuracy"
 
 
+class _Notes:
+    """What is noted of a fit."""
+
+    def __init__(self, cell: Cell, data: ImageData) -> None:
+        self.measure = (MultilabelRunCollapse if data.multi_label else RunCollapse)(cell.settings.normalize)
+        self.timer, self.curve = EpochTimer(), LearningCurve(data.multi_label)
+        self._confusion = [] if data.multi_label else [TestConfusion(data.num_classes)]
+
+    @property
+    def callbacks(self) -> list[L.Callback]:
+        return [self.measure, self.timer, self.curve, *self._confusion]
+
+    def of(self, model: ImageClassifier, trainer: L.Trainer, rate: float | None, score: float) -> Fit:
+        return Fit(
+            model=model,
+            trainer=trainer,
+            learning_rate=rate,
+            val_score=score,
+            nc1_layers=self.measure.values,
+            collapse=self.measure.collapse,
+            learning_curve=self.curve.values,
+            epoch_seconds=statistics.median(self.timer.seconds),
+            epochs=len(self.timer.seconds),
+        )
+
+
+def _build(cell: Cell, data: ImageData, learning_rate: float | None) -> ImageClassifier:
+    """Build a model from the pre-trained weights."""
+    return cell.build_model(cell.build_backbone(), data, learning_rate)
+
+
+def _caches(cell: Cell) -> Callable[[ImageClassifier], Sequence[L.Callback]]:
+    return prefix_caches if cell.cache else lambda _: ()
+
+
 def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> Fit:
-    """Train once from the pre-trained weights."""
+    """Train once on the training split, and judge by the validation split, where it is not empty."""
     L.seed_everything(cell.seed, verbose=False)
-    model = cell.build_model(cell.build_backbone(), data, learning_rate)
-    measure = (MultilabelRunCollapse if data.multi_label else RunCollapse)(cell.settings.normalize)
-    timer, curve = EpochTimer(), LearningCurve(data.multi_label)
-    confusion = [] if data.multi_label else [TestConfusion(data.num_classes)]
+    model, notes = _build(cell, data, learning_rate), _Notes(cell, data)
     epochs = cell.settings.epochs if model.method.trains else 1
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        check_val_every_n_epoch=epochs,
-        callbacks=[measure, timer, curve, *confusion, *(prefix_caches(model) if cell.cache else [])],
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    callbacks = [*notes.callbacks, *_caches(cell)(model)]
+    unused = {"limit_val_batches": 0} if cell.choice.by_folds else {}
+    trainer = quiet_trainer(epochs, callbacks, check_val_every_n_epoch=epochs, **unused)
     trainer.fit(model, datamodule=data)
-    return Fit(
-        model=model,
-        trainer=trainer,
-        learning_rate=learning_rate,
-        val_score=100 * trainer.callback_metrics[f"val/{score_name(data)}"].item(),
-        nc1_layers=measure.values,
-        collapse=measure.collapse,
-        learning_curve=curve.values,
-        epoch_seconds=statistics.median(timer.seconds),
-    )
+    score = trainer.callback_metrics.get(f"val/{score_name(data)}")
+    return notes.of(model, trainer, learning_rate, math.nan if score is None else 100 * score.item())
 
 
-def fit_all(cell: Cell, data: ImageData, advance: Callable[[], None]) -> tuple[Fit | None, dict[str, float | None]]:
-    """Train with every candidate rate; return the best fit by its validation score, and the score by rate."""
+def train(
+    cell: Cell, data: ImageData, advance: Callable[[], None], progress: Path | None = None, weights: str = ""
+) -> Trained:
+    """Train a cell, and choose its rate, and by folds its number of epochs.
+
+    Args:
+        cell: What is run, with the key layer that it has by now.
+        data: Its sample.
+        advance: Called after each of ``cell.fits`` fits.
+        progress: Folder for what is kept of folds; ``None`` keeps nothing.
+        weights: Hash of the network that fits begin with.
+
+    Returns:
+        The fit that is to be tested, or why there is none.
+    """
+    if not cell.method.learning_rates:
+        fit = _fit(cell, data, None)
+        advance()
+        return Trained(fit)
+    return (_by_folds if cell.choice.by_folds else _by_validation)(cell, data, advance, progress, weights)
+
+
+def _by_validation(cell: Cell, data: ImageData, advance: Callable[[], None], *_: Any) -> Trained:
     best: Fit | None = None
-    scores: dict[str, float | None] = {}
-    rates: list[float | None] = [*cell.method.learning_rates] or [None]
-    for rate in rates:
+
+    def score(rate: float) -> float | None:
+        nonlocal best
         try:
             fit = _fit(cell, data, rate)
         except DivergedError:
-            scores[f"{rate:g}"] = None
-        else:
-            if rate is not None:
-                scores[f"{rate:g}"] = fit.val_score
-            if best is None or (not fit.val_score <= best.val_score and not math.isnan(fit.val_score)):
-                best = fit
+            return None
+        finally:
+            if rate in cell.method.learning_rates:
+                advance()
+        if best is None or is_better(fit.val_score, best.val_score):
+            best = fit
+        return fit.val_score
+
+    search = _search(cell, score)
+    choice = {"by": "validation", "extensions": search.extensions} if cell.choice.extend_rates else {}
+    return Trained(best, {f"{rate:g}": value for rate, value in search.scores.items()}, choice)
+
+
+def _by_folds(cell: Cell, data: ImageData, advance: Callable[[], None], progress: Path | None, weights: str) -> Trained:
+    judging = CrossValidation(
+        data,
+        cell.choice.folds,
+        epochs=cell.settings.epochs,
+        seed=cell.seed,
+        callbacks=_caches(cell),
+        progress=progress,
+        identity=f"{json.dumps(cell.config, sort_keys=True)} {weights}",
+    )
+    found: dict[float, HeldOut] = {}
+
+    def score(rate: float) -> float | None:
+        left = cell.choice.folds if rate in cell.method.learning_rates else 0
+
+        def step() -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                advance()
+
+        try:
+            found[rate] = judging.judge(f"learning rate {rate:g}", partial(_build, cell, data, rate), step)
+        except DivergedError:
+            return None
+        finally:
+            while left:
+                step()
+        return found[rate].score
+
+    search = _search(cell, score)
+    known = search.chosen if search.chosen is not None else next(iter(found), None)
+    scores = {f"{rate:g}": None if value is None else _per_cent(value) for rate, value in search.scores.items()}
+    if known is None:
         advance()
-    return best, scores
+        return Trained(None, scores, seconds_before=judging.seconds_before)
+    chosen, notes = found[known], _Notes(cell, data)
+    trained = Trained(None, scores, _in_words(judging, search, found, chosen), judging.seconds_before)
+    try:
+        trainer, model = judging.refit(partial(_build, cell, data, known), chosen.epoch, notes.callbacks)
+    except DivergedError as error:
+        trained.error = f"on all training images, with the rate that folds chose: {error}"
+        return trained
+    finally:
+        advance()
+    trained.fit = notes.of(model, trainer, known, _per_cent(chosen.score))
+    return trained
+
+
+def _in_words(
+    judging: CrossValidation, search: RateSearch, found: dict[float, HeldOut], chosen: HeldOut
+) -> dict[str, Any]:
+    """Say how folds chose, as a result keeps it; scores in per cent."""
+    return {
+        "by": "folds",
+        "folds": len(judging.folds),
+        "images": len(chosen.items),
+        "epochs": list(chosen.epochs),
+        "scores": {f"{rate:g}": [_per_cent(value) for value in held.scores] for rate, held in found.items()},
+        "stopped_after": {f"{rate:g}": held.epoch for rate, held in found.items()},
+        "extensions": search.extensions,
+        "seconds": sum(held.seconds for held in found.values()),
+    }
+
+
+def _search(cell: Cell, score: Callable[[float], float | None]) -> RateSearch:
+    return search_rates(cell.method.learning_rates, score, MOST_EXTENSIONS if cell.choice.extend_rates else 0)
+
+
+def _per_cent(value: float) -> float:
+    return round(100 * value, _DIGITS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from nc_finetune.functional import class_statistics, nc1, nearest_class_center
 from nc_finetune.heads import CosineHead
 from nc_finetune.methods import FinetuningMethod, parameter_groups
 from nc_finetune.selection._trials.halving import Measurement
-from nc_finetune.selection._trials.trial_samples import Samples, TrialSamples, can_go_on, through_prefix, try_split
+from nc_finetune.selection._trials.trial_samples import FoldedSamples, Samples, TrialSamples, behind_prefix
 
 
 class BlockTrial:
@@ -53,13 +53,13 @@ class BlockTrial:
     ) -> None:
         self.backbone = backbone
         self.samples = samples
-        with torch.random.fork_rng(devices=[]):  # the same head for every block
-            torch.manual_seed(seed)
-            self.model = ImageClassifier(backbone, samples.num_classes, method=method, head=CosineHead)
         self.device = next(backbone.parameters()).device
-        self.model.to(self.device)
-        method.start_epoch(sys.maxsize)  # past any phase in which the block is still frozen
-        self.train, self.val = self._behind_prefix(before)
+        self.model = _model(backbone, samples.num_classes, method, seed)
+        self.train, self.val = samples.train, samples.val
+        if samples.train.split is None:
+            parts = [samples.train, samples.val]
+            earlier = None if before is None else [before.train, before.val]
+            self.train, self.val = behind_prefix(self.model, parts, samples.batch_size, earlier)
         self._generator = torch.Generator().manual_seed(seed)
         groups = parameter_groups(
             backbone,
@@ -86,18 +86,6 @@ class BlockTrial:
     def _set_rates(self, factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = factor * rate
-
-    def _behind_prefix(self, before: BlockTrial | None) -> list[Samples]:
-        """Run everything through the frozen prefix once, where the network can be cut and there is room."""
-        images = [self.samples.train, self.samples.val]
-        split = try_split(self.model, self.samples.train)
-        if split is None:
-            return images
-        goes_on = before is not None and can_go_on(before.train.split, split)
-        parts = [before.train, before.val] if before is not None and goes_on else images
-        kept = [through_prefix(part, split, self.samples.batch_size) for part in parts]
-        found = [part for part in kept if part is not None]
-        return images if len(found) < len(parts) else found
 
     @torch.no_grad()
     def _features(self, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -156,6 +144,69 @@ class BlockTrial:
         with torch.no_grad():
             for name, value in values.items():
                 state[name].copy_(value)
+
+
+class FoldedTrial:
+    """Trials of one block on several folds of the training images, which count as one.
+
+    What comes before the block runs once over the images of all folds.
+
+    Args:
+        backbone: Shared by all trials.
+        samples: Of all folds.
+        make_method: Builds what is tuned, another one for each fold.
+        learning_rate: Rate of the tuned block.
+        head_learning_rate: Rate of the head.
+        seed: Of the heads and of the order of the batches.
+        before: A trial of an earlier block, from whose frozen prefix this one's goes on.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        samples: FoldedSamples,
+        make_method: Callable[[], FinetuningMethod],
+        *,
+        learning_rate: float,
+        head_learning_rate: float = 1e-3,
+        seed: int = 0,
+        before: FoldedTrial | None = None,
+    ) -> None:
+        model = _model(backbone, samples.num_classes, make_method(), seed)
+        earlier = None if before is None else [before.whole]
+        self.whole: Samples = behind_prefix(model, [samples.whole], samples.batch_size, earlier)[0]
+        self.trials = [
+            BlockTrial(
+                backbone,
+                part,
+                make_method(),
+                learning_rate=learning_rate,
+                head_learning_rate=head_learning_rate,
+                seed=seed,
+            )
+            for part in samples.divided(self.whole)
+        ]
+
+    def advance(self, steps: int) -> Measurement:
+        """Train on every fold for some steps, and take the mean by image of what is measured."""
+        found = [trial.advance(steps) for trial in self.trials]
+        images = sum(part.images for part in found)
+        known = [part for part in found if math.isfinite(part.nc1)]
+        accuracy = sum(part.accuracy * part.images for part in found) / images
+        spread = (
+            sum(part.nc1 * part.images for part in known) / sum(part.images for part in known) if known else math.nan
+        )
+        return Measurement(accuracy, spread, images)
+
+
+def _model(backbone: Backbone, num_classes: int, method: FinetuningMethod, seed: int) -> ImageClassifier:
+    """Build what is tried, with the same head for every block."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ImageClassifier(backbone, num_classes, method=method, head=CosineHead)
+    model.to(next(backbone.parameters()).device)
+    method.start_epoch(sys.maxsize)  # past any phase in which the block is still frozen
+    return model
 
 
 def _cycle(step: int, steps: int) -> float:

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nc_finetune.run._cell import shared_caches
 from nc_finetune.run._cell.run import run_cell
-from nc_finetune.run._cell.shared_caches import make_room
 from nc_finetune.run.cell import Settings
 from nc_finetune.run.grid import Grid
 from nc_finetune.run.specs import BackboneSpec, DatasetSpec, MethodSpec
+from nc_finetune.selection import shared_caches
+from nc_finetune.selection.shared_caches import make_room
 
 
 def write_store(folder: Path, name: str, age: int) -> Path:
