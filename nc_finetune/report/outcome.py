@@ -61,6 +61,25 @@ def lost_words(rows: Sequence[Row]) -> str:
     return f"Without a result: {_listed(lost)}." if lost else ""
 
 
+def edge_words(rows: Sequence[Row]) -> str:
+    """Say which rows have learning rates that were not bracketed: the best of a list, and at its edge.
+
+    Returns:
+        One sentence; empty where a lower and a higher rate did no better everywhere.
+    """
+    names = setting_names(by_group(rows))
+    places = " on {}" if len(names) > 1 else ""
+    found = [
+        f"{row.label}{places.format(names[row.group])} ({row.at_edge} of {row.seeds})" for row in rows if row.at_edge
+    ]
+    if not found:
+        return ""
+    return (
+        f"Learning rates at the edge of those tried, so that better ones may lie beyond: {_listed(found)}; a grid with"
+        " extend_rates: true goes on until they are inside."
+    )
+
+
 def _listed(names: Sequence[str]) -> str:
     """Name a few, and count the rest; names have commas of their own."""
     rest = len(names) - _MOST_NAMES
@@ -307,5 +326,5 @@ def outcome(results: Sequence[Result], rows: Sequence[Row]) -> tuple[str, ...]:
         first = [_group_words(names[group], members) for group, members in groups.items()]
     about = (status_words(results), lost_words(rows), _seed_words(rows), common_words(groups))
     counted = " ".join(filter(None, about))
-    words = [counted, *recommendation_words(rows), *first, _correlation_words(finished_runs(results))]
+    words = [counted, edge_words(rows), *recommendation_words(rows), *first, _correlation_words(finished_runs(results))]
     return tuple(filter(None, words))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from nc_finetune._common.stopping import ToldToEnd, handlers_kept, noted_signals
@@ -62,13 +61,8 @@ class RayExecutor:
         self.run = run
         self._ray = _import_ray()
 
-    def __call__(
-        self, cells: Sequence[Cell], advance: Callable[[int], None], unfinished: Path
-    ) -> Iterator[tuple[Cell, Result]]:
-        """Run cells on the cluster; yield each with its result as soon as it is there.
-
-        Nothing is kept of a cell that is interrupted: other machines may not have the folder.
-        """
+    def __call__(self, cells: Sequence[Cell], advance: Callable[[int], None]) -> Iterator[tuple[Cell, Result]]:
+        """Run cells on the cluster; yield each with its result as soon as it is there."""
         started = not self._ray.is_initialized()
         if started:
             with handlers_kept():  # Ray's own would end this process with another status

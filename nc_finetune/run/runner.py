@@ -23,30 +23,26 @@ from nc_finetune.run.grid import Grid
 class Executor(Protocol):
     """How cells are run: one after the other, or on many machines."""
 
-    def __call__(
-        self, cells: Sequence[Cell], advance: Callable[[int], None], unfinished: Path
-    ) -> Iterator[tuple[Cell, Result]]:
-        """Run cells; yield each with its result as soon as it is there.
-
-        ``advance`` counts fits; ``unfinished`` is for what an interrupted cell has done, in a folder of its name.
-        """
+    def __call__(self, cells: Sequence[Cell], advance: Callable[[int], None]) -> Iterator[tuple[Cell, Result]]:
+        """Run cells; yield each with its result as soon as it is there. ``advance`` counts fits."""
 
 
 def run_serially(
-    cells: Sequence[Cell], advance: Callable[[int], None], unfinished: Path
+    cells: Sequence[Cell], advance: Callable[[int], None], unfinished: Path | None = None
 ) -> Iterator[tuple[Cell, Result]]:
     """Run one cell after the other in this process.
 
     Args:
         cells: What to run.
         advance: Called after each fit with 1.
-        unfinished: Keeps folds that were judged, in a folder for each cell, until there is a result.
+        unfinished: Keeps folds that were judged, in a folder for each cell; ``None`` keeps none.
 
     Yields:
         Each cell with its result.
     """
     for cell in cells:
-        yield cell, run_cell(cell, partial(advance, 1), unfinished / cell.run_id)
+        kept = {"progress": unfinished / cell.run_id} if unfinished is not None and cell.choice.by_folds else {}
+        yield cell, run_cell(cell, partial(advance, 1), **kept)
 
 
 def run_grid(
@@ -113,13 +109,13 @@ def _remove_others(unfinished: Path, still: Set[str]) -> None:
         unfinished.rmdir()  # where nothing is left
 
 
-def _run_missing(
-    missing: Sequence[Cell], folder: Path, unfinished: Path, executor: Executor, console: Console
-) -> None:
+def _run_missing(missing: Sequence[Cell], folder: Path, unfinished: Path, executor: Executor, console: Console) -> None:
     fits = sum(cell.fits for cell in missing)
+    # Other machines may not have the folder.
+    run_cells = partial(run_serially, unfinished=unfinished) if executor is run_serially else executor
     with shown_steps("fits", fits, console) as steps:
         done, told = 0, set[str]()
-        for number, (cell, result) in enumerate(executor(missing, steps.advance, unfinished), 1):
+        for number, (cell, result) in enumerate(run_cells(missing, steps.advance), 1):
             write_result(result, folder)
             if result.status != "failed":  # which may be tried again
                 _remove_others(unfinished, {path.name for path in unfinished.glob("*")} - {cell.run_id})

@@ -229,9 +229,7 @@ class ChoiceSpec:
     @property
     def config(self) -> dict[str, Any]:
         """What a result says of it: nothing where it is the usual choice, of which earlier versions had no word."""
-        if self == ChoiceSpec():
-            return {}
-        return {"by": self.by, **({"folds": self.folds} if self.by_folds else {}), "extend_rates": self.extend_rates}
+        return {} if self == ChoiceSpec() else dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

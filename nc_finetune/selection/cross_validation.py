@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,9 @@ class CrossValidation:
     def _judge_fold(self, name: str, build: Build, number: int, fold: TrainingFold) -> HeldOut:
         where, start = f"fold {number + 1} of {len(self.folds)}, {name}", time.perf_counter()
         try:
-            with random_state_kept():
+            with random_state_kept(), warnings.catch_warnings():
+                # Of a diverging fit, or of a fold without some label; nobody looks at what is logged.
+                warnings.filterwarnings("ignore", message=".*(accuracy|precision) (is undefined|leaves out)")
                 L.seed_everything(self.seed, verbose=False)
                 model = build()
                 watcher = _LogitWatcher(_looked_at(self._length(model)))

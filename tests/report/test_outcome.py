@@ -4,14 +4,15 @@ from typing import Any
 import pytest
 
 from nc_finetune.report._tables.summary import summarize
-from nc_finetune.report.outcome import outcome, recommendation_words
+from nc_finetune.report._tables.tables import group_table
+from nc_finetune.report.outcome import edge_words, outcome, recommendation_words
 from nc_finetune.results.result import Result
 
 TUNED = {"linear_probe": 0.4, "norm_tuning": 1.6, "adapter": 5.1, "scl_ft": 5.4, "layer_ft": 12.0, "full_ft": 100.0}
 
 
 def make_run(method: str, accuracy: float, seed: int = 0, dataset: str = "a", **changes: Any) -> Result:
-    fields = {"backbone": "resnet18", "weights": None, "tuned_percent": TUNED[method], **changes}
+    fields = {"backbone": "resnet18", "weights": None, "tuned_percent": TUNED.get(method), **changes}
     name = "-".join(map(str, (dataset, method, seed, *changes.values())))
     return Result(run_id=name, dataset=dataset, method=method, accuracy=accuracy, seed=seed, **fields)
 
@@ -176,3 +177,25 @@ def test_what_all_settings_share_is_said_once() -> None:
     first, *rest = outcome(runs, summarize(runs))
     assert "All on resnet18 (random initialisation) · whole training split." in first
     assert not [line for line in rest if "resnet18" in line]
+
+
+# Rates at the edge of those that were tried
+
+
+def test_rows_whose_rates_are_not_bracketed_are_named() -> None:
+    tried = {"0.001": 80.0, "0.003": 81.0, "0.01": None}
+    runs = [
+        make_run("full_ft", 80.0, seed, learning_rate=rate, learning_rates=tried)
+        for seed, rate in enumerate((1e-3, 3e-3, 1e-3))
+    ]
+    inside = [make_run("layer_ft", 80.0, seed, learning_rate=3e-3, learning_rates=tried) for seed in range(3)]
+    without = [make_run("readout", 80.0, seed) for seed in range(3)]
+    rows = summarize([*runs, *inside, *without])
+    assert edge_words(rows).startswith("Learning rates at the edge of those tried")
+    assert ": full FT (2 of 3); a grid with extend_rates" in edge_words(rows)
+    assert edge_words(rows) in outcome([*runs, *inside, *without], rows)
+    assert edge_words(summarize([*inside, *without])) == ""
+    table = group_table(rows)
+    place = table.columns.index("learning rate")
+    rates = {line[0].text: line[place].text for line in table.rows}
+    assert rates == {"full FT": "0.001, 0.003 \N{DOUBLE DAGGER}", "layer FT": "0.003", "readout": "\N{EN DASH}"}

@@ -63,6 +63,9 @@ OTHER: dict[str, Any] = {
     "settings.head_learning_rate": 0.5,
     "settings.normalize": "classes",
     "settings.num_workers": 2,
+    "choice.by": "folds",
+    "choice.folds": 3,
+    "choice.extend_rates": True,
     "cache": False,
 }
 

@@ -250,6 +250,7 @@ GRIDS = {
     "low_data_backbones": 108,
     "key_layer": 153,
     "low_data_seeds": 18,
+    "folds": 30,
 }
 
 

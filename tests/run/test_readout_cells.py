@@ -42,7 +42,7 @@ def runs() -> dict[str, Result]:
 
 def test_heads_and_rates_of_the_grid_are_not_a_readouts() -> None:
     grid = make_grid(MethodSpec(method="LayerReadout"), heads=[HeadSpec(), HeadSpec(head="CosineHead")])
-    assert [cell.method.fits for cell in grid.cells()] == [1]
+    assert [cell.fits for cell in grid.cells()] == [1]
 
 
 def test_a_readout_is_one_epoch_that_tunes_the_head_alone(runs: dict[str, Result]) -> None:

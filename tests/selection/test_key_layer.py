@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -10,11 +12,12 @@ from nc_finetune import ImageClassifier, load_delta, save_delta
 from nc_finetune.backbones import Backbone, TimmBackbone, weights_hash
 from nc_finetune.data import ImageData
 from nc_finetune.methods import FullFinetuning, LayerFinetuning, ProbeFirst, SideFinetuning, SkipConnectionFinetuning
-from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice, choose_key_layer
+from nc_finetune.selection import ChooseKeyLayer, KeyLayerChoice, choose_key_layer, measure_blocks
 from nc_finetune.selection._trials import trial_samples
-from nc_finetune.selection._trials.block_trial import BlockTrial
+from nc_finetune.selection._trials.block_trial import BlockTrial, FoldedTrial
 from nc_finetune.selection._trials.halving import Measurement, Rung
-from nc_finetune.selection._trials.trial_samples import TrialSamples
+from nc_finetune.selection._trials.trial_samples import FoldedSamples, TrialSamples
+from nc_finetune.selection.backbone_scores import score_backbone
 from nc_finetune.selection.key_layer import _tunable, _tuned_percent
 
 
@@ -29,6 +32,49 @@ def test_trials_leave_the_backbone_as_it_was(backbone: Backbone, data: ImageData
 def test_the_same_seed_chooses_the_same(backbone: Backbone, data: ImageData) -> None:
     rungs = [choose_key_layer(backbone, data, SkipConnectionFinetuning, epochs=2).rungs for _ in range(2)]
     assert rungs[0] == rungs[1]
+
+
+@pytest.mark.parametrize("kind", quick_first(1, [LayerFinetuning, SideFinetuning, SkipConnectionFinetuning]))
+def test_folds_choose_without_the_validation_split(
+    kind: type[LayerFinetuning], backbone: Backbone, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageData, "val_set", property(lambda _: pytest.fail("the validation split is looked at")))
+    before, read = weights_hash(backbone.model), ImageData.eval_dataloader
+    monkeypatch.setattr(
+        ImageData, "eval_dataloader", lambda data, split: read(data, {"train": "train"}.get(split, "not to be read"))
+    )
+    choices = [choose_key_layer(backbone, data, kind, epochs=2, folds=3) for _ in range(2)]
+    assert choices[0].rungs == choices[1].rungs
+    assert {found.images for found in choices[0].rungs[0].measured.values()} == {len(data.train_set)}
+    assert "held-out images" in choices[0].reason
+    assert weights_hash(backbone.model) == before
+
+
+@pytest.mark.parametrize("block", ["layer2.0", "layer3.0"])
+def test_trials_on_folds_are_those_on_each_alone(block: str, backbone: Backbone, data: ImageData) -> None:
+    samples = FoldedSamples.load(data, 2)
+    earlier = FoldedTrial(backbone, samples, lambda: LayerFinetuning("layer2.0"), learning_rate=1e-2)
+    folded = FoldedTrial(backbone, samples, lambda: LayerFinetuning(block), learning_rate=1e-2, before=earlier)
+    assert isinstance(folded.whole.inputs, dict)
+    found, alone = folded.advance(4), []
+    for part in samples.divided(samples.whole):
+        copied = replace(part, train=part.train.rows(slice(None)), val=part.val.rows(slice(None)))
+        trial = BlockTrial(backbone, copied, LayerFinetuning(block), learning_rate=1e-2)
+        alone.append(trial.advance(4))
+    assert found.images == sum(part.images for part in alone) == len(data.train_set)
+    accuracy = sum(part.accuracy * part.images for part in alone) / found.images
+    spread = sum(part.nc1 * part.images for part in alone) / found.images
+    assert found.accuracy == pytest.approx(accuracy)
+    assert found.nc1 == pytest.approx(spread, rel=1e-3)
+
+
+def test_trials_on_an_empty_validation_split_are_refused(backbone: Backbone) -> None:
+    data = ImageData("sklearn:digits", image_size=32, samples_per_class=2, val_size=0)
+    with pytest.raises(ValueError, match="trials of blocks are judged on the validation split, and that of 'sklearn:d"):
+        choose_key_layer(backbone, data)
+    assert all(math.isnan(found.ncc_accuracy) for found in measure_blocks(backbone, data))
+    with pytest.raises(ValueError, match="scores of backbones are judged on the validation split"):
+        score_backbone("test_resnet", None, data)
 
 
 def test_random_generators_are_left_alone(backbone: Backbone, data: ImageData) -> None:

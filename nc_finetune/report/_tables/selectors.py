@@ -63,7 +63,10 @@ def _cost_of_trials(run: Result, blocks: Mapping[str, Result]) -> float | None:
     chosen = blocks.get(run.selection["block"])
     if chosen is None or not chosen.run_seconds:
         return None
-    return float(run.selection["seconds"]) * max(len(chosen.learning_rates), 1) / chosen.run_seconds
+    fits = max(len(chosen.learning_rates), 1)
+    if chosen.choice.get("by") == "folds":
+        fits = fits * int(chosen.choice["folds"]) + 1
+    return float(run.selection["seconds"]) * fits / chosen.run_seconds
 
 
 def selector_table(runs: Sequence[Result]) -> Table:

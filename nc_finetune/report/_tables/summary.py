@@ -37,6 +37,7 @@ class Row:
         nc2_sd: Its sample standard deviation; ``None`` for one seed.
         tuned_percent: Parameters tuned, in per cent of all.
         learning_rates: The rates that were chosen, each once, in increasing order.
+        at_edge: Runs whose rate was the lowest or the highest of those that were tried.
         epoch_seconds: Mean time of one training pass.
         peak_memory_bytes: The largest peak memory.
         delta_bytes: Mean size of what was tuned.
@@ -70,6 +71,7 @@ class Row:
     accuracies: Mapping[int, float] = field(default_factory=dict)
     runs: tuple[Result, ...] = ()
     lost: Mapping[str, int] = field(default_factory=dict)
+    at_edge: int = 0
 
     @property
     def planned(self) -> int:
@@ -145,6 +147,7 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
         accuracies=accuracies,
         runs=tuple(runs),
         lost=dict(fates),
+        at_edge=sum(run.bracketed is False for run in runs),
     )
 
 

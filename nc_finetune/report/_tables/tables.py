@@ -11,6 +11,7 @@ from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import Row, best_rows, by_group, row_labels
 
 NOTHING = "\N{EN DASH}"
+AT_EDGE = " \N{DOUBLE DAGGER}"  # behind learning rates that were not bracketed
 _PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
 
 
@@ -165,7 +166,7 @@ def _cells(row: Row, best: bool, balanced: bool) -> tuple[Entry, ...]:
         *([recall] if balanced else []),
         Entry(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
         Entry(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
-        Entry(rates, value=max(row.learning_rates, default=None)),
+        Entry(f"{rates}{AT_EDGE if row.at_edge else ''}", value=max(row.learning_rates, default=None)),
         costs["s/epoch"],
         costs["peak memory"],
         costs["delta size"],

@@ -1,0 +1,62 @@
+"""Rates beyond a list at whose edge the best one lies."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from nc_finetune.selection import search_rates
+from nc_finetune.selection.rates import MOST_EXTENSIONS, is_better
+
+
+def peaked(best: float, diverged_from: float = math.inf) -> object:
+    return lambda rate: None if rate >= diverged_from else -abs(math.log(rate / best))
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "tried", "chosen"),
+    [
+        ([1e-3, 3e-3, 1e-2], 3e-3, [1e-3, 3e-3, 1e-2], 3e-3),
+        ([1e-3, 3e-3], 1e-2, [1e-3, 3e-3, 9e-3, 0.027], 9e-3),
+        ([3e-3, 1e-2], 4e-4, [3e-3, 1e-2, 1e-3, 0.000333333, 0.000111111], 0.000333333),
+        ([1e-3], 1e-3, [1e-3, 3e-3, 0.000333333], 1e-3),
+    ],
+)
+def test_a_list_grows_until_the_best_lies_inside(
+    rates: Sequence[float], best: float, tried: list[float], chosen: float
+) -> None:
+    found = search_rates(rates, peaked(best))  # type: ignore[arg-type]
+    assert (list(found.scores), found.chosen, found.bracketed) == (tried, chosen, True)
+    assert found.extensions == len(tried) - len(rates)
+
+
+def test_a_rate_that_diverged_did_worse() -> None:
+    found = search_rates([1e-3, 3e-3], peaked(1.0, diverged_from=5e-3))  # type: ignore[arg-type]
+    assert found.scores[9e-3] is None
+    assert (found.chosen, found.bracketed, found.extensions) == (3e-3, True, 1)
+
+
+def test_where_all_diverge_lower_ones_are_tried() -> None:
+    found = search_rates([1.0, 3.0], peaked(1e-3, diverged_from=0.2))  # type: ignore[arg-type]
+    assert found.chosen == 0.0123457
+    assert not found.bracketed
+    nothing = search_rates([1.0], lambda rate: None)
+    assert (nothing.chosen, nothing.bracketed, nothing.extensions) == (None, False, MOST_EXTENSIONS)
+
+
+def test_there_is_an_end_to_it() -> None:
+    found = search_rates([1.0, 3.0], lambda rate: rate)
+    assert (found.chosen, found.extensions, found.bracketed) == (243.0, MOST_EXTENSIONS, False)
+    assert search_rates([1.0, 3.0], lambda rate: rate, extensions=0).scores == {1.0: 1.0, 3.0: 3.0}
+
+
+def test_of_equal_scores_the_first_stays() -> None:
+    assert search_rates([3.0, 1.0, 9.0], lambda rate: 0.5, extensions=0).chosen == 3.0
+    assert not is_better(math.nan, 0.0)
+    assert is_better(0.0, math.nan)
+
+
+@pytest.mark.parametrize("rates", [[], [0.0, 1.0], [-1.0]])
+def test_rates_must_be_above_0(rates: list[float]) -> None:
+    with pytest.raises(ValueError, match="there must be at least one learning rate, and all above 0"):
+        search_rates(rates, lambda rate: 1.0)
