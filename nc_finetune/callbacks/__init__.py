@@ -1,4 +1,4 @@
-"""Lightning callbacks that measure collapse while others train."""
+"""Lightning callbacks: they measure collapse, save or solve while others train."""
 
 from nc_finetune.callbacks._collapse.callback import CollapseCallback as CollapseCallback
 from nc_finetune.callbacks._collapse.measurement import MeasurementError as MeasurementError
@@ -14,3 +14,5 @@ from nc_finetune.callbacks.progress_lines import ProgressLines as ProgressLines
 from nc_finetune.callbacks.readout_solver import ReadoutSolver as ReadoutSolver
 from nc_finetune.callbacks.resumable_run import ResumableRun as ResumableRun
 from nc_finetune.callbacks.resumable_run import RunInterruptedError as RunInterruptedError
+from nc_finetune.callbacks.solve_head import HeadScore as HeadScore
+from nc_finetune.callbacks.solve_head import SolveHead as SolveHead

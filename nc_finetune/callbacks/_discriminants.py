@@ -58,7 +58,7 @@ class Seen:
 def gather_features(
     trainer: L.Trainer, model: Any, seen: Seen, loader: Any, features: Callable[[Any], Tensor] | None = None
 ) -> Gathered:
-    """Pass the share of this process through the network, and return what all have found; refuse what is not finite.
+    """Pass the share of this process through the network, and return what all have found.
 
     Args:
         trainer: At the start or the end of its training.
@@ -68,7 +68,7 @@ def gather_features(
         features: From inputs to features; ``None`` is what the head sees.
 
     Raises:
-        ValueError: If features are not finite, or too many and too wide.
+        ValueError: If there are too many features, and too wide ones.
     """
     rank, ranks = trainer.global_rank, trainer.world_size
 
@@ -78,12 +78,7 @@ def gather_features(
     sums = FeatureSums(seen.num_features, model.num_classes, narrow, rank, ranks, device=model.device)
     for found, labels in feature_batches(trainer, model, loader, rank, ranks, features):
         sums.add(found, labels)
-    gathered = sums.gather()
-    if gathered.statistics is None:
-        _check_finite(gathered.features, torch.arange(seen.num_features), seen.widths)
-    else:
-        _check_finite(gathered.statistics.means, narrow(), seen.widths)
-    return gathered
+    return sums.gather()
 
 
 def solve_gathered(gathered: Gathered, seen: Seen, num_classes: int) -> tuple[ColumnChoice | None, SolvedHead]:
@@ -96,12 +91,17 @@ def solve_gathered(gathered: Gathered, seen: Seen, num_classes: int) -> tuple[Co
 
     Returns:
         The choice, ``None`` where there was none, and the head.
+
+    Raises:
+        ValueError: If features are not finite, or as :func:`~nc_finetune.functional.readout.solve_head`.
     """
     groups, how = seen.groups, seen.how
     features, labels, statistics = gathered
     if statistics is not None:
+        _check_finite(statistics.means, groups[widest(groups)], seen.widths)
         choice = ColumnChoice(widest(groups), {}, 0) if len(groups) > 1 else None
         return choice, solve_head(statistics, labels, num_classes, samples=features, **how)
+    _check_finite(features, torch.arange(seen.num_features), seen.widths)
     if len(groups) == 1:
         return None, solve_head(features, labels, num_classes, **how)
     choice = choose_columns(features, labels, num_classes, groups, PREFERRED, **how)

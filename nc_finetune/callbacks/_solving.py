@@ -13,28 +13,29 @@ from nc_finetune._common.lightning_internals import count_batch
 from nc_finetune.cache import CachedRows
 from nc_finetune.passes.batches import prepare_batch
 from nc_finetune.passes.evaluation import evaluating
-from nc_finetune.passes.measured_data import PlainPass, loaders_of_split, some_of
+from nc_finetune.passes.measured_data import PlainPass, images_behind, loaders_of_split, some_of
 from nc_finetune.passes.repeats import warn_of_differences
 
 _FEWEST = 4  # images a class of a fit of few batches
 
 
-def training_loader(trainer: Any, module: Any, name: str) -> Any:
+def training_loader(trainer: Any, module: Any, name: str, *, cached: bool = True) -> Any:
     """Return the cache of what is frozen, or the images without augmentation; say where these are one version of many.
 
     A fit of fewer batches, as of ``limit_train_batches`` or ``fast_dev_run``, takes as many images, evenly over all of
     them, since they may be sorted by class, and four a class at least.
 
     Args:
-        trainer: At the start of its training.
+        trainer: At the start or the end of its training.
         module: Its module.
         name: Of the callback, for messages.
+        cached: Take the cache where there is one; otherwise the images in any case.
 
     Raises:
         TypeError: If the training data come in several loaders.
     """
     loader = trainer.train_dataloader
-    if not _is_kept(loader):
+    if not (cached and _is_kept(loader)):
         if len(CombinedLoader(loader).flattened) != 1:
             raise TypeError(f"{name} takes its training data from one loader, and there are several; join them")
         loader = loaders_of_split(trainer, "train")[0]
@@ -43,6 +44,26 @@ def training_loader(trainer: Any, module: Any, name: str) -> Any:
     if limit is None or (isinstance(limit, float) and limit == 1):
         return loader
     return some_of(loader, trainer.num_training_batches, trainer.world_size, _FEWEST * module.num_classes)
+
+
+def validation_loader(trainer: Any, *, cached: bool = True) -> Any:
+    """Return the first loader of the validation split, or as many of its batches as the fit takes; ``None`` without.
+
+    Args:
+        trainer: While it fits.
+        cached: As for :func:`training_loader`.
+    """
+    if not trainer.enable_validation:
+        return None
+    if trainer.val_dataloaders is None:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    loader = loaders_of_split(trainer, "val")[0]
+    if not cached:
+        loader = images_behind(loader)
+    limit = trainer.limit_val_batches
+    if limit is None or (isinstance(limit, float) and limit == 1):
+        return loader
+    return some_of(loader, trainer.num_val_batches[0], trainer.world_size, 0)
 
 
 def feature_batches(

@@ -15,9 +15,9 @@ from nc_finetune.callbacks._solving import (
     feature_batches,
     leave_nothing_to_train,
     training_loader,
+    validation_loader,
 )
 from nc_finetune.functional.logistic_regression import LinearFit, logistic_path
-from nc_finetune.passes.measured_data import loaders_of_split
 
 DEFAULT_PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-12, 3))
 
@@ -82,9 +82,11 @@ class ProbePath(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take the features, fit, and leave nothing to train."""
-        loader = training_loader(trainer, pl_module, type(self).__name__)
+        loader, others = training_loader(trainer, pl_module, type(self).__name__), validation_loader(trainer)
+        if others is None:
+            raise ValueError("ProbePath chooses the penalty on a validation split, and there is none; give one")
         features, labels = _take_features(trainer, pl_module, loader)
-        held_out = _take_features(trainer, pl_module, _val_loader(trainer))
+        held_out = _take_features(trainer, pl_module, others)
         path = logistic_path(features, labels, pl_module.num_classes, self.l2, max_iterations=self.max_iterations)
         self.path = [_judge(fit, *held_out) for fit in path]
         best = max(range(len(path)), key=lambda place: self.path[place]["val/accuracy"])
@@ -103,14 +105,6 @@ class ProbePath(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Let other fits train."""
         pl_module.nothing_to_train = False
-
-
-def _val_loader(trainer: Any) -> Any:
-    if not trainer.enable_validation:
-        raise ValueError("ProbePath chooses the penalty on a validation split, and there is none; give one")
-    if trainer.val_dataloaders is None:
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    return loaders_of_split(trainer, "val")[0]
 
 
 def _take_features(trainer: L.Trainer, pl_module: Any, loader: Any) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from nc_finetune._common.data_facts import told_by
 from nc_finetune._common.lightning_internals import OF_MODULE, is_attached, require
 from nc_finetune.backbones import Backbone, FrozenPrefix, PrefixOutput, create_backbone, resumed
-from nc_finetune.callbacks import HeadAlignment, ReadoutSolver
+from nc_finetune.callbacks import HeadAlignment, ReadoutSolver, SolveHead
 from nc_finetune.classifier._arguments import DEFAULT_WEIGHTS, build_head, check_parts, choose_head
 from nc_finetune.classifier._batches import check_images, images_of, labelled_images
 from nc_finetune.classifier._data import take_facts
@@ -24,6 +24,7 @@ from nc_finetune.classifier._frozen import FrozenPart, check_thawed
 from nc_finetune.classifier._modes import TrainModes
 from nc_finetune.classifier._optimization import adopt_older_schedules, follow_this_fit, optimizer_and_schedule
 from nc_finetune.classifier._scores import LoaderScores
+from nc_finetune.classifier._taken_head import TakenHead
 from nc_finetune.classifier._weight_writers import average_switches, keep_frozen_norms, refuse_writers
 from nc_finetune.classifier.checkpoint import (
     checkpoint_arguments,
@@ -102,6 +103,7 @@ class ImageClassifier(L.LightningModule):
     Attributes:
         split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
             batches may then hold that in place of images. See :class:`~nc_finetune.backbones.FrozenPrefix`.
+        taken_head: What :class:`~nc_finetune.callbacks.SolveHead` takes in place of the trained head, and back.
         nothing_to_train: Let epochs end before their first step, once :class:`~nc_finetune.callbacks.ProbePath` has
             solved the head.
 
@@ -162,11 +164,12 @@ class ImageClassifier(L.LightningModule):
         self.nothing_to_train = False
         self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._resting: list[nn.Parameter] = []
+        self.taken_head = TakenHead(self)
         self._frozen = FrozenPart(self)
         self._modes = TrainModes()
         self._expected_warnings = ExpectedWarnings()
         self.freeze_untuned()
-        self.save_hyperparameters(hyperparameters(self))
+        self.tell_hyperparameters()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override] # which holds how the model is built, and no hparams_file
@@ -261,6 +264,10 @@ class ImageClassifier(L.LightningModule):
             self._modes.note((self.backbone, self.method, self.head))
         return self
 
+    def tell_hyperparameters(self) -> None:
+        """Note what loggers are told of the model as it is now."""
+        self.save_hyperparameters(hyperparameters(self))
+
     def setup(self, stage: str) -> None:
         """Compare ``num_classes`` with the data, where the data know."""
         self._expected_warnings.forget()
@@ -285,8 +292,12 @@ class ImageClassifier(L.LightningModule):
         Raises:
             ValueError: If a callback or a plugin of the trainer would change or thaw what is frozen.
         """
+        fits = is_attached(self) and self.trainer.state.fn == "fit"
+        if fits:
+            self.taken_head.put_back()
+            SolveHead.let_come_last(self.trainer.callbacks)  # type: ignore[attr-defined]
         brought: list[L.Callback] = [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
-        if is_attached(self) and self.trainer.state.fn == "fit":
+        if fits:
             self.freeze_untuned()
             refuse_writers(self.trainer, self)
             if ReadoutSolver.is_needed(self):
@@ -319,7 +330,7 @@ class ImageClassifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over what is tuned, and its schedule; none for a method that trains nothing."""
         self.freeze_untuned()
-        self.save_hyperparameters(hyperparameters(self))  # a key layer may have been chosen since
+        self.tell_hyperparameters()  # a key layer may have been chosen since
         self._frozen.begin()
         if not self.method.trains:
             return None
@@ -417,11 +428,13 @@ class ImageClassifier(L.LightningModule):
         self._frozen.align_averages()  # of which the checkpoint may hold tensors
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tune the block that the checkpoint names, where trials choose it; blocks may have the same shapes.
+        """Use the head that the checkpoint is of, and tune its block, where trials choose it: shapes may be the same.
 
         Raises:
-            ValueError: If the model names another one itself.
+            ValueError: If the model names another block itself, or a fit is to go on from a head that was taken after
+                one.
         """
+        self.taken_head.follow(checkpoint)
         match_loss_state(self.loss, checkpoint.get("state_dict", {}))
         adopt_older_schedules(checkpoint)
         take_layers(self, checkpoint)

@@ -21,7 +21,8 @@ def load_delta(
     Args:
         path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote.
         model: A model that was built like the one it was saved from, on the same pre-trained weights; a readout that
-            chooses its layers takes those of the file. ``None`` builds it as the file says.
+            chooses its layers takes those of the file, and one with a head that was solved after its fit the one that
+            the file is of. ``None`` builds it as the file says.
         trust: Let the file name other classes than parts of models; importing them runs their code.
 
     Returns:
@@ -41,7 +42,9 @@ def load_delta(
     """
     delta = read_delta(path)
     loaded = build_model(delta.config, str(path), trust=trust) if model is None else model
-    take_layers(loaded, {CHECKPOINT_KEY: delta.config.to_json()})
+    described = {CHECKPOINT_KEY: delta.config.to_json(), "state_dict": delta.tensors}
+    loaded.taken_head.follow(described)
+    take_layers(loaded, described)
     apply_delta(delta, loaded)
     return loaded
 

@@ -74,6 +74,8 @@ class DeltaIO(CheckpointIO):
         described = {CHECKPOINT_KEY: delta.config.to_json()}
         if self.model.method.key_layer == "auto" or self.model.method.key_layer_chosen:
             self.model.on_load_checkpoint(described)  # takes the one that was chosen
+        if hasattr(self.model, "taken_head"):
+            self.model.taken_head.follow({**described, "state_dict": delta.tensors})
         apply_delta(delta, self.model)
         return {**described, "state_dict": self.model.state_dict(), "pytorch-lightning_version": L.__version__}
 

@@ -11,6 +11,7 @@ from nc_finetune.heads.discriminant import DiscriminantHead as DiscriminantHead
 from nc_finetune.heads.frames import FrameHead as FrameHead
 from nc_finetune.heads.frames import OrthogonalFrameHead as OrthogonalFrameHead
 from nc_finetune.heads.frames import SimplexETFHead as SimplexETFHead
+from nc_finetune.heads.mean import MeanHead as MeanHead
 from nc_finetune.heads.prompts import PROMPT_TEMPLATES as PROMPT_TEMPLATES
 from nc_finetune.heads.prompts import prompt_embeddings as prompt_embeddings
 from nc_finetune.heads.prompts import prompt_templates as prompt_templates

@@ -29,6 +29,7 @@ from nc_finetune.methods.linear_probe import LinearProbe
 
 LayerGroup = Literal["later_half", "penultimate", "last_blocks", "all"]
 _LAST_BLOCKS = 3
+_GIVEN = "given"
 
 
 @asks_inner
@@ -57,9 +58,12 @@ class LayerReadout(FinetuningMethod):
         shrinkage: Of the covariance, in ``(0, 1]``, or several to choose from; ``None`` chooses from 1e-4 to 1.
         priors: Of the classes: ``"equal"``, or ``"counts"`` of the training images.
         method: What is tuned under these features; ``None`` is nothing.
+        given: Put what the method gives, as it is, behind all that: for a head that was trained on it, such as the
+            second one of a :class:`~nc_finetune.heads.MeanHead`.
 
     Raises:
-        ValueError: If an argument is another word or out of range, or layers are to be chosen beside a method.
+        ValueError: If an argument is another word or out of range, layers are to be chosen beside a method, or what a
+            method gives is wanted and there is none.
 
     Source:
         Fisher 1936, 10.1111/j.1469-1809.1936.tb02137.x; features of all layers: Evci et al. 2022, Head2Toe,
@@ -87,6 +91,7 @@ class LayerReadout(FinetuningMethod):
         shrinkage: float | Sequence[float] | None = None,
         priors: Priors = "equal",
         method: FinetuningMethod | None = None,
+        given: bool = False,
     ) -> None:
         super(FinetuningMethod, self).__init__()  # options, such as the mode of BatchNorm, are the method's
         statistics: tuple[Statistic, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)  # type: ignore[assignment]
@@ -98,6 +103,8 @@ class LayerReadout(FinetuningMethod):
             raise ValueError(
                 "layers='auto' is chosen for a frozen network; beside a method name them, such as 'later_half'"
             )
+        if given and method is None:
+            raise ValueError("given=True is for a head that was trained on what a method gives; name the method, too")
         check_name("priors", priors, get_args(Priors))
         checked_shrinkages(shrinkage)
         self.layers = layers
@@ -106,6 +113,7 @@ class LayerReadout(FinetuningMethod):
         self.shrinkage = shrinkage
         self.priors: Priors = priors
         self.method = method
+        self.given = given
         self.layers_chosen = False
         self._frozen = LinearProbe()
 
@@ -195,8 +203,9 @@ class LayerReadout(FinetuningMethod):
         return self.bind(backbone).known("pieces", self._find_pieces)
 
     def widths(self, backbone: Backbone) -> dict[str, int]:
-        """Return the width of the part of each layer, by its name."""
-        return {layer: sum(widths) for layer, widths in self.pieces(backbone).items()}
+        """Return the width of the part of each layer, by its name, and behind them of what is ``"given"``."""
+        widths = {layer: sum(widths) for layer, widths in self.pieces(backbone).items()}
+        return widths | ({_GIVEN: self.inner.num_features(backbone)} if self.given else {})
 
     def num_features(self, backbone: Backbone) -> int:
         """Return how wide all parts are together."""
@@ -215,10 +224,11 @@ class LayerReadout(FinetuningMethod):
         """
         pieces = self.pieces(backbone)
         with self._pooled_outputs(backbone, pieces) as parts:
-            parts[PENULTIMATE] = self.inner.features(backbone, images)
+            parts[PENULTIMATE] = given = self.inner.features(backbone, images)
         _check_called(backbone, pieces, parts)
         found = torch.cat([parts[layer] for layer in pieces], dim=1)
-        return self.normalized(backbone, found) if self.normalize else found
+        found = self.normalized(backbone, found) if self.normalize else found
+        return torch.cat([found, given], dim=1) if self.given else found
 
     def normalized(self, backbone: Backbone, features: Tensor) -> Tensor:
         """Divide each statistic of each layer by its length, shape ``(N, D)``."""

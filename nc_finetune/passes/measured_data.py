@@ -35,7 +35,7 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
     if split == "test":
         return list(CombinedLoader(trainer.test_dataloaders, "sequential").flattened)
     if given is not None:
-        return [_images(given() if callable(given) else given)]
+        return [images_behind(given() if callable(given) else given)]
     plain = told_by(trainer).eval_dataloader("train")
     if plain is not None:
         return [plain]
@@ -44,10 +44,10 @@ def loaders_of_split(trainer: L.Trainer, split: str, given: LoaderSource | None 
         raise TypeError(
             f"the training data come in {len(train)} loaders; pass train_dataloader= with the one to measure"
         )
-    return [_images(loader) for loader in train]
+    return [images_behind(loader) for loader in train]
 
 
-def _images(loader: Any) -> Any:
+def images_behind(loader: Any) -> Any:
     """Return the loader of the images, where a PrefixCache lets one give what it has kept of them."""
     return getattr(getattr(loader, "dataset", None), "uncached", loader)
 

@@ -1,0 +1,98 @@
+"""The head that a model predicts by since its fit has ended, in turn with the one that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from nc_finetune._common.lightning_internals import is_attached
+from nc_finetune.classifier.checkpoint import TAKEN_KEY, TRAINING_KEY
+from nc_finetune.files.class_config import describe_if_possible
+from nc_finetune.files.delta_io import CHECKPOINT_KEY
+from nc_finetune.methods import FinetuningMethod
+
+
+class _Parts(NamedTuple):
+    method: FinetuningMethod
+    head: nn.Module
+    config: Any
+
+    def fits(self, described: Mapping[str, Any], state: Mapping[str, Any] | None) -> bool:
+        """Tell whether a file is of these: by its description, and where that has gaps by the shapes in it."""
+        ours, theirs = (describe_if_possible(self.method), self.config), (described["method"], described["head"])
+        if None not in (*ours, *theirs):
+            return ours == theirs
+        own = {f"head.{name}": value.shape for name, value in self.head.state_dict().items()}
+        return state is None or own == {name: state[name].shape for name in state if name.startswith("head.")}
+
+
+class TakenHead:
+    """What :class:`~nc_finetune.callbacks.SolveHead` has taken in place of the trained head, with its method.
+
+    A fit goes on with the trained one, whoever begins it, and a file of either is loaded onto the one that it is of.
+
+    Args:
+        model: An :class:`~nc_finetune.ImageClassifier`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._trained: _Parts | None = None
+        self._taken: _Parts | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the model predicts by it."""
+        return self._taken is not None and self.model.head is self._taken.head
+
+    def take(self, method: FinetuningMethod, head: nn.Module, config: Any) -> None:
+        """Predict by a head from now on.
+
+        Args:
+            method: Gives the features that it sees.
+            head: Takes them.
+            config: How the head is built, as :attr:`~nc_finetune.files.ModelConfig.head`.
+        """
+        if not self.is_used:
+            self._trained = _Parts(self.model.method, self.model.head, self.model.head_config)
+        self._taken = _Parts(method, head, config)
+        self._use(self._taken)
+
+    def use_again(self) -> None:
+        """Predict by what was taken before, if anything was: a fit has trained nothing."""
+        if self._taken is not None and not self.is_used:
+            self._use(self._taken)
+
+    def put_back(self) -> None:
+        """Put the trained head back."""
+        if self.is_used and self._trained is not None:
+            self._use(self._trained)
+
+    def follow(self, content: Mapping[str, Any]) -> None:
+        """Use the one that a checkpoint, or the description of a delta, is of; of two that are alike the trained one.
+
+        Raises:
+            ValueError: If a fit is to go on from a head that was taken after one.
+        """
+        fits = is_attached(self.model) and self.model.trainer.state.fn == "fit"
+        if fits and content.get(TRAINING_KEY, {}).get(TAKEN_KEY):
+            raise ValueError(
+                "the checkpoint was written after a fit and holds the head that SolveHead took there; resume from one"
+                " that was written during the fit, or begin anew from ImageClassifier.load_from_checkpoint(path)"
+            )
+        described = content.get(CHECKPOINT_KEY)
+        if self._trained is None or self._taken is None or described is None:
+            return
+        state = content.get("state_dict")
+        if self._trained.fits(described, state):
+            self.put_back()
+        elif self._taken.fits(described, state):
+            self.use_again()
+
+    def _use(self, parts: _Parts) -> None:
+        model, like = self.model, next(iter(self.model.backbone.parameters()))
+        model.method, model.head, model.head_config = parts.method, parts.head.to(like), parts.config
+        model.train(model.training)
+        model.tell_hyperparameters()
