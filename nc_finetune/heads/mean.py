@@ -70,4 +70,5 @@ class MeanHead(ClassifierHead):
     def logits(self, features: Tensor) -> Tensor:
         """Return the scaled sum."""
         first, second = self.parts(features)
-        return self.scales[0] * first + self.scales[1] * second
+        scales = self.scales.to(first)
+        return scales[0] * first + scales[1] * second
