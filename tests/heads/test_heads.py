@@ -18,6 +18,7 @@ from nc_finetune.heads import (
     BottleneckHead,
     CosineHead,
     DiscriminantHead,
+    MeanHead,
     OrthogonalFrameHead,
     SimplexETFHead,
     ZeroShotHead,
@@ -36,6 +37,8 @@ BUILD: dict[str, HeadFactory] = {
     "bottleneck": BottleneckHead,
     "bottleneck simplex": partial(BottleneckHead, width=K - 1, head=SimplexETFHead, bias=False),
     "discriminant": DiscriminantHead,
+    "mean": partial(MeanHead, second=CosineHead),
+    "mean of parts": partial(MeanHead, first=CosineHead, widths=(D - 2, 2)),
     "zero shot": partial(ZeroShotHead, embeddings=EMBEDDINGS),
     "zero shot trained": partial(ZeroShotHead, embeddings=EMBEDDINGS, trainable=True),
 }
@@ -48,6 +51,8 @@ PARAMETERS = {
     "bottleneck": K * (D + 1) + K * (K + 1),
     "bottleneck simplex": (K - 1) * D,
     "discriminant": K * (D + 1),
+    "mean": K * (2 * D + 1),
+    "mean of parts": K * (D + 1),
     "zero shot": 0,
     "zero shot trained": K * D,
 }
@@ -66,7 +71,7 @@ def test_widths_and_parameter_counts(name: str) -> None:
     assert sum(parameter.numel() for parameter in head.parameters()) == PARAMETERS[name]
 
 
-@every_head
+@pytest.mark.parametrize("name", [name for name in BUILD if not name.startswith("mean")])
 def test_decision_is_that_of_weight_and_bias(name: str) -> None:
     head = BUILD[name](D, K)
     if isinstance(head, BottleneckHead):

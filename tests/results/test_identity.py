@@ -52,6 +52,7 @@ OTHER: dict[str, Any] = {
     "method.learning_rates": [1e-3, 1e-2],
     "method.options": {"scale": "matched"},
     "method.heads": [HeadSpec()],
+    "method.solve_head": True,
     "head.head": "CosineHead",
     "head.options": {"bias": False},
     "loss.loss": "FocalLoss",

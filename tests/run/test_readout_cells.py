@@ -1,5 +1,6 @@
 """Readouts in a grid: solved once, measured as other runs are, and told apart."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,38 @@ def test_variants_of_readouts_have_names_of_their_own(runs: dict[str, Result]) -
     assert len({*names}) == 4
     assert all(name.startswith("readout") for name in names)
     assert any(name.endswith("under it SCL-FT") for name in names)
+
+
+def test_a_head_is_solved_after_the_fits_of_a_cell() -> None:
+    plain = MethodSpec(method="SkipConnectionFinetuning", learning_rates=[3e-3])
+    solved = replace(plain, solve_head="later_half")
+    cells = [cell for method in (plain, solved) for cell in make_grid(method).cells()]
+    assert "solve_head" not in cells[0].config["method"]
+    assert cells[0].run_id != cells[1].run_id
+    runs = [run_cell(cell) for cell in cells]
+    assert [run.error for run in runs] == [None] * 2
+    found = runs[1].readout
+    assert {*found["by_heads"]} == {"trained", "solved", "mean"}
+    assert found["by_heads"]["trained"] == pytest.approx(runs[0].val_accuracy)
+    assert runs[1].val_accuracy == found["by_heads"][found["taken"]]
+    assert runs[1].learning_rates == {"0.003": runs[1].val_accuracy}
+    assert (runs[1].accuracy or 0) > (runs[0].accuracy or 0)
+    assert runs[0].readout == {}
+    assert [*variant_labels(runs).values()] == ["SCL-FT", "SCL-FT, head solved on later half"]
+
+
+@pytest.mark.parametrize(
+    ("method", "solve_head", "message"),
+    [
+        ("SkipConnectionFinetuning", "auto", "layers='auto' is chosen for a frozen network"),
+        ("SkipConnectionFinetuning", "layer9", "test_resnet: unknown layer 'layer9'"),
+        ("LayerReadout", True, "solve_head comes after training, and LayerReadout trains nothing; leave it out"),
+    ],
+)
+def test_a_grid_refuses_heads_that_cannot_be_solved(method: str, solve_head: Any, message: str) -> None:
+    rates = [] if method == "LayerReadout" else [3e-3]
+    with pytest.raises(ValueError, match=message):
+        make_grid(MethodSpec(method=method, learning_rates=rates, solve_head=solve_head))
 
 
 @pytest.mark.parametrize(

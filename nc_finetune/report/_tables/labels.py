@@ -32,6 +32,7 @@ _PHRASES = {
     "method": "then {}",
     "adapter": "{}",
     "batch_norm": "BatchNorm in {} mode",
+    "solve_head": "head solved on {}",
 }
 # What it is called of one method.
 _PHRASES_OF = {"readout": {"method": "under it {}"}}

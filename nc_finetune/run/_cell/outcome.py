@@ -102,7 +102,7 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
     validated = {} if math.isnan(fit.val_score) else {score_name(data): fit.val_score}
     return replace(
         result,
-        head=_snake(type(model.head)),
+        head=_snake(type(model.taken_head.trained)),
         loss=_snake(type(model.loss)),
         accuracy=measured.get("accuracy"),
         balanced_accuracy=measured.get("balanced_accuracy"),

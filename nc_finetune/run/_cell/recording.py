@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import ConfusionMatrix
 
-from nc_finetune.callbacks import ReadoutSolver
+from nc_finetune.callbacks import ReadoutSolver, SolveHead
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.files.delta import tuned_state
 from nc_finetune.methods import LayerReadout
@@ -135,17 +135,27 @@ class TestConfusion(_HeadWatcher):
 
 def solved_head(trainer: L.Trainer, model: ImageClassifier) -> dict[str, Any]:
     """Return how the head was solved, as a result says it; nothing where it was not."""
-    found = [part for part in trainer.callbacks if isinstance(part, ReadoutSolver)]  # type: ignore[attr-defined]
-    if not found or (solved := found[0].solved) is None:
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [part for part in callbacks if isinstance(part, (ReadoutSolver, SolveHead)) and part.solved is not None]
+    if not found or (solved := found[-1].solved) is None:  # what was solved last is the head
         return {}
     layers = {"layers": model.method.layers} if isinstance(model.method, LayerReadout) else {}
-    tried = {} if found[0].choice is None else found[0].choice.accuracies
     return {
         **layers,
         "shrinkage": solved.shrinkage,
         "leave_one_out_accuracy": 100 * solved.accuracy,
-        **({"by_layers": {name: 100 * value for name, value in tried.items()}} if tried else {}),
+        **(_choice_of_layers(found[-1]) if isinstance(found[-1], ReadoutSolver) else _choice_of_heads(found[-1])),
     }
+
+
+def _choice_of_layers(solver: ReadoutSolver) -> dict[str, Any]:
+    tried = {} if solver.choice is None else solver.choice.accuracies
+    return {"by_layers": {name: 100 * value for name, value in tried.items()}} if tried else {}
+
+
+def _choice_of_heads(solver: SolveHead) -> dict[str, Any]:
+    tried = {name: 100 * score.accuracy for name, score in solver.scores.items()}
+    return {"taken": solver.taken, **({"by_heads": tried} if tried else {})}
 
 
 def delta_size(model: ImageClassifier) -> int:

@@ -70,10 +70,18 @@ class _Notes:
         self.measure = (MultilabelRunCollapse if data.multi_label else RunCollapse)(cell.settings.normalize)
         self.timer, self.curve = EpochTimer(), LearningCurve(data.multi_label)
         self._confusion = [] if data.multi_label else [TestConfusion(data.num_classes)]
+        self._solver = cell.method.solver()
 
     @property
     def callbacks(self) -> list[L.Callback]:
-        return [self.measure, self.timer, self.curve, *self._confusion]
+        return [self.measure, self.timer, self.curve, *self._confusion, *([self._solver] if self._solver else [])]
+
+    @property
+    def solved_score(self) -> float | None:
+        """Validation accuracy of the head that was taken after the fit, where one was."""
+        found = self._solver
+        score = None if found is None or found.taken is None else found.scores.get(found.taken)
+        return None if score is None else score.accuracy
 
     def of(self, model: ImageClassifier, trainer: L.Trainer, rate: float | None, score: float) -> Fit:
         return Fit(
@@ -107,8 +115,11 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> Fit:
     unused = {"limit_val_batches": 0} if cell.choice.by_folds else {}
     trainer = quiet_trainer(epochs, callbacks, check_val_every_n_epoch=epochs, **unused)
     trainer.fit(model, datamodule=data)
-    score = trainer.callback_metrics.get(f"val/{score_name(data)}")
-    return notes.of(model, trainer, learning_rate, math.nan if score is None else 100 * score.item())
+    logged = trainer.callback_metrics.get(f"val/{score_name(data)}")
+    score = math.nan if logged is None else logged.item()
+    if notes.solved_score is not None:
+        score = notes.solved_score
+    return notes.of(model, trainer, learning_rate, 100 * score)
 
 
 def train(
