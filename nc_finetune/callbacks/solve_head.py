@@ -23,6 +23,8 @@ from nc_finetune.callbacks._discriminants import Seen, gather_features, solve_ga
 from nc_finetune.callbacks._solving import training_loader, validation_loader
 from nc_finetune.errors import check_name
 from nc_finetune.files.class_config import describe
+from nc_finetune.files.delta import save_delta
+from nc_finetune.files.delta_io import DELTA_SUFFIX
 from nc_finetune.functional.discriminant import Priors, checked_shrinkages
 from nc_finetune.functional.readout import SolvedHead
 from nc_finetune.functional.temperature import temperature
@@ -74,6 +76,8 @@ class SolveHead(L.Callback):
         take: ``"auto"`` chooses on the validation images; ``"solved"`` and ``"mean"`` are taken whatever these say.
         shrinkage: Of the covariance, in ``(0, 1]``, or several to choose from; ``None`` chooses from 1e-4 to 1.
         priors: Of the classes: ``"equal"``, or ``"counts"`` of the training images.
+        path: A ``.safetensors`` file, to which a delta of the model as it is then is written; ``None`` leaves that to
+            :func:`~nc_finetune.save_delta` after the fit.
 
     Raises:
         ValueError: If an argument is another word or out of range; at the start of a fit, if images have several
@@ -103,16 +107,20 @@ class SolveHead(L.Callback):
         *,
         shrinkage: float | Sequence[float] | None = None,
         priors: Priors = "equal",
+        path: str | None = None,
     ) -> None:
         check_name("head to take", take, get_args(Take))
         check_name("priors", priors, get_args(Priors))
         checked_shrinkages(shrinkage)
         if layers is not None and layers == AUTO:
             raise ValueError("layers='auto' is chosen for a frozen network; name them, such as 'later_half'")
+        if path is not None and not path.endswith(DELTA_SUFFIX):
+            raise ValueError(f"path must end in {DELTA_SUFFIX}, as of a delta, got {path!r}")
         self.layers = layers
         self.take: Take = take
         self.shrinkage = shrinkage
         self.priors: Priors = priors
+        self.path = path
         self._forget()
 
     def _forget(self) -> None:
@@ -156,7 +164,12 @@ class SolveHead(L.Callback):
         self._method(pl_module).num_features(pl_module.backbone)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Solve, compare, take, and say what."""
+        """Solve, compare, take, say what, and write it."""
+        self._take(trainer, pl_module)
+        if self.path is not None and trainer.is_global_zero:
+            save_delta(pl_module, self.path)
+
+    def _take(self, trainer: L.Trainer, pl_module: Any) -> None:
         pair = _Pair(pl_module, self._method(pl_module), self._method(pl_module, given=self.layers is not None))
         self.solved = solved = self._solve(trainer, pl_module, pair)
         if solved is None:

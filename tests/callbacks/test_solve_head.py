@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from nc_finetune import ImageClassifier, LayerwiseNC1, load_delta, save_delta
 from nc_finetune.backbones import TimmBackbone
-from nc_finetune.callbacks import DeltaCheckpoint, PrefixCache, SolveHead
+from nc_finetune.callbacks import CompileBlocks, DeltaCheckpoint, PrefixCache, SolveHead
 from nc_finetune.deployment.export import export_onnx, export_program
 from nc_finetune.functional.readout import solve_head
 from nc_finetune.functional.temperature import temperature
@@ -102,7 +102,7 @@ def probabilities(model: ImageClassifier) -> Tensor:
 # --- what is solved, and what is taken
 
 
-@pytest.mark.parametrize("layers", [None, "later_half"])
+@pytest.mark.parametrize("layers", quick_first(1, ["later_half", None]))
 @pytest.mark.parametrize("method", quick_first(2, [name for name in METHODS if name != "readout"]))
 def test_head_is_solved_from_the_tuned_network(make_trainer: TrainerFactory, method: str, layers: Any) -> None:
     plain, model = make_model(method), make_model(method)
@@ -132,7 +132,7 @@ def test_a_fit_that_began_at_a_readout_is_solved_again(make_trainer: TrainerFact
     assert model.head.in_features == model.method.num_features(model.backbone)
 
 
-@pytest.mark.parametrize("layers", [None, "later_half"])
+@pytest.mark.parametrize("layers", quick_first(1, ["later_half", None]))
 def test_the_likeliest_head_is_taken(make_trainer: TrainerFactory, layers: Any) -> None:
     plain, model, mean = make_model(), make_model(), make_model()
     make_trainer().fit(plain, loader(), loader(VAL))
@@ -155,6 +155,7 @@ def test_the_likeliest_head_is_taken(make_trainer: TrainerFactory, layers: Any) 
     torch.testing.assert_close(probabilities(mean), (joined / 2 / best).softmax(1).float(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trained_head_that_is_likelier_stays(make_trainer: TrainerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     head = model.head
@@ -244,7 +245,7 @@ def test_random_numbers_are_those_of_a_fit_without_it(make_trainer: TrainerFacto
 # --- files, resuming and further fits
 
 
-@pytest.mark.parametrize(("layers", "take"), [("later_half", "mean"), (None, "solved")])
+@pytest.mark.parametrize(("layers", "take"), quick_first(1, [("later_half", "mean"), (None, "solved")]))
 @pytest.mark.parametrize("kind", quick_first(1, [ModelCheckpoint, DeltaCheckpoint]))
 def test_a_checkpoint_of_the_fit_brings_the_trained_head_back(
     make_trainer: TrainerFactory, tmp_path: Path, kind: Any, layers: Any, take: Any
@@ -293,6 +294,15 @@ def test_files_of_the_taken_head_are_loaded_to_the_same_predictions(
     assert torch.load(tmp_path / "taken.ckpt").get("hyper_parameters", {}) == {}
     with pytest.raises(ValueError, match="written after a fit and holds the head that SolveHead took"):
         fit(make_model(), make_trainer(SolveHead(), max_epochs=3), ckpt_path=str(tmp_path / "taken.ckpt"))
+
+
+def test_a_file_is_written_at_the_end(make_trainer: TrainerFactory, tmp_path: Path) -> None:
+    model, path = make_model(), tmp_path / "runs" / "taken.safetensors"
+    fit(model, make_trainer(SolveHead("later_half", "mean", path=str(path))))
+    taken = probabilities(model)
+    model.head.scales.zero_()
+    load_delta(path, model)
+    torch.testing.assert_close(probabilities(model), taken, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layers", quick_first(1, ["later_half", None]))
@@ -361,7 +371,15 @@ def test_heads_that_nobody_can_describe_are_told_apart_by_their_shapes(
 # --- beside others
 
 
-@pytest.mark.parametrize("layers", [None, "all"])
+@pytest.mark.slow
+def test_compiled_blocks_change_nothing(make_trainer: TrainerFactory) -> None:
+    plain, beside = make_model(), make_model()
+    fit(plain, make_trainer(SolveHead("all", "mean")))
+    fit(beside, make_trainer(SolveHead("all", "mean"), CompileBlocks()))
+    torch.testing.assert_close(probabilities(beside), probabilities(plain), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("layers", quick_first(1, ["all", None]))
 def test_a_cache_changes_nothing(make_trainer: TrainerFactory, layers: Any) -> None:
     plain, beside = make_model(), make_model()
     fit(plain, make_trainer(SolveHead(layers, "mean"), max_epochs=2))
@@ -492,6 +510,7 @@ def _taken(layers: str) -> ImageClassifier:
         ({"layers": "auto"}, "layers='auto' is chosen for a frozen network"),
         ({"shrinkage": 0.0}, "shrinkage must lie in"),
         ({"priors": "even"}, "unknown priors 'even'"),
+        ({"path": "taken.ckpt"}, "path must end in .safetensors, as of a delta, got 'taken.ckpt'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: Any, message: str) -> None:

@@ -323,3 +323,17 @@ def test_features_of_a_probe_before_a_readout_are_the_readouts() -> None:
     images = make_images(backbone)
     with torch.no_grad():
         torch.testing.assert_close(method.features(backbone, images), method.method.features(backbone, images))
+
+
+def test_what_a_method_gives_stands_behind_the_layers() -> None:
+    torch.manual_seed(0)
+    backbone, images = TimmBackbone("test_resnet", None).eval(), torch.rand(2, 3, 32, 32)
+    inner = SkipConnectionFinetuning("layer2.0")
+    plain, both = (LayerReadout("later_half", method=inner, given=given) for given in (False, True))
+    with torch.no_grad():
+        expected = torch.cat([plain.features(backbone, images), inner.features(backbone, images)], dim=1)
+        assert torch.equal(both.features(backbone, images), expected)
+    assert both.num_features(backbone) == expected.shape[1]
+    assert [*both.widths(backbone)][-2:] == ["penultimate", "given"]
+    with pytest.raises(ValueError, match="given=True is for a head that was trained on what a method gives"):
+        LayerReadout("later_half", given=True)
