@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nc_finetune.deployment import load_delta as load_delta
     from nc_finetune.files import save_delta as save_delta
     from nc_finetune.metrics import NeuralCollapse as NeuralCollapse
+    from nc_finetune.tuning import tune as tune
 
 # Imported when first used: torch, Lightning and timm take seconds, and `nc-finetune --help` needs none of them.
 _HOMES = {
@@ -34,10 +35,11 @@ _HOMES = {
     "create_backbone": "backbones",
     "load_delta": "deployment",
     "save_delta": "files",
+    "tune": "tuning",
 }
 _ROOMS = {
     *("backbones", "callbacks", "data", "deployment", "files", "functional", "heads", "losses", "methods", "metrics"),
-    *("report", "results", "run", "selection"),
+    *("report", "results", "run", "selection", "tuning"),
 }
 
 __version__ = version("nc-finetune")

@@ -22,6 +22,7 @@ from nc_finetune.cli.profile import profile
 from nc_finetune.cli.rank import rank
 from nc_finetune.cli.recipes import recipes
 from nc_finetune.cli.report import report
+from nc_finetune.cli.tune import tune
 
 _TRAINER_COMMANDS = {
     "fit": "fine-tune a model by a recipe",
@@ -32,6 +33,7 @@ _TRAINER_COMMANDS = {
 _MODEL_FILES = (".safetensors", ".ckpt")
 _EPILOG = """\
 examples:
+  nc-finetune tune photos                                 from a folder of images to a model, with a report
   nc-finetune benchmark quickstart                        four methods on real digits, with a report
   nc-finetune fit digits/efficientnet_lite0_scl_ft        one recipe; any key can follow: --trainer.max_epochs 3
   nc-finetune fit backbones/resnet50 datasets/dtd methods/scl_ft     a recipe of three parts
@@ -102,7 +104,7 @@ def _parser() -> CommandParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in _TRAINER_COMMANDS.items():
         commands.add_parser(name, help=purpose, function=predict if name == "predict" else None)
-    for function in (benchmark, report, profile, rank, recipes, export):
+    for function in (tune, benchmark, report, profile, rank, recipes, export):
         add_command(commands, function)
     data = commands.add_parser("data", help="look at a source of images before training on it")
     add_command(data.add_subparsers(required=True, metavar="ACTION"), check)

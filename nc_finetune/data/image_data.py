@@ -45,10 +45,11 @@ class ImageData(L.LightningDataModule):
         train_share: Share of the training images that are kept, in ``(0, 1]``, stratified; ``None`` is all.
         seed: Which training sample is drawn, and which images are held out for validation.
         val_size: Images held out of the train split for validation, where the source has no validation split: a share
-            or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn. 0 holds none out: there
-            is nothing to validate on then, and rates and epochs can be chosen by folds of the training images
+            or a number; ``None`` is 0.1, or with ``samples_per_class`` all that were not drawn. 0 holds none out, and
+            those of the source's own validation split join the train split: there is nothing to validate on then, and
+            rates and epochs can be chosen by folds of the training images
             (:class:`~nc_finetune.selection.CrossValidation`).
-        test_size: Images held out for the test, where the source has no test split: a share or a number.
+        test_size: Images held out for the test, where the source has no test split: a share or a number; 0 is none.
         max_test_images: Take so many of the source's own test split, stratified and the same ones for every ``seed``;
             ``None`` is all.
         batch_size: Images a batch.
@@ -163,7 +164,7 @@ class ImageData(L.LightningDataModule):
         self.left_out = left_out_of(self.source, (*found.splits.values(), *found.unlabelled.values()))
         if self.left_out.files:
             warnings.warn(f"{self.source}: {self.left_out}", DataWarning, stacklevel=2)
-        return found
+        return found.with_validation_in_train() if self.plan.val_size == 0 else found
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -118,6 +118,7 @@ def save_delta(
     class_names: Sequence[str] | None = None,
     *,
     state: Mapping[str, Tensor] | None = None,
+    data: Any = None,
 ) -> None:
     """Save what fine-tuning changed: the tuned part of the backbone, its buffers and the head.
 
@@ -130,6 +131,8 @@ def save_delta(
         path: Where to, ending in ``.safetensors``.
         class_names: K names; ``None`` takes those of the datamodule that the model was trained with.
         state: Where the tuned tensors come from, such as averaged weights; ``None`` is the model itself.
+        data: The datamodule that the model was trained with, which knows the size of its images; ``None`` is that of
+            the trainer that it is attached to.
 
     Raises:
         ValueError: If the path ends otherwise or the number of names is not K.
@@ -144,7 +147,7 @@ def save_delta(
     if untouched and (base is None or dtype == torch.float32):  # not cast since it was recorded
         base = weights_hash(model.backbone.model)
     content = {
-        "config": describe_model(model, class_names).to_json(),
+        "config": describe_model(model, class_names, data).to_json(),
         "tied": tied,
         "frozen_sha256": frozen_hash(model),
         "base_sha256": base,

@@ -70,7 +70,7 @@ class ModelConfig:
             raise ValueError(f"{where} has a damaged description: {error}; its fields are {known}") from error
 
 
-def describe_model(model: Any, class_names: Sequence[str] | None = None) -> ModelConfig:
+def describe_model(model: Any, class_names: Sequence[str] | None = None, data: Any = None) -> ModelConfig:
     """Write down how a model is built again.
 
     What the model itself cannot know, class names and the size of its images, comes from the datamodule of the trainer
@@ -79,6 +79,7 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
     Args:
         model: Anything with ``backbone``, ``head``, ``method`` and ``num_classes``.
         class_names: K names; ``None`` takes those of the datamodule.
+        data: The datamodule; ``None`` is that of the trainer.
 
     Returns:
         The description.
@@ -86,8 +87,8 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
     Raises:
         ValueError: If the number of names is not K.
     """
-    data = _data_of(model)
-    names = data.class_names(model.num_classes) if class_names is None else class_names
+    facts = _data_of(model) if data is None else DataFacts(data)
+    names = facts.class_names(model.num_classes) if class_names is None else class_names
     if names is not None and len(names) != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, got {len(names)} class names")
     return ModelConfig(
@@ -101,8 +102,8 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None) -> Mode
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(model.backbone.preprocessing).items()
         },
-        image_size=data.image_size,
-        interpolation=data.interpolation,
+        image_size=facts.image_size,
+        interpolation=facts.interpolation,
         multi_label=bool(getattr(model, "multilabel", False)),
         independent_classes=bool(getattr(model, "independent_classes", False)),
     )

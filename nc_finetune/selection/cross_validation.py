@@ -102,13 +102,16 @@ class CrossValidation:
         """What the folds took that an earlier process had judged, and this one found."""
         return self._before
 
-    def judge(self, name: str, build: Build, advance: Callable[[], None] = lambda: None) -> HeldOut:
-        """Train a candidate on every fold.
+    def judge(
+        self, name: str, build: Build, advance: Callable[[], None] = lambda: None, *, folds: int | None = None
+    ) -> HeldOut:
+        """Train a candidate on every fold, or on the first of them.
 
         Args:
             name: Of the candidate, another one for each that is built otherwise.
             build: Builds its model anew, with torch's random numbers seeded.
             advance: Called after each fold.
+            folds: On how many of them; ``None`` is all.
 
         Returns:
             What its models say of the images that each was not trained on.
@@ -118,7 +121,7 @@ class CrossValidation:
             FoldError: If a fold failed.
         """
         parts = []
-        for number, fold in enumerate(self.folds):
+        for number, fold in enumerate(self.folds[:folds]):
             place = self._place(name, fold)
             part = None if place is None else _read(place)
             if part is None:

@@ -16,7 +16,7 @@ from nc_finetune.backbones import PENULTIMATE, Backbone, watch_input, watch_outp
 from nc_finetune.data import ImageData
 from nc_finetune.functional import SeparationLaw, ncc_accuracy, separation_law
 from nc_finetune.metrics import NeuralCollapse
-from nc_finetune.selection.features import gradients_forgotten, require_one_label
+from nc_finetune.selection.features import gradients_forgotten, require_one_label, subset_batches
 
 _MEASURES = ("nc1", "trace_ratio")
 
@@ -58,13 +58,17 @@ class BlockCost:
 
 
 @torch.no_grad()
-def measure_blocks(backbone: Backbone, data: ImageData, validate: bool = True) -> list[BlockMeasures]:
+def measure_blocks(
+    backbone: Backbone, data: ImageData, validate: bool = True, *, max_images: int | None = None, seed: int = 0
+) -> list[BlockMeasures]:
     """Measure the output of every block and the penultimate feature, in one pass over each split.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.
         data: Statistics come from the training split, nearest-class-centre accuracy from the validation split.
         validate: Look at the validation split; without it, or where it is empty, that accuracy is ``nan``.
+        max_images: Of the training split so many are looked at; ``None`` is all.
+        seed: Which of them.
 
     Returns:
         One entry a layer, in the order of the network.
@@ -77,7 +81,7 @@ def measure_blocks(backbone: Backbone, data: ImageData, validate: bool = True) -
     metrics: dict[str, NeuralCollapse] = {}
     device = next(backbone.parameters()).device
     backbone.eval()
-    for images, labels in data.eval_dataloader("train"):
+    for images, labels in subset_batches(data, "train", max_images, seed):
         for layer, features in _outputs(backbone, layers, images.to(device)).items():
             if layer not in metrics:
                 metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=_MEASURES).to(device)
@@ -135,13 +139,13 @@ def block_costs(backbone: Backbone, data: ImageData) -> list[BlockCost]:
 
     Args:
         backbone: The network; its ``requires_grad`` flags are left as they were.
-        data: Gives one image, and how many there are.
+        data: Knows how large images are, and how many there are.
 
     Returns:
         One entry a block with parameters, in order.
     """
-    image, _ = data.train_set[0]
-    images = image.unsqueeze(0).to(next(backbone.parameters()).device)
+    blank = torch.zeros(1, 3, data.image_size, data.image_size, dtype=torch.uint8)
+    images = blank.to(next(backbone.parameters()).device)
     head = nn.Linear(backbone.num_features, data.num_classes, device=images.device)
     total = sum(value.numel() for part in (backbone, head) for value in part.parameters())
     backbone.eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_images import write_images, write_parquet
+from made_up_images import make_rows, write_images, write_parquet
 
 from nc_finetune import ImageClassifier
 from nc_finetune.data import ImageData, TrainingFold, training_folds
@@ -203,3 +203,36 @@ def test_a_fit_without_validation_images_trains(make_trainer: Any) -> None:
     trainer.fit(ImageClassifier("test_resnet", 10, weights=None), datamodule=digits(val_size=0, image_size=32))
     assert "train/loss" in trainer.callback_metrics
     assert "val/loss" not in trainer.callback_metrics
+
+
+def test_without_validation_the_images_of_the_validation_split_join_the_training_images(tmp_path: Path) -> None:
+    for split, labels in (("train", [0, 1] * 4), ("validation", [0, 1, 1]), ("test", [0, 1])):
+        write_parquet(tmp_path / f"{split}.parquet", labels)
+    apart, joined = (ImageData(str(tmp_path), image_size=8, val_size=size) for size in (None, 0))
+    assert [len(apart.images(split)) for split in ("train", "val", "test")] == [8, 3, 2]
+    assert [len(joined.images(split)) for split in ("train", "val", "test")] == [11, 0, 2]
+    assert joined.train_set.labels == [*apart.train_set.labels, *apart.val_set.labels]
+    pixels = torch.stack([image for image, _ in joined.train_set])
+    assert torch.equal(pixels[8:], torch.stack([image for image, _ in apart.val_set]))
+    assert joined.fingerprint != apart.fingerprint
+
+
+def test_columns_that_both_splits_have_stay_when_they_join(tmp_path: Path) -> None:
+    make_rows([0, 1] * 4).add_column("person", list("aabbccdd")).to_parquet(str(tmp_path / "train.parquet"))
+    rows = make_rows([0, 1] * 2).add_column("person", list("eeff")).add_column("more", [1] * 4)
+    rows.to_parquet(str(tmp_path / "validation.parquet"))
+    data = ImageData(str(tmp_path), image_size=8, val_size=0, test_size=0, group="person")
+    assert data.train_groups == list("aabbccddeeff")
+
+
+def test_all_images_may_be_for_training() -> None:
+    data = digits(samples_per_class=None, val_size=0, test_size=0)
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (1797, 0, 0)
+    assert [*data.test_dataloader()] == []
+
+
+@pytest.mark.parametrize("name", ["val_size", "test_size"])
+@pytest.mark.parametrize("size", [-1, 1.5])
+def test_sizes_out_of_range_are_refused(name: str, size: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a share in .* or 0 for none, got {size}"):
+        digits(**{name: size})

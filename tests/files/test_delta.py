@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nc_finetune import ImageClassifier, load_delta, save_delta
+from nc_finetune import ImageClassifier, ImageData, load_delta, save_delta
 from nc_finetune.backbones import TimmBackbone, weights_hash
 from nc_finetune.deployment.load import load_model
 from nc_finetune.files.delta import METADATA_KEY, read_delta, record_base, tuned_state
@@ -341,3 +341,10 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "it.ckpt")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_model(tmp_path / "nowhere.ckpt")
+
+
+def test_a_delta_may_be_told_of_its_data_without_a_trainer(tmp_path: Path) -> None:
+    model, path = ImageClassifier("test_resnet", 10, weights=None), tmp_path / "delta.safetensors"
+    save_delta(model, path, data=ImageData("sklearn:digits", image_size=48))
+    config = read_delta(path).config
+    assert (config.image_size, config.interpolation, config.class_names) == (48, "bicubic", [*"0123456789"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,21 @@ class ImageTable(EncodedImages):
         """Return all labels of a row."""
         return (self.labels[row],) if self.label_sets is None else self.label_sets[row]
 
+    def followed_by(self, other: ImageTable) -> ImageTable:
+        """Return a table with the rows of another one behind its own; columns that only one has are left out."""
+        import datasets as hf
+
+        sets = None
+        if self.label_sets is not None and other.label_sets is not None:
+            sets = [*self.label_sets, *other.label_sets]
+        return ImageTable(
+            hf.concatenate_datasets([self.rows, other.rows]),
+            self.image_column,
+            [*self.labels, *other.labels],
+            sets,
+            _joined_columns(self.others, other.others),
+        )
+
 
 @dataclass(frozen=True)
 class Source:
@@ -114,6 +129,14 @@ class Source:
         """Whether a row may have several labels, or none."""
         return self.splits["train"].label_sets is not None
 
+    def with_validation_in_train(self) -> Source:
+        """Return the same with the images of the validation split behind those of the train split."""
+        if "val" not in self.splits:
+            return self
+        train = self.splits["train"].followed_by(self.splits["val"])
+        rest = {name: table for name, table in self.splits.items() if name not in ("train", "val")}
+        return replace(self, splits={"train": train, **rest})
+
     def fingerprint(self) -> str:
         """Hash what is there: the labels and the content of the images of every split, whatever the files are called.
 
@@ -130,6 +153,15 @@ class Source:
             for image in table.rows[table.image_column]:
                 digest.update(_content(image))
         return digest.hexdigest()
+
+
+def _joined_columns(first: datasets.Dataset | None, second: datasets.Dataset | None) -> datasets.Dataset | None:
+    import datasets as hf
+
+    if first is None or second is None:
+        return None
+    shared = [name for name in first.column_names if first.features.get(name) == second.features.get(name)]
+    return hf.concatenate_datasets([part.select_columns(shared) for part in (first, second)]) if shared else None
 
 
 def file_stamp(path: str) -> bytes:

@@ -121,7 +121,7 @@ def _content(path: Path) -> dict[str, Any]:
         splits = content["splits"]
         fits = content["format_version"] == FORMAT_VERSION and {"train", "val", "test"} == set(splits)
         fits = fits and all(
-            isinstance(part["table"], str) and (part["hashes"] or split == "val") for split, part in splits.items()
+            isinstance(part["table"], str) and (part["hashes"] or split != "train") for split, part in splits.items()
         )
         fits = fits and isinstance(content.get("plan") or {}, dict)
         images = content.get("images") or {}

@@ -46,11 +46,9 @@ class SplitPlan:
 
     def __post_init__(self) -> None:
         for name, size in (("val_size", self.val_size), ("test_size", self.test_size)):
-            none = name == "val_size" and size == 0
-            if size is not None and not (none or 0 < size < 1 or (size >= 1 and size % 1 == 0)):
-                allowed = " or 0 for none" if name == "val_size" else ""
+            if size is not None and not (0 <= size < 1 or (size >= 1 and size % 1 == 0)):
                 raise ValueError(
-                    f"{name} must be a share in (0, 1) or a number of images of at least 1{allowed}, got {size}"
+                    f"{name} must be a share in (0, 1) or a number of images of at least 1 or 0 for none, got {size}"
                 )
         if self.train_share is not None and not 0 < self.train_share <= 1:
             raise ValueError(f"train_share must lie in (0, 1], got {self.train_share}")
@@ -151,7 +149,9 @@ class _Drawing:
             if name in tables
         }
         pool = np.arange(len(self.table.labels), dtype=np.int64)
-        if "test" not in rows:
+        if "test" not in rows and plan.test_size == 0:
+            rows["test"] = ("train", pool[:0])
+        elif "test" not in rows:
             held_out, pool = self._hold_out("test_size", pool, plan.test_size, seed=0)
             rows["test"] = ("train", held_out)
         elif plan.max_test_images is not None and plan.max_test_images < len(tables["test"].labels):

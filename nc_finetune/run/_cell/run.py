@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nc_finetune._common.quiet import quietly
 from nc_finetune.data import ImageData
-from nc_finetune.errors import DataWarning
 from nc_finetune.methods import AUTO
 from nc_finetune.results.result import Result
 from nc_finetune.run._cell.choice import choose_once
@@ -39,7 +36,7 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None, progress: P
     """
     start = time.perf_counter()
     try:
-        with _quiet() as notes:
+        with quietly() as notes:
             result = _run(cell, advance, progress)
         result = replace(result, notes=list(dict.fromkeys([*notes, *result.notes])))
     except Exception as error:  # a failed cell is a result, too
@@ -77,7 +74,7 @@ def _run(cell: Cell, advance: Callable[[], None], progress: Path | None) -> Resu
 @lru_cache(maxsize=1)
 def load_data(dataset: DatasetSpec, _location: str, *sample: Any) -> tuple[ImageData, tuple[str, ...]]:
     """Load a training sample, and what is said of it; once for neighbouring cells of a grid that train on the same."""
-    with _quiet() as notes:
+    with quietly() as notes:
         data = dataset.build(*sample)
         for split in SPLITS:
             data.images(split)
@@ -88,29 +85,3 @@ def _data_of(cell: Cell) -> tuple[ImageData, tuple[str, ...]]:
     settings, dataset = cell.settings, cell.data_spec
     sample = (cell.samples_per_class, cell.seed, settings.batch_size, settings.num_workers)
     return load_data(dataset, dataset.location, *sample)
-
-
-@contextmanager
-def _quiet() -> Iterator[dict[str, None]]:
-    """Keep Lightning's advice for single runs out of a grid's progress bar; collect what is said about the data."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.simplefilter("always", DataWarning)  # whoever calls ImageData, it is not advice
-            show, notes = warnings.showwarning, dict[str, None]()
-
-            def note(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-                if issubclass(category, DataWarning):
-                    notes[str(message)] = None
-                else:
-                    show(message, category, *where, **more)
-
-            warnings.showwarning = note
-            yield notes
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,0 +1,168 @@
+"""What may be better than a readout: ways to tune the network, from cheap to dear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.data import ImageData
+from nc_finetune.heads import CosineHead
+from nc_finetune.methods import (
+    FinetuningMethod,
+    FullFinetuning,
+    LayerFinetuning,
+    SideFinetuning,
+    SkipConnectionFinetuning,
+)
+from nc_finetune.selection.profile import block_costs
+
+_DEPTHS = (0.7, 0.85, 0.55)  # shares of the network that come before the key block, best bet first
+_RATE_FACTOR = 3.0
+_BACKWARD = 1.5  # a second of training does less arithmetic than one of a forward pass
+_LEAST = 0.02  # of a forward pass: what an epoch takes however little it computes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to tune a network.
+
+    Attributes:
+        kind: Of method, in words.
+        block: The key block; empty where there is none.
+        learning_rate: Of what is tuned.
+        epochs: Passes over the training images.
+        make: Builds the method.
+    """
+
+    kind: str
+    block: str
+    learning_rate: float
+    epochs: int
+    make: Callable[[], FinetuningMethod]
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        where = f" of {self.block}" if self.block else ""
+        return f"{self.kind}{where}, rate {self.learning_rate:g}"
+
+    def build(self, backbone: Backbone, num_classes: int) -> ImageClassifier:
+        """Return a model on a copy of a network.
+
+        Args:
+            backbone: The pre-trained network.
+            num_classes: K.
+        """
+        return ImageClassifier(
+            deepcopy(backbone),
+            num_classes,
+            method=self.make(),
+            head=CosineHead,
+            learning_rate=self.learning_rate,
+        )
+
+    def at_rate(self, factor: float) -> Candidate:
+        """Return the same at another rate."""
+        return replace(self, learning_rate=float(f"{self.learning_rate * factor:.3g}"))
+
+
+def proposals(backbone: Backbone, epochs: int, scores: Mapping[str, float]) -> Iterator[Candidate]:
+    """Propose ways to tune a network one after another, in view of how those before have done.
+
+    A copy of one block beside the network first, at three depths, then the best block at other rates, the same block in
+    the network, what follows it as a span, and the whole network.
+
+    Args:
+        backbone: The network.
+        epochs: Passes over the training images.
+        scores: By the name of a candidate what it has reached, higher is better; filled while this goes on. What is
+            missing was left out.
+    """
+    names = [name for name in backbone.block_names if any(True for _ in backbone.get_layer(name).parameters())]
+    blocks = list(dict.fromkeys(names[min(len(names) - 1, int(depth * len(names)))] for depth in _DEPTHS))
+
+    def best(tried: list[Candidate]) -> Candidate:
+        return max(tried, key=lambda one: scores.get(one.name, float("-inf")))
+
+    beside = [_of_block("side FT", SideFinetuning, block, epochs) for block in blocks]
+    yield from beside
+    yield from _other_rates(best(beside), scores, beside)
+    block = best(beside).block
+    later = names[names.index(block) :]
+    inside = [_of_block("SCL-FT", SkipConnectionFinetuning, block, epochs)]
+    if len(later) > 1:
+        inside.append(
+            Candidate("SCL-FT", f"{block} to {later[-1]}", 1e-3, epochs, lambda: SkipConnectionFinetuning(later))
+        )
+    inside.append(Candidate("full FT", "", 1e-3, epochs, FullFinetuning))
+    yield from inside
+    yield from _other_rates(best(inside), scores, inside)
+
+
+def _of_block(kind: str, method: type[LayerFinetuning], block: str, epochs: int) -> Candidate:
+    return Candidate(kind, block, method.default_learning_rate or 1e-3, epochs, lambda: method(block))
+
+
+def _other_rates(middle: Candidate, scores: Mapping[str, float], tried: list[Candidate]) -> Iterator[Candidate]:
+    """Propose the rates beside that of a candidate, and further ones in the direction that does better."""
+    if middle.name not in scores:
+        return
+    for factor in (_RATE_FACTOR, 1 / _RATE_FACTOR):
+        at, moved = middle, middle.at_rate(factor)
+        for _ in range(2):
+            tried.append(moved)
+            yield moved
+            if scores.get(moved.name, float("-inf")) <= scores[at.name]:
+                break
+            at, moved = moved, moved.at_rate(factor)
+
+
+class Costs:
+    """How long candidates take, by counted arithmetic and what earlier ones took.
+
+    Args:
+        backbone: The network.
+        data: The training images.
+        pass_seconds: What one forward pass over all of them takes.
+    """
+
+    def __init__(self, backbone: Backbone, data: ImageData, pass_seconds: float) -> None:
+        costs = {found.block: found for found in block_costs(backbone, data)}
+        blank = torch.zeros(1, 3, data.image_size, data.image_size, dtype=torch.uint8)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone(blank.to(next(backbone.parameters()).device))
+        self._costs, self._forward = costs, max(1, counter.get_total_flops())
+        self._pass, self._slower = pass_seconds, 1.0
+
+    def fits(self, candidate: Candidate, images: float = 1.0) -> float:
+        """Return the seconds of fits of a candidate, which share what a frozen prefix gives.
+
+        Args:
+            candidate: What is fitted.
+            images: On how many in all, in shares of the training images: 3 for three fits to all.
+        """
+        once, each = self._passes(candidate)
+        return self._pass * (once + self._slower * images * candidate.epochs * each)
+
+    def learn(self, candidate: Candidate, images: float, seconds: float) -> None:
+        """Take note of what the first fits of a candidate took."""
+        once, each = self._passes(candidate)
+        epochs = max(seconds / self._pass - once, 0.0)
+        self._slower = max(0.5, min(20.0, epochs / (images * candidate.epochs * each)))
+
+    def _passes(self, candidate: Candidate) -> tuple[float, float]:
+        """Count what is run once for each image, and then in each epoch, in forward passes."""
+        names, first = list(self._costs), candidate.block.split(" ")[0]
+        if first not in self._costs:
+            return 0.0, 3 * _BACKWARD
+        each = self._costs[first].cached_flops
+        after = names[names.index(first) + 1 :]
+        if candidate.kind == "side FT" and after:
+            each -= self._costs[after[0]].cached_flops
+        return 1.0, max(_BACKWARD * each / self._forward, _LEAST)

@@ -1,0 +1,134 @@
+"""From no answer to one in a single pass: readouts of the networks, at one image size and then at larger ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.selection.device import best_device
+from nc_finetune.tuning.estimate import estimate_accuracy
+from nc_finetune.tuning.judged import Judged, right
+from nc_finetune.tuning.readouts import Readout, image_sizes, log_likelihoods, read_out, typical_side
+from nc_finetune.tuning.work import Work
+
+_SHARE_OF_A_PASS = 0.25  # of the time that is left, for a pass at a larger size
+_CLEARLY = 1.0  # standard errors
+
+
+def choose_backbone(work: Work, names: Sequence[str], image_size: int | None) -> tuple[str, Backbone]:
+    """Return the network with the likeliest leave-one-out readout at its first size, which is saved at once.
+
+    Args:
+        work: What is shared.
+        names: ``"name=weights"``, at least one.
+        image_size: Of the images; ``None`` is a small one.
+
+    Returns:
+        The name as it was given, and the network.
+    """
+    if len(names) == 1:
+        return names[0], build_network(names[0], work.seed)
+    scores: dict[str, float] = {}
+    for name in names:
+        backbone = build_network(name, work.seed)
+        found = _read_out(work, name, backbone, image_size or _sizes(work, backbone)[0])
+        scores[name] = log_likelihoods(found.logits, work.labels).nanmean().item()
+        if scores[name] == max(scores.values()) and not _is_finished(work):
+            work.save(found.build(backbone, work.data.num_classes))
+        del backbone
+    best = max(scores, key=lambda name: scores[name])
+    work.judged.clear()
+    work.tell(f"network: {best}, with the likeliest readout of {len(names)}")
+    return best, build_network(best, work.seed)
+
+
+def build_network(name: str, seed: int = 0) -> Backbone:
+    """Return a network by ``"name=weights"``, or by its name with its default weights, where it is to compute.
+
+    Args:
+        name: What it is.
+        seed: Of random weights.
+
+    Raises:
+        ValueError: If name or weights are unknown.
+        OSError: If the weights cannot be loaded.
+    """
+    name, equals, weights = name.partition("=")
+    tag = None if weights == "null" else (weights if equals else "default")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_backbone(name, tag).to(best_device())
+
+
+def read_out_at_sizes(work: Work, name: str, backbone: Backbone, image_size: int | None) -> Readout:
+    """Read a network out at one size, save that, and go on to larger images while these are clearly likelier.
+
+    Args:
+        work: What is shared; all readouts are added to what was judged.
+        name: Of the network.
+        backbone: The network.
+        image_size: The only size; ``None`` tries several.
+
+    Returns:
+        The best of them, which is saved.
+    """
+    sizes = [image_size] if image_size else _sizes(work, backbone)
+    last = best = _read_out(work, name, backbone, sizes[0])
+    if not _is_finished(work):
+        work.save(best.build(backbone, work.data.num_classes))
+    for place, size in enumerate(sizes[1:], 1):
+        need = last.seconds * (size / last.image_size) ** 2
+        if work.folder.read(_step(name, size)) is None and need > _SHARE_OF_A_PASS * work.clock.left:
+            work.left_out += [f"readout at {one} pixels" for one in sizes[place:]]
+            work.tell(
+                f"larger images: a pass at {size} pixels would take {need:.0f} s, too much of the time that is left"
+            )
+            break
+        last = _read_out(work, name, backbone, size)
+        gain = log_likelihoods(last.logits, work.labels) - log_likelihoods(best.logits, work.labels)
+        gain = gain[gain.isfinite()]
+        if not gain.mean() > _CLEARLY * gain.std() / len(gain) ** 0.5:  # what costs more has to be clearly better
+            break
+        best = last
+        if not _is_finished(work):
+            work.save(best.build(backbone, work.data.num_classes))
+    return best
+
+
+def _sizes(work: Work, backbone: Backbone) -> list[int]:
+    return image_sizes(backbone, typical_side(work.data) or backbone.preprocessing.image_size)
+
+
+def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
+    """Solve a readout, or take the one that is kept."""
+    work.data.image_size = size
+    kept = work.folder.read(_step(name, size))
+    if kept is None:
+        found = read_out(backbone, work.data, work.folds)
+        work.folder.write(_step(name, size), found.step())
+    else:
+        found = Readout.of_step(kept)
+        work.clock.count(found.seconds)
+    judged = Judged(f"readout, {size} pixels", size, found.fold_logits, found.seconds, readout=found)
+    work.judged.append(judged)
+    known = found.logits.isfinite().all(1)
+    accuracy = (
+        estimate_accuracy([right(found.logits, work.labels)[known]]) if known.any() else "no image can be left out"
+    )
+    each = 1000 * found.seconds / len(work.labels)
+    work.tell(
+        f"readout of {name.partition('=')[0]} at {size} pixels: {accuracy}, leaving out one image after the other;"
+        f" {found.seconds:.1f} s, {each:.1f} ms an image"
+    )
+    return found
+
+
+def _is_finished(work: Work) -> bool:
+    """Tell whether an earlier process has written the model that came out in the end."""
+    return work.folder.read("final") is not None
+
+
+def _step(name: str, size: int) -> str:
+    return f"readout {name} {size}"

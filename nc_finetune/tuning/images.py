@@ -1,0 +1,141 @@
+"""The labelled images of a tuning: all of them but the test split, and what would spoil a model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import LabelledImages
+from nc_finetune.data.splits.content_hashes import row_hashes
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """What the model is tested on, in the end and once.
+
+    Attributes:
+        images: The images.
+        class_names: What their labels are called.
+        name: Where they come from, in words.
+    """
+
+    __test__ = False  # pytest would take it for a test
+
+    images: LabelledImages
+    class_names: tuple[str, ...]
+    name: str
+
+
+def all_labelled(source: str, test: str | None = None, **options: Any) -> tuple[ImageData, TestImages | None]:
+    """Return all labelled images of a source for training, and what is for the test.
+
+    Args:
+        source: As for :class:`~nc_finetune.ImageData`.
+        test: A share or a number of images that are held out, or another source of images of the same classes; ``None``
+            is the test split of the source, if it has one.
+        options: Further arguments of :class:`~nc_finetune.ImageData`.
+
+    Returns:
+        The data, and their test images; ``None`` where there are none.
+
+    Raises:
+        ValueError: If the source cannot be used, images have several labels, or the other source has other classes.
+    """
+    size = None if test is None else _as_number(test)
+    data = ImageData(source, val_size=0, test_size=0 if size is None else size, **options)
+    if data.multi_label:
+        raise ValueError(
+            f"the images of {source} have several labels each, and tune chooses one; train them by a recipe, such as"
+            " nc-finetune fit, with loss torch.nn.BCEWithLogitsLoss"
+        )
+    if size is not None and len(data.test_set) == 0:
+        raise ValueError(f"--test {test} holds no image of {source} out; ask for more")
+    if test is None or size is not None:
+        images = data.test_set
+        return data, TestImages(images, data.class_names, "the test split") if len(images) else None
+    return data, _same_classes(test, data, options)
+
+
+def _as_number(text: str) -> int | float | None:
+    if Path(text).exists():
+        return None
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text)
+    return None
+
+
+def _same_classes(source: str, data: ImageData, options: dict[str, Any]) -> TestImages:
+    """Load another source, its test split or, where it has none, all of it."""
+    other = ImageData(source, val_size=0, test_size=0, **options)
+    if unknown := sorted({*other.class_names} - {*data.class_names}):
+        raise ValueError(
+            f"{source} has classes that {data.source} has not: {', '.join(map(repr, unknown[:_SHOWN]))}; test on images"
+            " of the same classes"
+        )
+    return TestImages(other.test_set if len(other.test_set) else other.images("train"), other.class_names, source)
+
+
+def check_images(data: ImageData, test: TestImages | None) -> list[str]:
+    """Return what would spoil a model or its test, a sentence each.
+
+    Args:
+        data: The training images.
+        test: Those of the test.
+    """
+    train = data.images("train")
+    names, counts = data.class_names, data.class_counts
+    found: list[str] = []
+    if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
+        found.append(f"{len(missing)} classes have no image to learn from: {_listed(missing)}")
+    by_hash: dict[str, list[int]] = defaultdict(list)
+    for place, digest in enumerate(hashes(train)):
+        if digest:
+            by_hash[digest].append(place)
+    labels = train.labels
+    torn = [places for places in by_hash.values() if len({labels[place] for place in places}) > 1]
+    if torn:
+        classes = [sorted({names[labels[place]] for place in places}) for places in torn]
+        said = [f"{name_of(train, p[0])} ({' and '.join(own)})" for p, own in zip(torn, classes, strict=True)]
+        found.append(f"{len(torn)} images are in two classes: {_listed(said)}")
+    if test is not None:
+        leaked = [place for place, digest in enumerate(hashes(test.images)) if digest in by_hash]
+        if leaked:
+            said = [name_of(test.images, place) for place in leaked]
+            found.append(f"{len(leaked)} images of {test.name} are among those to learn from: {_listed(said)}")
+    return found
+
+
+def hashes(images: LabelledImages) -> list[str]:
+    """Return the hash of each image; empty of one that cannot be read."""
+    return row_hashes(images.table, images.indices)
+
+
+def labelled_hashes(data: ImageData, test: TestImages | None) -> Iterator[tuple[str, str]]:
+    """Give the hash of each image, and its split and class."""
+    splits = [("train", data.images("train"), data.class_names)]
+    if test is not None:
+        splits.append(("test", test.images, test.class_names))
+    for split, images, names in splits:
+        for digest, label in zip(hashes(images), images.labels, strict=True):
+            yield digest, f"{split} {names[label]}"
+
+
+def name_of(images: LabelledImages, place: int) -> str:
+    """Return the file of an image, or its row."""
+    row = images.indices[place]
+    path = images.table.encoded(row)["path"]
+    return Path(path).name if path else f"row {row}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,83 @@
+"""Classifiers that were judged on training images which they were not trained on, and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nc_finetune.tuning.candidates import Candidate
+from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
+from nc_finetune.tuning.readouts import Readout
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A classifier and what it says of training images that it was not trained on.
+
+    Attributes:
+        name: What it is, in words.
+        image_size: Height and width of its images.
+        logits: By what the other folds teach, shape ``(N, K)``; ``nan`` for images on which it was not judged.
+        seconds: What judging took.
+        readout: The readout, if it is one.
+        candidate: Otherwise the way in which it is tuned.
+        epochs: And for how long.
+    """
+
+    name: str
+    image_size: int
+    logits: Tensor
+    seconds: float
+    readout: Readout | None = None
+    candidate: Candidate | None = None
+    epochs: int = 0
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return which images are recognised, bool of shape ``(N,)``."""
+    return logits.argmax(1) == labels
+
+
+def common_places(judged: Sequence[Judged]) -> Tensor:
+    """Return the places of the images on which all were judged."""
+    known = torch.stack([one.logits.isfinite().all(1) for one in judged]).all(0)
+    return known.nonzero().squeeze(1)
+
+
+def best_of(judged: Sequence[Judged], labels: Tensor) -> Judged:
+    """Return the one with most images right, of equal ones the first, which costs least.
+
+    Args:
+        judged: From cheap to dear.
+        labels: Of all images, shape ``(N,)``.
+    """
+    common = common_places(judged)
+    scores = [right(one.logits, labels)[common].double().mean().item() for one in judged]
+    return judged[max(range(len(judged)), key=lambda place: (scores[place], -place))]
+
+
+def estimate_best(judged: Sequence[Judged], labels: Tensor, seed: int = 0, grouped: bool = False) -> Estimate:
+    """Estimate the accuracy of the best on new images; see :func:`estimate_accuracy`.
+
+    A readout is judged by leaving one image out, since it is fitted to all but one as it is to all; folds teach less.
+    Where images come in groups, an image of the same group would tell, and folds alone are honest.
+
+    Args:
+        judged: From cheap to dear.
+        labels: Of all images, shape ``(N,)``.
+        seed: Of the estimate.
+        grouped: Whether images come in groups.
+    """
+    best, common = best_of(judged, labels), common_places(judged)
+    found = None
+    if len(common):
+        found = estimate_accuracy([right(one.logits, labels)[common] for one in judged], seed)
+    if best.readout is None or (grouped and found is not None):
+        assert found is not None  # noqa: S101 - what is tuned was judged on folds
+        return found
+    known = best.readout.logits.isfinite().all(1)
+    alone = estimate_accuracy([right(best.readout.logits, labels)[known]])
+    return alone if found is None else alone.less(found.optimism)

@@ -1,0 +1,225 @@
+"""What the page about a tuning says: measured once the model is there."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nc_finetune.backbones import Backbone, weights_hash
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import LabelledImages
+from nc_finetune.functional import class_statistics, nc1, temperature
+from nc_finetune.report.tuned_page import ClassRow, Compared, Doubtful, TunedPage
+from nc_finetune.selection.features import method_features, subset_batches
+from nc_finetune.selection.profile import measure_blocks
+from nc_finetune.tuning.estimate import estimate_accuracy
+from nc_finetune.tuning.folder import MODEL
+from nc_finetune.tuning.images import name_of
+from nc_finetune.tuning.judged import Judged, common_places, right
+from nc_finetune.tuning.work import Work
+
+_MEASURED = 2000  # images
+_SHOWN_IMAGES, _SHOWN_CLASSES, _SHOWN_PAIRS = 12, 20, 8
+_THUMBNAIL = 160  # pixels
+_TIMED = 64  # images
+_HEAD = "seen by the head"
+
+
+def describe(
+    title: str,
+    summary: Sequence[str],
+    work: Work,
+    best: Judged,
+    model: ImageClassifier,
+    backbone: Backbone,
+    commands: Sequence[str],
+) -> TunedPage:
+    """Measure what the page shows.
+
+    Args:
+        title: Of the page.
+        summary: Sentences.
+        work: Images, and what was judged.
+        best: What was chosen.
+        model: The classifier that came of it, and is saved.
+        backbone: The network as it was pre-trained.
+        commands: What to type next.
+    """
+    data, labels = work.data, work.labels
+    logits = best.logits if best.readout is None else best.readout.logits
+    batches = list(subset_batches(data, "train", _MEASURED, work.seed))
+    features, drawn = method_features(model.method, model.backbone, batches)
+    features, drawn = features.cpu(), drawn.cpu()
+    return TunedPage(
+        title=title,
+        summary=summary,
+        compared=_compared(work, best),
+        left_out=work.left_out,
+        nc1=_nc1_by_state(best, model, backbone, data, features, drawn, work.seed),
+        classes=_class_rows(data, logits, labels, features, drawn),
+        pairs=_confused(data, logits, labels),
+        doubtful=doubtful_labels(data, logits, labels),
+        commands=commands,
+        facts=_facts(best, model, backbone, work, batches),
+    )
+
+
+def _compared(work: Work, best: Judged) -> list[Compared]:
+    common = common_places(work.judged)
+    if not len(common):
+        return []
+    found = [estimate_accuracy([right(one.logits, work.labels)[common]]) for one in work.judged]
+    return [
+        Compared(one.name, one.image_size, score.accuracy, score.low, score.high, one.seconds, one is best)
+        for one, score in zip(work.judged, found, strict=True)
+    ]
+
+
+def _nc1_by_state(
+    best: Judged,
+    model: ImageClassifier,
+    backbone: Backbone,
+    data: ImageData,
+    features: Tensor,
+    drawn: Tensor,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    before = _layers(backbone, data, seed)
+    seen = nc1(features, torch.unique(drawn, return_inverse=True)[1]).item()
+    if best.readout is not None:
+        return {"pre-trained": {**before, _HEAD: seen}}
+    return {"pre-trained": before, "tuned": {**_layers(model.backbone, data, seed), _HEAD: seen}}
+
+
+def _layers(backbone: Backbone, data: ImageData, seed: int) -> dict[str, float]:
+    try:
+        found = measure_blocks(backbone, data, validate=False, max_images=_MEASURED, seed=seed)
+    except (TypeError, ValueError):  # outputs of blocks that cannot be pooled
+        return {}
+    return {layer.block: layer.nc1 for layer in found}
+
+
+def _class_rows(data: ImageData, logits: Tensor, labels: Tensor, features: Tensor, drawn: Tensor) -> list[ClassRow]:
+    statistics = class_statistics(features, drawn, data.num_classes)
+    means, counts = statistics.means, statistics.counts
+    distances = torch.cdist(means, means).square()
+    absent = counts == 0
+    distances[:, absent] = torch.inf
+    distances.fill_diagonal_(torch.inf)
+    nearest = distances.min(1)
+    spread = statistics.spreads / counts / nearest.values
+    known = logits.isfinite().all(1)
+    correct = right(logits, labels)
+    rows = []
+    for label, name in enumerate(data.class_names):
+        own = known & (labels == label)
+        if absent[label] or not own.any():
+            continue
+        rows.append(
+            ClassRow(
+                name,
+                int((labels == label).sum()),
+                correct[own].double().mean().item(),
+                spread[label].item(),
+                data.class_names[int(nearest.indices[label])],
+            )
+        )
+    return sorted(rows, key=lambda row: -row.spread)[:_SHOWN_CLASSES]
+
+
+def _confused(data: ImageData, logits: Tensor, labels: Tensor) -> list[tuple[str, str, int]]:
+    known = logits.isfinite().all(1)
+    taken = logits.argmax(1)
+    wrong = known & (taken != labels)
+    pairs = Counter(zip(labels[wrong].tolist(), taken[wrong].tolist(), strict=True))
+    names = data.class_names
+    return [(names[true], names[found], number) for (true, found), number in pairs.most_common(_SHOWN_PAIRS)]
+
+
+def doubtful_labels(data: ImageData, logits: Tensor, labels: Tensor, most: int = _SHOWN_IMAGES) -> list[Doubtful]:
+    """Return training images that models which were not trained on them are sure to be of another class, worst first.
+
+    Args:
+        data: The images.
+        logits: Of each training image by such a model, shape ``(N, K)``; ``nan`` where there is none.
+        labels: Shape ``(N,)``.
+        most: How many at the most.
+    """
+    known = logits.isfinite().all(1)
+    places = known.nonzero().squeeze(1)
+    scaled = logits[known] / temperature(logits[known], labels[known])
+    logs = scaled.log_softmax(1)
+    given = logs.gather(1, labels[known].unsqueeze(1)).squeeze(1)
+    margins = given - logs.scatter(1, labels[known].unsqueeze(1), -torch.inf).max(1).values
+    images = data.images("train")
+    found = []
+    for place in margins.argsort()[:most].tolist():
+        if margins[place] >= 0:
+            break
+        item, suggested = int(places[place]), int(logs[place].argmax())
+        found.append(
+            Doubtful(
+                name_of(images, item),
+                data.class_names[int(labels[item])],
+                data.class_names[suggested],
+                logs[place, suggested].exp().item(),
+                thumbnail(images, item),
+            )
+        )
+    return found
+
+
+def thumbnail(images: LabelledImages, place: int) -> bytes:
+    """Return a small PNG of an image; empty where it does not decode."""
+    encoded = images.table.encoded(images.indices[place])
+    try:
+        with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
+            small = image.convert("RGB")
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    except (OSError, ValueError, TypeError):
+        return b""
+    packed = io.BytesIO()
+    small.save(packed, "PNG" if max(small.size) < _THUMBNAIL // 2 else "JPEG")
+    return packed.getvalue()
+
+
+def _facts(
+    best: Judged,
+    model: ImageClassifier,
+    backbone: Backbone,
+    work: Work,
+    batches: Sequence[tuple[Tensor, Tensor]],
+) -> dict[str, str]:
+    data, size = work.data, (work.folder.path / MODEL).stat().st_size
+    share = 100 * model.tuned_parameters / model.total_parameters
+    counts = [count for count in data.class_counts if count]
+    packages = ("nc-finetune", "torch", "lightning", "timm")
+    return {
+        "images": f"{len(data.images('train')):,} of {len(counts)} classes, {min(counts)} to {max(counts)} a class",
+        "network": f"{backbone.name}, {model.total_parameters:,} parameters, of which {share:.2f} % are not the"
+        " pre-trained ones",
+        "prediction": f"{1000 * _seconds_an_image(model, batches):.1f} ms an image on {model.device.type}, at"
+        f" {best.image_size} pixels, {torch.get_num_threads()} threads",
+        "model file": f"{size / 1e6:.2f} MB, beside the pre-trained weights",
+        "weights": f"SHA-256 {weights_hash(backbone.model)}",
+        "data": f"{data.source}, fingerprint {data.fingerprint}",
+        "seed": str(work.seed),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+@torch.inference_mode()
+def _seconds_an_image(model: ImageClassifier, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+    images = batches[0][0][:_TIMED].to(model.device)
+    model(images)  # warm up
+    start = time.perf_counter()
+    model(images).cpu()
+    return (time.perf_counter() - start) / len(images)

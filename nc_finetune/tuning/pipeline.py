@@ -1,0 +1,274 @@
+"""From a folder of images to a model that one can trust."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune._common.quiet import quietly
+from nc_finetune._common.terminal import duration
+from nc_finetune.backbones import Backbone
+from nc_finetune.callbacks import PredictionWriter
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.data import ImageData
+from nc_finetune.data.labelled_images import LabelledImages, SkippingLoader, collate
+from nc_finetune.deployment import load_delta
+from nc_finetune.report.tuned_page import render_tuned_page
+from nc_finetune.selection.shared_caches import pixel_folder
+from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
+from nc_finetune.tuning.first_answers import choose_backbone, read_out_at_sizes
+from nc_finetune.tuning.folder import MODEL, PREDICTIONS, REPORT, Identity, Step, TuneFolder
+from nc_finetune.tuning.images import TestImages, all_labelled, check_images, labelled_hashes
+from nc_finetune.tuning.judged import Judged, best_of, estimate_best
+from nc_finetune.tuning.page import describe
+from nc_finetune.tuning.search import Search
+from nc_finetune.tuning.work import Clock, Work
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0=package"
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a tuning came to.
+
+    Attributes:
+        model: The classifier, in eval mode; ``model.safetensors`` holds it.
+        estimate: Its accuracy on new images, by images that it, or its like, was not trained on.
+        test: Its accuracy on the test images; ``None`` where there were none.
+        decision: What was chosen and why, a sentence.
+        judged: Everything that was compared, the chosen one among it.
+        left_out: What was not tried for want of time, by name.
+        out: The folder.
+        seconds: What all of it took, work of earlier processes included.
+    """
+
+    model: ImageClassifier
+    estimate: Estimate
+    test: Estimate | None
+    decision: str
+    judged: list[Judged] = field(repr=False)
+    left_out: list[str]
+    out: Path
+    seconds: float
+
+    @property
+    def report(self) -> Path:
+        """The page about it."""
+        return self.out / REPORT
+
+    @property
+    def commands(self) -> list[str]:
+        """What to type to predict, and to export."""
+        return [
+            f"nc-finetune predict {self.model_file} FOLDER --out predictions.csv",
+            f"nc-finetune export {self.model_file} --to onnx --out model.onnx",
+        ]
+
+    @property
+    def model_file(self) -> Path:
+        """The file of the model."""
+        return self.out / MODEL
+
+
+def tune(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "tuned",
+    *,
+    backbones: Sequence[str] = (DEFAULT_BACKBONE,),
+    minutes: float | None = None,
+    test: str | None = None,
+    image_size: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    group: str | None = None,
+    force: bool = False,
+    tell: Tell = lambda line: None,
+) -> Tuned:
+    """Find the best classifier for some labelled images in the time that there is; no label is wasted.
+
+    After one forward pass there is an answer: the readout of the frozen network, which is saved at once, with its
+    leave-one-out accuracy. Then larger images are tried, and, as long as time is left, ways to tune the network, from
+    cheap to dear, each judged on folds of the training images. The best of all is fitted to all of them. Test images
+    are touched once, at the end. Whatever ends a run, what it has found stays in ``out``, and the same call goes on
+    there.
+
+    Args:
+        source: Labelled images, as for :class:`~nc_finetune.ImageData`. Its training and validation split are learnt
+            from.
+        out: Folder of the model, the report and the state.
+        backbones: Pre-trained networks, ``"name=weights"`` or ``"name"``; of several the one with the best readout is
+            taken. See :func:`~nc_finetune.create_backbone`.
+        minutes: How long it may take; ``None`` is as long as one full fine-tuning of 15 epochs, 10 minutes at most.
+        test: A share or number of images to hold out for the test, or another source of them; ``None`` is the test
+            split of the source, if it has one.
+        image_size: Height and width to which images are resized; ``None`` tries several.
+        batch_size: Images a step.
+        seed: One seed, one result, as far as time does not decide.
+        image_column: Of a table; ``None`` finds it.
+        label_column: Likewise.
+        group: Column, or pattern of file names, of what belongs together and is never parted by folds.
+        force: Go on where images would spoil the model or its test.
+        tell: Called with each line of progress.
+
+    Returns:
+        The model, how good it is, and how it was chosen.
+
+    Raises:
+        ValueError: If images, folder, networks or arguments cannot be used; the message says what to do.
+        FileNotFoundError: If the source is a path and nothing is there.
+
+    Example:
+        >>> import tempfile
+        >>> quick = {"backbones": ["test_resnet=null"], "image_size": 32, "minutes": 0.01}
+        >>> found = tune("sklearn:digits", tempfile.mkdtemp(), test="0.9", **quick)
+        >>> found.model_file.name, found.estimate.accuracy > 0.5
+        ('model.safetensors', True)
+    """
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes must be above 0, got {minutes}")
+    if not backbones:
+        raise ValueError("there must be at least one backbone, such as " + DEFAULT_BACKBONE)
+    options = {"image_column": image_column, "label_column": label_column, "group": group}
+    options = {name: value for name, value in options.items() if value is not None}
+    settings = {"backbones": list(backbones), "test": test, "image_size": image_size, "batch_size": batch_size}
+    folder, clock = TuneFolder(Path(out)), Clock(None if minutes is None else 60 * minutes)
+    with folder.locked(), quietly() as notes:
+        data, tested = all_labelled(
+            str(source), test, image_size=224, batch_size=batch_size, seed=seed, on_bad_image="skip", **options
+        )
+        identity = Identity.of(str(source), {**settings, "seed": seed, **options}, labelled_hashes(data, tested))
+        changes = folder.open_for(identity)
+        if changes:
+            tell(f"since the last time {', '.join(changes)}; what was found then lies in {folder.path / 'earlier'}")
+        _check(data, tested, force, tell)
+        data.pixel_cache = pixel_folder()
+        work = Work(folder, data, tested, clock, seed, tell)
+        for note in notes:
+            tell(f"note: {note}")
+        return _run(work, list(backbones), image_size)
+
+
+def _check(data: ImageData, tested: TestImages | None, force: bool, tell: Tell) -> None:
+    """Refuse what would spoil the model."""
+    counts = data.class_counts
+    if max(counts) < 2:
+        raise ValueError(
+            f"each of the {sum(map(bool, counts))} classes of {data.source} has one image alone: classes are the names"
+            " of folders, or of a column; give each at least two images"
+        )
+    faults = check_images(data, tested)
+    if faults and not force:
+        raise ValueError(f"{'; '.join(faults)}; mend the images, or go on as they are with --force")
+    for fault in faults:
+        tell(f"note: {fault}")
+
+
+def _run(work: Work, backbones: list[str], image_size: int | None) -> Tuned:
+    counts = [count for count in work.data.class_counts if count]
+    each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
+    work.tell(f"{len(work.labels):,} images of {len(counts)} classes, {each} each")
+    name, backbone = choose_backbone(work, backbones, image_size)
+    readout = read_out_at_sizes(work, name, backbone, image_size)
+    if bad := work.data.bad_images():
+        shown = ", ".join(map(str, bad[:3]))
+        work.tell(f"note: {len(bad)} images do not decode and are left out: {shown}{' ...' * (len(bad) > 3)}")
+    search = Search(work, name, backbone, readout)
+    search.run()
+    best = best_of(work.judged, work.labels)
+    estimate = estimate_best(work.judged, work.labels, work.seed, grouped=work.data.plan.group is not None)
+    model = _fitted(work, best, backbone, search)
+    decision = _in_words(best, work, estimate)
+    work.tell(decision)
+    test = None if work.tested is None else _test(model, work)
+    found = Tuned(model, estimate, test, decision, work.judged, work.left_out, work.folder.path, work.clock.spent)
+    _write_page(work, found, best, backbone)
+    _predict(work, model)
+    return replace(found, seconds=work.clock.spent)
+
+
+def _fitted(work: Work, best: Judged, backbone: Backbone, search: Search) -> ImageClassifier:
+    """Return the best one, fitted to all images, and write it; take it from its file where it is there already."""
+    known, facts = work.folder.read("final"), {"name": best.name, "epochs": best.epochs}
+    work.data.image_size = best.image_size
+    path = work.folder.path / MODEL
+    if known is not None and known.facts == facts and path.is_file():
+        return load_delta(path, _unfitted(work, best, backbone)).eval()
+    if best.readout is not None:
+        model = best.readout.build(backbone, work.data.num_classes)
+    else:
+        work.tell(f"{best.name}: fitted to all {len(work.labels):,} images, {best.epochs} epochs")
+        model = search.fit_to_all(best)
+    work.save(model)
+    work.folder.write("final", Step(facts))
+    return model
+
+
+def _unfitted(work: Work, best: Judged, backbone: Backbone) -> ImageClassifier:
+    built = best.readout or best.candidate
+    assert built is not None  # noqa: S101 - it is one or the other
+    return built.build(backbone, work.data.num_classes)
+
+
+def _in_words(best: Judged, work: Work, estimate: Estimate) -> str:
+    others = f", the best of {len(work.judged)} that were judged" if len(work.judged) > 1 else ""
+    missing = f"; {len(work.left_out)} more were not tried for want of time" if work.left_out else ""
+    return f"chosen: {best.name}{others}{missing}; to be expected on new images: {estimate}"
+
+
+def _test(model: ImageClassifier, work: Work) -> Estimate:
+    """Look at the test images."""
+    assert work.tested is not None  # noqa: S101 - what calls this has looked
+    tested = work.tested
+    tested.images.decode, tested.images.pixels = work.data.images("train").decode, None
+    logits, labels = predicted(model, tested.images, work.data.batch_size)
+    ours = {name: label for label, name in enumerate(work.data.class_names)}
+    numbered = torch.tensor([ours[name] for name in tested.class_names])
+    found = estimate_accuracy([logits.argmax(1) == numbered[labels]])
+    work.tell(f"{tested.name}: {found}, {found.images:,} images, looked at once")
+    return found
+
+
+@torch.inference_mode()
+def predicted(model: ImageClassifier, images: LabelledImages, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return logits ``(N, K)`` and labels ``(N,)`` of those images that decode, in their order, on the CPU."""
+    loader = SkippingLoader(images, batch_size=batch_size, collate_fn=collate)
+    model.eval()
+    found = [(model(batch.to(model.device)).float().cpu(), labels) for batch, labels in loader]
+    return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+
+def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone) -> None:
+    tested = work.tested
+    said = [f"{found.decision[0].upper()}{found.decision[1:]}."]
+    if tested is not None:
+        said.append(f"On {tested.name}, looked at once: {found.test}, {len(tested.images):,} images.")
+    said.append(f"All of it took {duration(found.seconds)}.")
+    page = describe(f"Tuned on {work.data.source}", said, work, best, found.model, backbone, found.commands)
+    write_text_atomically(found.report, render_tuned_page(page))
+
+
+def _predict(work: Work, model: ImageClassifier) -> None:
+    """Write what the model says of images without a label, where there are any."""
+    if work.data.files is None:
+        return
+    path = work.folder.path / PREDICTIONS
+    trainer = L.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[PredictionWriter(path)],
+    )
+    trainer.predict(model, datamodule=work.data, return_predictions=False)
+    work.tell(f"{len(work.data.files):,} images without a label: {path}")

@@ -1,0 +1,196 @@
+"""The first answers: readouts of frozen networks, at one image size and then at others."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from nc_finetune.backbones import Backbone
+from nc_finetune.classifier import ImageClassifier
+from nc_finetune.data import ImageData, TrainingFold
+from nc_finetune.functional.readout import choose_columns, solve_head
+from nc_finetune.heads import set_width_
+from nc_finetune.methods import LayerReadout
+from nc_finetune.selection.features import method_features, subset_batches
+from nc_finetune.tuning.folder import Step
+
+_PREFERRED = "later_half"
+_SMALLEST, _FIRST, _STEP, _GROWTH = 64, 128, 32, 1.5
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A readout that was solved on all training images.
+
+    Attributes:
+        image_size: Height and width.
+        layers: The word for them.
+        shrinkage: Of the covariance.
+        weight: Shape ``(K, D)``, float32.
+        bias: Shape ``(K,)``.
+        logits: Leave-one-out logits of each training image in the order of the data, shape ``(N, K)``; ``nan`` for an
+            image that does not decode, or is the only one of its class.
+        fold_logits: Those by what the other folds teach; ``nan`` for images that no fold holds out.
+        seconds: Of the pass and the solution.
+        by_layers: Leave-one-out accuracy by word, where several were compared.
+    """
+
+    image_size: int
+    layers: str
+    shrinkage: float
+    weight: Tensor
+    bias: Tensor
+    logits: Tensor
+    fold_logits: Tensor
+    seconds: float
+    by_layers: dict[str, float]
+
+    def step(self) -> Step:
+        """Return what is kept of it."""
+        facts = {name: getattr(self, name) for name in ("image_size", "layers", "shrinkage", "seconds", "by_layers")}
+        tensors = {name: getattr(self, name) for name in ("weight", "bias", "logits", "fold_logits")}
+        return Step(facts, tensors)
+
+    @classmethod
+    def of_step(cls, step: Step) -> Readout:
+        """Return what :meth:`step` kept."""
+        fields: dict[str, Any] = {**step.facts, **step.tensors}
+        return cls(**fields)
+
+    def build(self, backbone: Backbone, num_classes: int) -> ImageClassifier:
+        """Return the classifier.
+
+        Args:
+            backbone: The network that was read out.
+            num_classes: K.
+        """
+        model = ImageClassifier(backbone, num_classes, method=LayerReadout(self.layers))
+        head: Any = model.head
+        set_width_(head, self.weight.shape[1])
+        with torch.no_grad():
+            head.weight.copy_(self.weight)
+            head.bias.copy_(self.bias)
+        return model.eval()
+
+
+def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] = ()) -> Readout:
+    """Solve a readout on all training images in one pass, and on those outside of each fold.
+
+    Args:
+        backbone: The network, on the device to compute on.
+        data: The images.
+        folds: Of the training images.
+
+    Raises:
+        ValueError: If no image decodes, features are not finite, no class has two images, or images of each class are
+            all the same.
+    """
+    start = time.perf_counter()
+    method = LayerReadout()
+    groups = method.columns(backbone)
+    batches = subset_batches(data, "train")
+    features, labels = method_features(method, backbone, batches)
+    if not features.isfinite().all():
+        raise ValueError(
+            f"features of {backbone.name} are not finite for images of {data.image_size} pixels; choose other weights,"
+            " or look for broken images"
+        )
+    preferred = _PREFERRED if _PREFERRED in groups else next(iter(groups))
+    choice = choose_columns(features, labels, data.num_classes, groups, preferred)
+    features = features[:, groups[choice.name]]
+    places = good_places(data)
+    unknown = torch.full((len(data.images("train")), data.num_classes), torch.nan)
+    with warnings.catch_warnings():  # the check of the data has said so
+        warnings.filterwarnings("ignore", message="there (is no sample of class|are too few samples)")
+        head = choice.head or solve_head(features, labels, data.num_classes)
+        seconds = time.perf_counter() - start
+        fold_logits = unknown.clone()
+        for fold in folds:
+            held = torch.isin(places, torch.tensor(fold.held_out))
+            inside = solve_head(features[~held], labels[~held], data.num_classes, shrinkage=head.shrinkage)
+            found = features[held].double() @ inside.weight.T + inside.bias
+            fold_logits[places[held]] = found.float().cpu()
+    logits = unknown.clone()
+    logits[places] = head.logits.float().cpu()
+    return Readout(
+        image_size=data.image_size,
+        layers=choice.name,
+        shrinkage=head.shrinkage,
+        weight=head.weight.float().cpu(),
+        bias=head.bias.float().cpu(),
+        logits=logits,
+        fold_logits=fold_logits,
+        seconds=seconds,
+        by_layers=choice.accuracies,
+    )
+
+
+def good_places(data: ImageData) -> Tensor:
+    """Return the places in the training split of the images that have not failed to decode so far."""
+    images = data.images("train")
+    bad = images.bad
+    return torch.tensor([place for place, row in enumerate(images.indices) if bad is None or not bad[row]])
+
+
+def log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-likelihood of the label of each image, shape ``(N,)``; ``nan`` where logits are."""
+    return -F.cross_entropy(logits, labels, reduction="none")
+
+
+def image_sizes(backbone: Backbone, pixels: int) -> list[int]:
+    """Return the image sizes to try, from the first on.
+
+    The first is that of the images, between 64 and 128 pixels; then half as much again each time, up to that of the
+    pre-training. A network that takes one size alone has that.
+
+    Args:
+        backbone: The network.
+        pixels: Of the shorter side of a typical image.
+
+    Example:
+        >>> from nc_finetune.backbones import TimmBackbone
+        >>> image_sizes(TimmBackbone("test_efficientnet", weights=None), 500)
+        [128, 160]
+    """
+    own = backbone.preprocessing.image_size
+    first = min(own, max(_SMALLEST, min(_FIRST, -(-pixels // _STEP) * _STEP)))
+    sizes = [first]
+    while sizes[-1] < own:
+        sizes.append(min(own, round(sizes[-1] * _GROWTH / _STEP) * _STEP))
+    return [size for size in sizes if _takes(backbone, size)] or [own]
+
+
+@torch.inference_mode()
+def _takes(backbone: Backbone, size: int) -> bool:
+    backbone.eval()
+    device = next(backbone.parameters()).device
+    try:
+        backbone(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def typical_side(data: ImageData) -> int:
+    """Return the median of the shorter side of some training images, in pixels; 0 where none can be read."""
+    images = data.images("train")
+    rows = images.indices[:: max(1, len(images) // 20)]
+    sides = sorted(side for row in rows if (side := _shorter_side(images.table.encoded(row))))
+    return sides[len(sides) // 2] if sides else 0
+
+
+def _shorter_side(encoded: dict[str, Any]) -> int:
+    try:
+        with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
+            return int(min(image.size))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0

@@ -1,0 +1,304 @@
+"""From a folder to a model: whatever is given, whenever it is stopped."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tuning_photos import write_photos
+
+import nc_finetune
+from nc_finetune.backbones import TimmBackbone
+from nc_finetune.cli.app import main
+from nc_finetune.deployment import load_delta, predict_folder
+from nc_finetune.tuning import Tuned, search
+
+QUICK: dict[str, Any] = {"backbones": ["test_resnet=null"], "image_size": 32, "batch_size": 8, "minutes": 0.01}
+
+
+def tune(source: Path | str, out: Path, **options: Any) -> Tuned:
+    return nc_finetune.tune(source, out, **{**QUICK, **options})
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> str:
+    """A network whose weights are in a file, so that its models can be loaded anywhere."""
+    path = tmp_path / "weights.safetensors"
+    state = TimmBackbone("test_resnet", None).model.state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    return f"test_resnet={path}"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates of one epoch, which are always worth the time."""
+    monkeypatch.setattr(search, "_EPOCHS", 1)
+
+
+def test_first_answer_is_a_model_that_predicts(photos: Path, tmp_path: Path, network: str) -> None:
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", backbones=[network], tell=lines.append)
+    assert lines[0] == "36 images of 3 classes, 12 each"
+    assert found.estimate.images == 36
+    assert found.estimate.low < found.estimate.accuracy <= found.estimate.high
+    assert found.test is None
+    assert "not tried for want of time" in found.decision
+    assert any("side FT" in name for name in found.left_out)
+    page = found.report.read_text()
+    assert "readout, 32 pixels" in page
+    assert "<script" not in page
+    loaded = load_delta(found.model_file).eval()
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), found.model(images))
+    predict_folder(found.model_file, photos, tmp_path / "all.csv")
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert sum(row["file"].split("/")[0] == row["prediction"] for row in rows) > 18
+
+
+def test_what_is_tuned_is_judged_on_folds_and_fitted_to_all(
+    photos: Path, tmp_path: Path, network: str, short_fits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nc_finetune.tuning.pipeline.best_of", lambda judged, labels: judged[-1])
+    monkeypatch.setattr("nc_finetune.tuning.judged.best_of", lambda judged, labels: judged[-1])
+    monkeypatch.setattr(search.Search, "_behind", lambda self, part: None)
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", backbones=[network], minutes=5, tell=lines.append)
+    best = found.judged[-1]
+    assert best.candidate is not None
+    assert best.name in found.decision
+    assert f"{best.name}: fitted to all 36 images, 1 epochs" in lines
+    assert not found.left_out
+    names = [one.name for one in found.judged]
+    assert any("side FT" in name for name in names)
+    assert any("full FT" in name for name in names)
+    loaded = load_delta(found.model_file).eval()
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), found.model(images))
+    again = tune(photos, tmp_path / "out", backbones=[network], minutes=5)
+    assert again.decision == found.decision
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", range(6))
+def test_stopped_anywhere_it_comes_to_the_same_model(
+    photos: Path, tmp_path: Path, short_fits: None, after: int
+) -> None:
+    whole = tune(photos, tmp_path / "whole", minutes=5)
+    seen: list[str] = []
+
+    def tell(line: str) -> None:
+        seen.append(line)
+        if len(seen) > after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tune(photos, tmp_path / "out", minutes=5, tell=tell)
+    found = tune(photos, tmp_path / "out", minutes=5)
+    assert found.decision == whole.decision
+    assert found.estimate == whole.estimate
+    ours, theirs = load_file(found.model_file), load_file(whole.model_file)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_more_time_tries_what_was_left_out(photos: Path, tmp_path: Path, short_fits: None) -> None:
+    assert tune(photos, tmp_path / "out").left_out
+    assert not tune(photos, tmp_path / "out", minutes=5).left_out
+
+
+def test_a_test_split_is_looked_at_once_in_the_end(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "train")
+    write_photos(tmp_path / "photos" / "val", each=2, seed=1)
+    write_photos(tmp_path / "photos" / "test", each=5, seed=2)
+    lines: list[str] = []
+    found = tune(tmp_path / "photos", tmp_path / "out", tell=lines.append)
+    assert lines[0] == "42 images of 3 classes, 14 each"  # those of the validation split among them
+    assert found.test is not None
+    assert found.test.images == 15
+    assert "the test split" in lines[-1]
+
+
+def test_images_are_held_out_for_a_test_on_demand(photos: Path, tmp_path: Path) -> None:
+    found = tune(photos, tmp_path / "out", test="0.25")
+    assert found.test is not None
+    assert (found.test.images, found.estimate.images) == (9, 27)
+
+
+def test_another_folder_is_a_test_by_the_names_of_its_classes(photos: Path, tmp_path: Path) -> None:
+    other = write_photos(tmp_path / "other", each=4, seed=5)
+    shutil.rmtree(other / "class0")
+    found = tune(photos, tmp_path / "out", test=str(other))
+    assert found.test is not None
+    assert found.test.images == 8
+    assert found.test.accuracy > 0.5
+
+
+def test_another_folder_of_other_classes_is_refused(photos: Path, tmp_path: Path) -> None:
+    other = write_photos(tmp_path / "other", each=4)
+    (other / "class0").rename(other / "dog")
+    with pytest.raises(ValueError, match=r"has classes that .* has not: 'dog'"):
+        tune(photos, tmp_path / "out", test=str(other))
+
+
+def test_broken_images_are_left_out_and_said(photos: Path, tmp_path: Path) -> None:
+    (photos / "class0" / "0.png").write_bytes(b"no image")
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", tell=lines.append)
+    assert found.estimate.images == 35
+    assert any("class0/0.png" in line and "left out" in line for line in lines)
+
+
+def test_images_without_a_label_are_predicted(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos", each=8)
+    files = sorted(folder.rglob("*.png"))
+    lines = [
+        f"{file.relative_to(folder)},{file.parent.name if number % 4 else ''}" for number, file in enumerate(files)
+    ]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *lines]) + "\n")
+    tune(folder / "labels.csv", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert len(rows) == 6
+    assert {row["prediction"] for row in rows} <= {"class0", "class1", "class2"}
+
+
+def test_of_several_networks_the_likeliest_is_taken(photos: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    tune(photos, tmp_path / "out", backbones=["test_resnet=null", "test_efficientnet=null"], tell=lines.append)
+    assert any(line.startswith("network: test_") for line in lines)
+    assert sum(line.startswith("readout of test_") for line in lines) == 3  # the chosen one again, from what was kept
+
+
+def test_changed_images_start_anew_and_are_said(photos: Path, tmp_path: Path) -> None:
+    tune(photos, tmp_path / "out")
+    write_photos(photos, each=1, seed=9, start=50)
+    (photos / "class0" / "3.png").unlink()
+    lines: list[str] = []
+    tune(photos, tmp_path / "out", tell=lines.append)
+    assert lines[0].startswith("since the last time 3 images are new, 1 images are gone; what was found then lies in")
+    assert (tmp_path / "out" / "earlier" / "1" / "model.safetensors").is_file()
+
+
+def test_groups_are_never_parted(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos", each=8)
+    for file in folder.rglob("*.png"):
+        file.rename(file.with_name(f"person{int(file.stem) // 2}_{file.name}"))
+    found = tune(folder, tmp_path / "out", group=r"class\d/person\d")
+    assert found.estimate.images == 24
+
+
+def double(photos: Path) -> None:
+    shutil.copy(photos / "class0" / "0.png", photos / "class1" / "copy.png")
+
+
+def one_each(photos: Path) -> None:
+    for file in photos.rglob("*.png"):
+        if file.stem != "0":
+            file.unlink()
+
+
+def one_class(photos: Path) -> None:
+    for label in (1, 2):
+        shutil.rmtree(photos / f"class{label}")
+
+
+def no_images(photos: Path) -> None:
+    for file in photos.rglob("*.png"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (double, "1 images are in two classes: .* mend the images, or go on as they are with --force"),
+        (one_each, "each of the 3 classes of .* has one image alone"),
+        (one_class, "one class only"),
+        (no_images, "no folders of images"),
+    ],
+)
+def test_what_would_spoil_a_model_is_refused(
+    photos: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(photos)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        tune(photos, tmp_path / "out")
+
+
+def test_doubled_images_are_gone_on_with_by_force(photos: Path, tmp_path: Path) -> None:
+    double(photos)
+    lines: list[str] = []
+    tune(photos, tmp_path / "out", force=True, tell=lines.append)
+    assert any(line.startswith("note: 1 images are in two classes") for line in lines)
+
+
+def test_leaked_test_images_are_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "train")
+    write_photos(tmp_path / "photos" / "test")
+    with pytest.raises(ValueError, match="36 images of the test split are among those to learn from"):
+        tune(tmp_path / "photos", tmp_path / "out")
+
+
+def test_two_images_a_class_give_a_readout(photos: Path, tmp_path: Path) -> None:
+    for file in photos.rglob("*.png"):
+        if int(file.stem) > 1:
+            file.unlink()
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", minutes=5, tell=lines.append)
+    assert found.judged[0].readout is not None
+    assert any("the readout stays" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minutes": 0}, "minutes must be above 0"),
+        ({"backbones": []}, "at least one backbone"),
+        ({"backbones": ["resnet_of_nobody"]}, "resnet_of_nobody"),
+        ({"test": "0"}, "holds no image"),
+    ],
+)
+def test_bad_arguments_get_one_clear_error(photos: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune(photos, tmp_path / "out", **options)
+
+
+def test_command_prints_each_step_and_what_to_type_next(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "tune",
+        str(photos),
+        "--out",
+        str(out),
+        "--backbones",
+        "test_resnet=null",
+        "--minutes",
+        "0.01",
+        "--image-size",
+        "32",
+    ]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "readout of test_resnet at 32 pixels" in printed
+    assert f"nc-finetune predict {out / 'model.safetensors'} FOLDER" in printed
+    assert f"Report: {out / 'report.html'}" in printed
+    assert main([*words, "--minutes", "0"]) == 2
+    assert "must be above 0" in capsys.readouterr().err
