@@ -119,6 +119,7 @@ def test_stopped_anywhere_it_comes_to_the_same_model(
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_more_time_tries_what_was_left_out(photos: Path, tmp_path: Path, short_fits: None) -> None:
     assert tune(photos, tmp_path / "out").left_out
     assert not tune(photos, tmp_path / "out", minutes=5).left_out
@@ -142,6 +143,7 @@ def test_images_are_held_out_for_a_test_on_demand(photos: Path, tmp_path: Path) 
     assert (found.test.images, found.estimate.images) == (9, 27)
 
 
+@pytest.mark.slow
 def test_another_folder_is_a_test_by_the_names_of_its_classes(photos: Path, tmp_path: Path) -> None:
     other = write_photos(tmp_path / "other", each=4, seed=5)
     shutil.rmtree(other / "class0")
@@ -179,6 +181,7 @@ def test_images_without_a_label_are_predicted(tmp_path: Path) -> None:
     assert {row["prediction"] for row in rows} <= {"class0", "class1", "class2"}
 
 
+@pytest.mark.slow
 def test_of_several_networks_the_likeliest_is_taken(photos: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     tune(photos, tmp_path / "out", backbones=["test_resnet=null", "test_efficientnet=null"], tell=lines.append)
@@ -196,6 +199,7 @@ def test_changed_images_start_anew_and_are_said(photos: Path, tmp_path: Path) ->
     assert (tmp_path / "out" / "earlier" / "1" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_groups_are_never_parted(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "photos", each=8)
     for file in folder.rglob("*.png"):
@@ -241,6 +245,7 @@ def test_what_would_spoil_a_model_is_refused(
         tune(photos, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_doubled_images_are_gone_on_with_by_force(photos: Path, tmp_path: Path) -> None:
     double(photos)
     lines: list[str] = []
@@ -255,6 +260,7 @@ def test_leaked_test_images_are_refused(tmp_path: Path) -> None:
         tune(tmp_path / "photos", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_two_images_a_class_give_a_readout(photos: Path, tmp_path: Path) -> None:
     for file in photos.rglob("*.png"):
         if int(file.stem) > 1:
