@@ -129,6 +129,12 @@ class Report:
     rows: tuple[Row, ...] = ()
 
 
+_FOLDS = (
+    " Of runs whose choice is by folds, learning rate, chosen key layer and number of epochs come of folds of the "
+    "training images alone, on all of which they were then trained: that is all that they have seen of labels."
+)
+
+
 def _notes(finished: Sequence[Result]) -> str:
     """Explain the columns, with the convention by which NC1 was measured."""
     if not finished:
@@ -144,7 +150,7 @@ def _notes(finished: Sequence[Result]) -> str:
         "A learning rate with a \N{DOUBLE DAGGER} was the lowest or the highest that was tried, so that a better one "
         "may lie beyond. s/epoch: mean time of one training pass. Peak memory: largest of the seeds. Delta size: what "
         "a file of the tuned part and the head takes."
-    )
+    ) + (_FOLDS if any(run.choice.get("by") == "folds" for run in finished) else "")
 
 
 def _slug(text: str) -> str:

@@ -147,6 +147,20 @@ def test_a_refit_trains_on_all_images_at_the_rates_of_the_whole_length(monkeypat
     assert isinstance(model.method, FullFinetuning)
 
 
+def test_a_first_look_takes_few_folds_and_more_go_on_from_there(tmp_path: Path, builds: list[int]) -> None:
+    def counted() -> ImageClassifier:
+        builds.append(1)
+        return build()()
+
+    judging = CrossValidation(make_data(), 3, epochs=1, progress=tmp_path)
+    first, whole = judging.judge("probe", counted, folds=1), judging.judge("probe", counted)
+    assert first.items.tolist() == judging.folds[0].held_out
+    assert len(builds) == 3
+    assert torch.equal(whole.logits[:, whole.folds == 0], first.logits)
+    with pytest.raises(ValueError, match="one fold at least, got 0"):
+        judging.judge("probe", counted, folds=0)
+
+
 @pytest.mark.parametrize("epochs", [0, 5])
 def test_a_refit_has_epochs_of_those_that_were_judged(epochs: int) -> None:
     with pytest.raises(ValueError, match=rf"epochs of a refit must lie in \[1, 4\], got {epochs}"):
