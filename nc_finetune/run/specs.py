@@ -161,6 +161,7 @@ class MethodSpec:
         heads: The classifiers to combine it with; ``None`` is those of the grid.
         solve_head: Solve a head at the end of each fit, and take what validation images find likeliest; see
             :class:`~nc_finetune.callbacks.SolveHead`. True is of what the head sees; or layers, as ``"later_half"``.
+            Where folds choose, they do so by the trained head, and the fit of all images takes the mean of both.
     """
 
     method: str

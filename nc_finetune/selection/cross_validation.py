@@ -117,9 +117,12 @@ class CrossValidation:
             What its models say of the images that each was not trained on.
 
         Raises:
+            ValueError: If fewer than one fold is asked for.
             DivergedError: If the loss was not finite in a fold.
             FoldError: If a fold failed.
         """
+        if folds is not None and folds < 1:
+            raise ValueError(f"a candidate is judged on one fold at least, got {folds}")
         parts = []
         for number, fold in enumerate(self.folds[:folds]):
             place = self._place(name, fold)

@@ -14,7 +14,7 @@ from nc_finetune.classifier import ImageClassifier
 from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.data.labelled_images import LabelledImages
 from nc_finetune.results.result import Result, read_results, write_result
-from nc_finetune.run import runner
+from nc_finetune.run import plan, runner
 from nc_finetune.run._cell import training
 from nc_finetune.run._cell.outcome import planned_result
 from nc_finetune.run._cell.run import load_data, run_cell
@@ -248,6 +248,14 @@ def test_a_readout_needs_no_folds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_a_solved_head_is_joined_unjudged_after_the_refit() -> None:
+    method = MethodSpec(method="LayerFinetuning", learning_rates=[1e-2], solve_head=True)
+    result = run_cell(make_cell(methods=[method], extend_rates=False))
+    assert (result.error, result.readout["taken"]) == (None, "mean")
+    assert "by_heads" not in result.readout
+
+
+@pytest.mark.slow
 def test_the_test_split_is_touched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
     setup = ImageClassifier.setup
@@ -312,11 +320,9 @@ def test_yaml_says_all_of_it(tmp_path: Path) -> None:
     assert read_grid(tmp_path / "grid.yaml").cells()[0].choice.extend_rates
 
 
-def test_fits_are_counted_and_estimated(tmp_path: Path) -> None:
+def test_fits_are_counted_and_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_step_seconds", lambda *_: (1.0, 0.25))  # of a batch, trained on and judged
     grid = make_grid("LayerFinetuning")
-    plan = plan_grid(grid, tmp_path)
-    by_validation = plan_grid(
-        make_grid("LayerFinetuning", choice="validation", folds=5, datasets=[replace(DIGITS, val_size=50)]), tmp_path
-    )
     assert [cell.fits for cell in grid.cells()] == [5]
-    assert plan.seconds > by_validation.seconds > 0
+    refit, fold, test = 2 * 2 * 1.0 + 2 * 0.25, 2 * 2 * (0.5 * 1.0 + 0.5 * 0.25), 2 * 0.25
+    assert plan_grid(grid, tmp_path).seconds == pytest.approx(refit + 4 * fold + test)
