@@ -8,17 +8,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.readout.measured import paired
 from benchmarks.readout.tables import table
-from benchmarks.readout.tuned import FROM_READOUT, LAYERS, READOUT, Cell, Setting, path_of
+from benchmarks.readout.tuned import FEW, FROM_READOUT, LAYERS, READOUT, Cell, Setting, path_of
+from nc_finetune.functional.readout import clearly_best
 from nc_finetune.functional.temperature import temperature
 
 ALONE = "its own head"
 FROZEN = "alone"
 # What SolveHead takes: on the feature, and on the later half.
 CHOICES = {"feature": "SolveHead()", LAYERS: f'SolveHead("{LAYERS}")'}
+BY_LIKELIHOOD, BY_ACCURACY, UNJUDGED = "by likelihood", "by accuracy", "unjudged mean"
 
 HEAD = """# What tuning adds to the closed-form readout, and solving to tuning
 
@@ -81,17 +84,20 @@ def _tuned_rows(setting: Setting, sample: int, method: str, cell: Cell, readout:
     found: dict[str, tuple[float, str]] = {ALONE: (_accuracy(cell.logits["test"]["trained"], cell), "")}
     for layers in [name for name in (LAYERS, "feature") if name in cell.logits["test"]]:
         heads = {"trained": ("trained",), "solved": (layers,), "mean": (layers, "trained")}
-        scores = {name: _likelihood(cell, parts) for name, parts in heads.items()}
+        joined = {name: _joined(cell, "val", parts) for name, parts in heads.items()}
+        losses = {name: _losses(logits, cell.labels["val"]) for name, logits in joined.items()}
+        right = {name: _validated(logits, cell.labels["val"]) for name, logits in joined.items()}
         accuracies = {name: _test(cell, parts) for name, parts in heads.items()}
-        taken = max(scores, key=lambda name: scores[name])
+        taken = clearly_best(losses, "mean")
+        likeliest = min(losses, key=lambda name: losses[name].mean().item())
+        other = max(right, key=lambda name: (right[name], -losses[name].mean().item()))
         words = layers.replace("_", " ")
         found[f"solved on the {words}"] = accuracies["solved"], ""
         found[f"mean with that of the {words}"] = accuracies["mean"], ""
         found[f"{CHOICES[layers]} takes"] = accuracies[taken], taken
-        by_accuracy = {name: (_validated(cell, parts), scores[name]) for name, parts in heads.items()}
-        other = max(by_accuracy, key=lambda name: by_accuracy[name])
-        found[f"{CHOICES[layers]} by accuracy"] = accuracies[other], other
-        found[f"{CHOICES[layers]} unjudged"] = _unjudged(cell, layers), "mean"
+        found[f"{CHOICES[layers]} {BY_LIKELIHOOD}"] = accuracies[likeliest], likeliest
+        found[f"{CHOICES[layers]} {BY_ACCURACY}"] = accuracies[other], other
+        found[f"{CHOICES[layers]} {UNJUDGED}"] = _unjudged(cell, layers), "mean"
     joined = Cell(
         {split: cell.logits[split] | {READOUT: readout.logits[split][READOUT]} for split in ("val", "test")},
         cell.labels,
@@ -112,17 +118,16 @@ def _joined(cell: Cell, split: str, heads: Sequence[str]) -> Tensor:
     return sum(parts[1:], parts[0])
 
 
-def _likelihood(cell: Cell, heads: Sequence[str]) -> float:
-    joined = Cell({"val": {"joined": _joined(cell, "val", heads)}}, cell.labels, {})
-    return joined.likelihood("joined")
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits / temperature(logits, labels), labels, reduction="none")
 
 
 def _test(cell: Cell, heads: Sequence[str]) -> float:
     return _accuracy(_joined(cell, "test", heads), cell)
 
 
-def _validated(cell: Cell, heads: Sequence[str]) -> float:
-    return (_joined(cell, "val", heads).argmax(1) == cell.labels["val"]).double().mean().item()
+def _validated(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def _unjudged(cell: Cell, layers: str) -> float:
@@ -144,10 +149,11 @@ def page(rows: Sequence[Row], versions: str) -> str:
     settings = list(dict.fromkeys(row.setting for row in rows))
     told = "\n".join(f"* {_told(one, [row for row in rows if row.setting == one])}" for one in settings)
     methods = list(dict.fromkeys(row.method for row in rows))
-    kinds = sorted(dict.fromkeys((row.method, row.head) for row in rows), key=lambda kind: methods.index(kind[0]))
+    kinds = [kind for kind in dict.fromkeys((row.method, row.head) for row in rows) if not _is_rule(kind[1])]
+    kinds.sort(key=lambda kind: methods.index(kind[0]))
     lines = [[method, head, *(_mean(rows, one, method, head) for one in settings)] for method, head in kinds]
     heads = ("network", "head", *(f"{one.name}, {one.per_class}" for one in settings))
-    gains = _gains(rows, settings)
+    gains = _gains(rows, settings, [kind for kind in kinds if kind[0] != READOUT])
     return f"""{HEAD.format(versions=versions, settings=told)}
 {table(heads, lines)}
 ## Against the better one alone
@@ -155,7 +161,46 @@ def page(rows: Sequence[Row], versions: str) -> str:
 Points above the better of the frozen readout and the same method from scratch with its cosine head, whichever has the
 higher mean over the samples of a setting; mean over the settings, with its standard error from paired differences.
 
-{table(("network", "head", "20 a class", "more", "all"), gains)}"""
+{table(("network", "head", "20 a class", "more", "all"), gains)}
+## How to choose
+
+Mean test accuracy over all samples and networks that were tuned, by what is done at the end of their fits. SolveHead
+takes the mean unless one of the two is likelier by a standard error, image by image. Likelihood and accuracy are of the
+100 validation images; the unjudged mean needs none.
+
+{table(("layers", *RULES), _rules(rows))}"""
+
+
+RULES = {
+    "trained": ALONE,
+    "solved": "solved on the {}",
+    "mean": "mean with that of the {}",
+    "SolveHead": "{} takes",
+    "by likelihood": f"{{}} {BY_LIKELIHOOD}",
+    "by accuracy": f"{{}} {BY_ACCURACY}",
+    "unjudged mean": f"{{}} {UNJUDGED}",
+}
+
+
+def _is_rule(head: str) -> bool:
+    return head.endswith((BY_LIKELIHOOD, BY_ACCURACY, UNJUDGED))
+
+
+def _rules(rows: Sequence[Row]) -> list[list[str]]:
+    lines = []
+    for layers, name in CHOICES.items():
+        words = layers.replace("_", " ")
+        looked = {(row.setting, row.sample, row.method) for row in rows if row.head == f"{name} takes"}
+        values = []
+        for rule in RULES.values():
+            wanted = rule.format(name if rule.startswith("{}") else words)
+            found = [
+                row.accuracy for row in rows if row.head == wanted and (row.setting, row.sample, row.method) in looked
+            ]
+            values.append(f"{statistics.mean(found):.2f}" if found else "")
+        if looked:
+            lines.append([words, *values])
+    return lines
 
 
 def _told(setting: Setting, rows: Sequence[Row]) -> str:
@@ -177,19 +222,9 @@ def _mean(rows: Sequence[Row], setting: Setting, method: str, head: str) -> str:
     return f"{statistics.mean(found.values()):.1f}" if found else ""
 
 
-def _gains(rows: Sequence[Row], settings: Sequence[Setting]) -> list[list[str]]:
-    kinds = list(dict.fromkeys((row.method, row.head) for row in rows if row.method != READOUT))
-    return [
-        [
-            method,
-            head,
-            *(
-                _gain(rows, [one for one in settings if few is None or (one.per_class == 20) == few], method, head)
-                for few in (True, False, None)
-            ),
-        ]
-        for method, head in kinds
-    ]
+def _gains(rows: Sequence[Row], settings: Sequence[Setting], kinds: Sequence[tuple[str, str]]) -> list[list[str]]:
+    parts = [[one for one in settings if few is None or (one.per_class == FEW) == few] for few in (True, False, None)]
+    return [[method, head, *(_gain(rows, part, method, head) for part in parts)] for method, head in kinds]
 
 
 def _gain(rows: Sequence[Row], settings: Sequence[Setting], method: str, head: str) -> str:

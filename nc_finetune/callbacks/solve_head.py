@@ -26,7 +26,7 @@ from nc_finetune.files.class_config import describe
 from nc_finetune.files.delta import save_delta
 from nc_finetune.files.delta_io import DELTA_SUFFIX
 from nc_finetune.functional.discriminant import Priors, checked_shrinkages
-from nc_finetune.functional.readout import SolvedHead
+from nc_finetune.functional.readout import SolvedHead, clearly_best
 from nc_finetune.functional.temperature import temperature
 from nc_finetune.heads import DiscriminantHead, MeanHead
 from nc_finetune.methods import AUTO, FinetuningMethod, LayerReadout
@@ -57,17 +57,19 @@ class SolveHead(L.Callback):
     One pass over the training images, without augmentation where the data can do without, gives class means and
     within-class covariance of what the head sees, or of several layers, and these the shrunk discriminant with
     shrinkage and temperature of the best leave-one-out likelihood, as for
-    :class:`~nc_finetune.methods.LayerReadout`. On the validation images the trained head, the solved one and the mean
-    of their log-probabilities then each get the temperature that suits them, and ``take="auto"`` keeps the one with the
-    highest mean log-likelihood, of equal ones the trained: a few hundred images tell likelihoods apart long before they
-    do accuracies. The network has seen the training images, so that leaving one of them out says nothing of images that
-    it has not: without validation images ``"auto"`` takes the mean, unjudged, in which the logits of the trained head
-    are scaled to differ within an image as much as those of the solved one do.
+    :class:`~nc_finetune.methods.LayerReadout`. On the validation images (of several loaders, those of the first) the
+    trained head, the solved one and the mean of their log-probabilities then each get the temperature that suits them,
+    and ``take="auto"`` is the mean, unless one of the two is clearly likelier: by more than one standard error of the
+    difference, image by image. A few hundred images tell likelihoods apart long before they do accuracies. The network
+    has seen the training images, so that leaving one of them out says nothing of images that it has not: without
+    validation images ``"auto"`` is the mean, unjudged, in which the logits of the trained head are scaled to differ
+    within an image as much as those of the solved one do.
 
     From then on the model has this head: it is validated, tested, saved, exported and predicts by it. What was saved
     during the fit has the trained one, which comes back where such a file is loaded and where a further fit begins.
     Where nothing can be solved, since features are not finite or have collapsed to a point, the trained head stays,
-    with a warning. Weights that a callback averages are the average by then.
+    with a warning. Weights that a callback averages are the average by then. Logged are, as ``solve_head/...``,
+    accuracy and log-likelihood of each head, shrinkage and leave-one-out accuracy.
 
     Args:
         layers: From which layers: as for :class:`~nc_finetune.methods.LayerReadout`, ``"later_half"``, ``"all"``, a
@@ -166,7 +168,7 @@ class SolveHead(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Solve, compare, take, say what, and write it."""
         self._take(trainer, pl_module)
-        if self.path is not None and trainer.is_global_zero:
+        if self.path is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_delta(pl_module, self.path)
 
     def _take(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -177,16 +179,18 @@ class SolveHead(L.Callback):
             return
         with random_state_kept():
             pair.join(solved, partial(DiscriminantHead, shrinkage=self.shrinkage, priors=self.priors))
-        self.scores = trainer.strategy.broadcast(self._judge(trainer, pl_module, pair))
-        self.taken = taken = self._choice()
+        self.scores, best = trainer.strategy.broadcast(self._judge(trainer, pl_module, pair))
+        self.taken = taken = best if self.take == "auto" else self.take
         pair.take(taken, self.scores)
         if pl_module.taken_head.is_used:
             for average in averages(trainer.callbacks):  # type: ignore[attr-defined] # which checkpoints hold
                 copied = getattr(average, "module", average)
                 copied.method, copied.head = copy.deepcopy(pl_module.method), copy.deepcopy(pl_module.head)
         rank_zero_info(self._in_words(taken, solved))
+        metrics = self._metrics(solved)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in trainer.loggers:
-            logger.log_metrics(self._metrics(solved), step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Leave a model as it was that had been trained to the end."""
@@ -217,29 +221,27 @@ class SolveHead(L.Callback):
         found: SolvedHead = trainer.strategy.broadcast(solved)
         return found
 
-    def _judge(self, trainer: L.Trainer, model: Any, pair: _Pair) -> dict[str, HeadScore]:
-        """Score the heads on the validation images; none where there are none."""
+    def _judge(self, trainer: L.Trainer, model: Any, pair: _Pair) -> tuple[dict[str, HeadScore], Head]:
+        """Score the heads on the validation images, none where there are none, and return the best with them."""
         loader = validation_loader(trainer, cached=self.layers is None)
         if loader is None:
-            return {}
+            return {}, "mean"
         width = 2 * model.num_classes
         both = Seen({"logits": torch.arange(width)}, {"logits": width}, {})
         logits, labels, _ = gather_features(trainer, model, both, loader, pair.logits)
         self.samples = len(labels)
         if not self.samples:
-            return {}
+            return {}, "mean"
         solved, trained = logits.double().chunk(2, dim=1)
-        found = {"trained": _score(trained, labels), "solved": _score(solved, labels)}
-        mean = solved / found["solved"].temperature + trained / found["trained"].temperature
-        return {**found, "mean": _score(mean / 2, labels)}
-
-    def _choice(self) -> Head:
-        if self.take != "auto":
-            return self.take
-        if not self.scores:
-            return "mean"
-        best: Head = max(get_args(Head), key=lambda name: self.scores[name].log_likelihood)
-        return best
+        mean = (solved / temperature(solved, labels) + trained / temperature(trained, labels)) / 2
+        scores, losses = {}, {}
+        for name, found in {"trained": trained, "solved": solved, "mean": mean}.items():
+            suits = temperature(found, labels)
+            losses[name] = F.cross_entropy(found / suits, labels, reduction="none")
+            accuracy = (found.argmax(1) == labels).double().mean().item()
+            scores[name] = HeadScore(accuracy, -losses[name].mean().item(), suits.item())
+        best: Any = clearly_best(losses, "mean")
+        return scores, best
 
     def _metrics(self, solved: SolvedHead) -> dict[str, float]:
         values = {
@@ -343,9 +345,3 @@ def _apart(logits: Tensor) -> Tensor:
     """Return how far the logits of each sample lie apart, shape ``(N,)``."""
     logits = logits.double()
     return logits.amax(1) - logits.amin(1)
-
-
-def _score(logits: Tensor, labels: Tensor) -> HeadScore:
-    found = temperature(logits, labels).item()
-    likelihood = -F.cross_entropy(logits / found, labels).item()
-    return HeadScore((logits.argmax(1) == labels).double().mean().item(), likelihood, found)

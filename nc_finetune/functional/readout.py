@@ -222,12 +222,32 @@ def choose_columns(
         name: _solve(few[:, columns], labels, num_classes, None, shrinkage, priors) for name, columns in groups.items()
     }
     losses = {name: F.cross_entropy(head.logits, labels, reduction="none") for name, head in heads.items()}
+    name = clearly_best(losses, prefer)
+    accuracies = {name: head.accuracy for name, head in heads.items()}
+    return ColumnChoice(name, accuracies, len(rows), heads[name] if len(rows) == len(target) else None)
+
+
+def clearly_best(losses: Mapping[str, Tensor], prefer: str) -> str:
+    """Return the preferred one of several, or of those that are clearly better the one with the lowest mean loss.
+
+    Clearly: by more than one standard error of the difference, sample by sample.
+
+    Args:
+        losses: Of the same samples, shape ``(N,)``, by name; those that are not finite are left out.
+        prefer: One of the names.
+
+    Returns:
+        A name.
+
+    Example:
+        >>> losses = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([0.5, 1.5, 2.5])}
+        >>> clearly_best(losses, "a"), clearly_best({**losses, "b": torch.tensor([0.0, 1.5, 4.0])}, "a")
+        ('b', 'a')
+    """
     gains = {name: losses[prefer] - loss for name, loss in losses.items()}
     gains = {name: gain[gain.isfinite()] for name, gain in gains.items()}
     better = [name for name, gain in gains.items() if gain.mean() > _CLEAR * gain.std() / len(gain) ** 0.5]
-    name = max(better, key=lambda name: gains[name].mean().item(), default=prefer)
-    accuracies = {name: head.accuracy for name, head in heads.items()}
-    return ColumnChoice(name, accuracies, len(rows), heads[name] if len(rows) == len(target) else None)
+    return max(better, key=lambda name: gains[name].mean().item(), default=prefer)
 
 
 def _some_rows(target: Tensor, number: int) -> Tensor:

@@ -159,7 +159,7 @@ class MethodSpec:
         options: Further arguments of the class; a ``method`` among them, as ProbeFirst has, is a name or the keys
             ``method`` and ``options`` again.
         heads: The classifiers to combine it with; ``None`` is those of the grid.
-        solve_head: Solve a head at the end of each fit, and take what validation images find likeliest; see
+        solve_head: Solve a head at the end of each fit, and take it or its mean with the trained one; see
             :class:`~nc_finetune.callbacks.SolveHead`. True is of what the head sees; or layers, as ``"later_half"``.
             Where folds choose, they do so by the trained head, and the fit of all images takes the mean of both.
     """

@@ -105,6 +105,16 @@ def test_a_head_is_solved_after_the_fits_of_a_cell() -> None:
     assert [*variant_labels(runs).values()] == ["SCL-FT", "SCL-FT, head solved on later half"]
 
 
+@pytest.mark.slow
+def test_folds_choose_rates_by_the_trained_head_and_leave_the_mean_unjudged() -> None:
+    method = MethodSpec(method="SkipConnectionFinetuning", learning_rates=[1e-3, 3e-3], solve_head="later_half")
+    (cell,) = make_grid(method, choice="folds", folds=2, extend_rates=False).cells()
+    run = run_cell(cell)
+    assert run.error is None
+    assert run.readout["taken"] == "mean"
+    assert "by_heads" not in run.readout
+
+
 @pytest.mark.parametrize(
     ("method", "solve_head", "message"),
     [
