@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from nc_finetune._common.lightning_internals import is_attached
-from nc_finetune.classifier.checkpoint import TAKEN_KEY, TRAINING_KEY
-from nc_finetune.files.class_config import describe_if_possible
+from nc_finetune.classifier.checkpoint import TRAINING_KEY
+from nc_finetune.files.class_config import build, describe, describe_if_possible
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
-from nc_finetune.methods import FinetuningMethod
+from nc_finetune.methods import FinetuningMethod, LayerReadout
 
 
 class _Parts(NamedTuple):
@@ -62,7 +62,7 @@ class TakenHead:
             config: How the head is built, as :attr:`~nc_finetune.files.ModelConfig.head`.
         """
         if not self.is_used:
-            self._trained = _Parts(self.model.method, self.model.head, self.model.head_config)
+            self._trained = self._in_use
         self._taken = _Parts(method, head, config)
         self._use(self._taken)
 
@@ -79,23 +79,47 @@ class TakenHead:
     def follow(self, content: Mapping[str, Any]) -> None:
         """Use the one that a checkpoint, or the description of a delta, is of; of two that are alike the trained one.
 
+        What was taken after another fit of such a model is built as the file says.
+
         Raises:
-            ValueError: If a fit is to go on from a head that was taken after one.
+            ValueError: If a fit is to go on from a head that was taken after one, or the description is not trusted.
         """
-        fits = is_attached(self.model) and self.model.trainer.state.fn == "fit"
-        if fits and content.get(TRAINING_KEY, {}).get(TAKEN_KEY):
+        described, state = content.get(CHECKPOINT_KEY), content.get("state_dict")
+        if described is None:
+            return
+        is_taken = described.get("taken_after_fit", False)
+        is_resumed = TRAINING_KEY in content and is_attached(self.model) and self.model.trainer.state.fn == "fit"
+        if is_taken and is_resumed:
             raise ValueError(
                 "the checkpoint was written after a fit and holds the head that SolveHead took there; resume from one"
                 " that was written during the fit, or begin anew from ImageClassifier.load_from_checkpoint(path)"
             )
-        described = content.get(CHECKPOINT_KEY)
-        if self._trained is None or self._taken is None or described is None:
-            return
-        state = content.get("state_dict")
-        if self._trained.fits(described, state):
+        trained = self._trained if self.is_used and self._trained else self._in_use
+        if trained.fits(described, state):
             self.put_back()
-        elif self._taken.fits(described, state):
+        elif self._taken is not None and self._taken.fits(described, state):
             self.use_again()
+        elif is_taken and (built := self._built(trained, described)) is not None:
+            self._trained, self._taken = trained, built
+            self._use(built)
+
+    @property
+    def _in_use(self) -> _Parts:
+        return _Parts(self.model.method, self.model.head, self.model.head_config)
+
+    def _built(self, trained: _Parts, described: Mapping[str, Any]) -> _Parts | None:
+        """Build what was taken after a fit like that of this model; ``None`` of another one, or what has gaps."""
+        own, theirs, head = describe_if_possible(trained.method), described["method"], described["head"]
+        if None in (own, theirs, head):
+            return None
+        method = trained.method
+        if theirs != own:
+            arguments = theirs.get("init_args", {})
+            if theirs.get("class_path") != describe(LayerReadout)["class_path"] or arguments.get("method") != own:
+                return None
+            method = LayerReadout(**build({**arguments, "method": None}) | {"method": trained.method})
+        factory = build(head)
+        return _Parts(method, factory(method.num_features(self.model.backbone), self.model.num_classes), head)
 
     def _use(self, parts: _Parts) -> None:
         model, like = self.model, next(iter(self.model.backbone.parameters()))

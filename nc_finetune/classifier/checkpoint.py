@@ -25,7 +25,6 @@ from nc_finetune.methods import AUTO, FinetuningMethod, LayerReadout, named_bloc
 
 # Where a checkpoint says how its model is trained: the arguments that a delta need not know.
 TRAINING_KEY = "nc_finetune_training"
-TAKEN_KEY = "head_taken_after_fit"
 _DESCRIBED_APART = ("self", "backbone", "num_classes", "weights", "method", "head")
 
 
@@ -37,7 +36,7 @@ def describe_training(model: Any) -> dict[str, Any]:
 
     Returns:
         What JSON can hold: ``arguments`` by name, the names that are ``left_out`` since there is no description, and
-        the hash of the backbone before it was tuned; and whether the head is one that was taken after the fit.
+        the hash of the backbone before it was tuned.
     """
     arguments, left_out = {}, []
     for name in (name for name in _argument_names(type(model)) if hasattr(model, name)):
@@ -51,7 +50,6 @@ def describe_training(model: Any) -> dict[str, Any]:
         "left_out": left_out,
         "base_sha256": model.backbone.base_hash,
         "weights": weights if isinstance(weights, str) else None,
-        **({TAKEN_KEY: True} if model.taken_head.is_used else {}),
     }
 
 

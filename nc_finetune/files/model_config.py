@@ -29,6 +29,7 @@ class ModelConfig:
         interpolation: The filter that resized them.
         multi_label: Whether an image may have several labels.
         independent_classes: Whether probabilities are sigmoids, each class on its own.
+        taken_after_fit: Whether head and method are those that were taken after a fit of others.
         format_version: Version of this description.
     """
 
@@ -43,6 +44,7 @@ class ModelConfig:
     interpolation: str | None = None
     multi_label: bool = False
     independent_classes: bool = False
+    taken_after_fit: bool = False
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def describe_model(model: Any, class_names: Sequence[str] | None = None, data: A
         interpolation=facts.interpolation,
         multi_label=bool(getattr(model, "multilabel", False)),
         independent_classes=bool(getattr(model, "independent_classes", False)),
+        taken_after_fit=hasattr(model, "taken_head") and model.taken_head.is_used,
     )
 
 

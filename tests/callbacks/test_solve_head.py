@@ -310,6 +310,17 @@ def test_files_of_the_taken_head_are_loaded_to_the_same_predictions(
         torch.testing.assert_close(probabilities(found), taken, rtol=0, atol=1e-6)
         assert not found.taken_head.is_used
     assert torch.load(tmp_path / "taken.ckpt").get("hyper_parameters", {}) == {}
+    for file in ("taken.safetensors", "taken.ckpt"):  # onto a model that was never fitted
+        found = ImageClassifier(
+            "test_resnet", CLASSES, weights=str(tmp_path / "base.pth"), method=METHODS["skip"](), head=CosineHead
+        )
+        tester = make_trainer()
+        tester.test(found, loader(VAL), ckpt_path=str(tmp_path / file), verbose=False)
+        torch.testing.assert_close(probabilities(found), taken, rtol=0, atol=1e-6)
+        assert found.taken_head.is_used
+        assert type(found.taken_head.trained) is CosineHead
+    with pytest.raises(ValueError, match="the delta was made for another method"):
+        load_delta(tmp_path / "taken.safetensors", make_model("full"))
     with pytest.raises(ValueError, match="written after a fit and holds the head that SolveHead took"):
         fit(make_model(), make_trainer(SolveHead(), max_epochs=3), ckpt_path=str(tmp_path / "taken.ckpt"))
 
