@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from nc_finetune.data import ImageData, TrainingFold
 from nc_finetune.functional.readout import choose_columns, solve_head
 from nc_finetune.heads import set_width_
 from nc_finetune.methods import LayerReadout
+from nc_finetune.methods.readout import LayerGroup
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.tuning.folder import Step
 
@@ -45,7 +46,7 @@ class Readout:
     """
 
     image_size: int
-    layers: str
+    layers: LayerGroup
     shrinkage: float
     weight: Tensor
     bias: Tensor
@@ -95,10 +96,8 @@ def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] 
             all the same.
     """
     start = time.perf_counter()
-    method = LayerReadout()
-    groups = method.columns(backbone)
-    batches = subset_batches(data, "train")
-    features, labels = method_features(method, backbone, batches)
+    method, groups = _layers(backbone)
+    features, labels = method_features(method, backbone, subset_batches(data, "train"))
     if not features.isfinite().all():
         raise ValueError(
             f"features of {backbone.name} are not finite for images of {data.image_size} pixels; choose other weights,"
@@ -123,7 +122,7 @@ def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] 
     logits[places] = head.logits.float().cpu()
     return Readout(
         image_size=data.image_size,
-        layers=choice.name,
+        layers=cast(LayerGroup, choice.name),
         shrinkage=head.shrinkage,
         weight=head.weight.float().cpu(),
         bias=head.bias.float().cpu(),
@@ -132,6 +131,16 @@ def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] 
         seconds=seconds,
         by_layers=choice.accuracies,
     )
+
+
+def _layers(backbone: Backbone) -> tuple[LayerReadout, dict[str, Tensor]]:
+    """Return a readout and the columns of its layers by word; the last feature alone, where others are no vectors."""
+    method = LayerReadout()
+    try:
+        return method, method.columns(backbone)
+    except ValueError:
+        method = LayerReadout("penultimate")
+        return method, {"penultimate": method.columns(backbone)["given"]}
 
 
 def good_places(data: ImageData) -> Tensor:

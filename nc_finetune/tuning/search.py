@@ -50,7 +50,7 @@ class Search:
             work.clock.budget = min(MOST_SECONDS, work.clock.spent + _FULL_FT_PASSES * readout.seconds)
         work.data.image_size = readout.image_size
         costs, scores = Costs(self.backbone, work.data, readout.seconds), dict[str, float]()
-        for candidate in proposals(self.backbone, _EPOCHS, scores):
+        for candidate in proposals(self.backbone, readout.layers, _EPOCHS, scores):
             if self._has_time(candidate, costs):
                 found = self._judge(candidate, costs)
                 if found is not None:
