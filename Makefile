@@ -12,6 +12,7 @@ TESTS := $(BIN)/python -m pytest -n logical --dist loadfile
 .PHONY: quickstart test slow test-all check lint clean
 
 quickstart: $(INSTALLED)
+	$(BIN)/nc-finetune tune sklearn:digits --test 0.2 --minutes 0.5 --out $(OUT)/tuned
 	$(BIN)/nc-finetune benchmark recipes/quickstart.yaml --out $(OUT)
 
 test: $(INSTALLED)
