@@ -9,8 +9,9 @@ what the order of the samples alone does, and, after that of all sets, variants 
 std. Choices look at the training sample alone, by exact leave-one-out (folds where said); held-out images are only
 reported: the test split, and of sets with few test images others that were not drawn, up to 1,500.
 
-Features and figures are kept in ``--features``: what is there is not measured again; delete the folder to do so. Tables
-go to ``benchmarks/results/readout/variants.md``. About an hour on one thread, most of it CIFAR-100.
+Features and figures are kept in ``--features``: what is there is not measured again; delete the folder to do so. Of a
+run that was cut off, ``--no-variants`` writes what is there. Tables go to ``benchmarks/results/readout/variants.md``.
+About an hour on one thread, most of it CIFAR-100.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Kept:
         """Measure what is not there."""
         if question not in (found := self.figures.setdefault(name, {})):
             found[question] = measure()
-            self.path.write_text(json.dumps(self.figures, indent=1))
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.figures, indent=1))
+            partial.replace(self.path)
 
 
 def measure(kept: Kept, features: Features, *, orders: bool) -> None:
@@ -99,10 +102,13 @@ def main() -> None:
     for name, folder, pixels, per_class, _, _, orders in chosen:
         console.print(f"{name}: readouts and choices")
         measure(kept, taken(name, folder, pixels, per_class), orders=orders)
-    for name, folder, pixels, per_class, larger, costly, _ in () if options.no_variants else chosen:
-        variants = SINGLE | (COSTLY if costly else {})
+    varied = [] if options.no_variants else chosen
+    for name, folder, pixels, per_class, *_ in varied:
+        measure_variants(kept, taken(name, folder, pixels, per_class), SINGLE, console)
+    for name, folder, pixels, per_class, larger, costly, _ in varied:
+        variants = COSTLY if costly else {}
         if larger is not None:
-            variants |= with_larger(taken(name, folder, larger, per_class))
+            variants = variants | with_larger(taken(name, folder, larger, per_class))
         measure_variants(kept, taken(name, folder, pixels, per_class), variants, console)
     names = {name: f"{pixels} px, {per_class} a class" for name, _, pixels, per_class, *_ in SETS}
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "timm", "scikit-learn", "numpy"))
