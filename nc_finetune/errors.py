@@ -11,6 +11,10 @@ class TrainingStoppedError(RuntimeError):
     """Training has ended early for a reason that the message tells: no defect of the program."""
 
 
+class UnavailableError(RuntimeError):
+    """Something is needed that cannot be had from here, such as weights of the hub: no defect of the program."""
+
+
 class DataWarning(UserWarning):
     """Something about the images that whoever reads a result should know; a benchmark notes it down."""
 

@@ -14,7 +14,7 @@ from nc_finetune.backbones._open_clip.towers import describe_tower
 from nc_finetune.backbones._weights.state_dicts import shapes
 from nc_finetune.backbones.base import Backbone
 from nc_finetune.backbones.preprocessing import Preprocessing
-from nc_finetune.errors import check_name
+from nc_finetune.errors import UnavailableError, check_name
 
 ClipFeatures = Literal["pre_projection", "projected"]
 
@@ -152,7 +152,7 @@ class OpenClipBackbone(Backbone):
         try:
             tokenizer = open_clip.get_tokenizer(self.name)
         except Exception as error:  # the hub client has many kinds
-            raise RuntimeError(f"the tokenizer of {self.name} could not be had ({error})") from error
+            raise UnavailableError(f"the tokenizer of {self.name} could not be had ({error})") from error
         return TextEncoder(self._source.rebuild(), tokenizer, self.get_buffer("_mean").device)
 
     def text_embeddings(self, prompts: Sequence[str]) -> Tensor:

@@ -135,12 +135,13 @@ def _report_stop(reason: ToldToEnd) -> int:
 def _report_error(error: Exception) -> int:
     """Print what went wrong, without a traceback where that would tell nothing more; return the exit status."""
     from nc_finetune._common.explain import explain
-    from nc_finetune.errors import TrainingStoppedError
+    from nc_finetune.errors import TrainingStoppedError, UnavailableError
 
     message = explain(error)
     if isinstance(error, UnpicklingError):
         message = "the checkpoint holds more than tensors and plain values; it was not unpickled, which could run code"
-    if message is None and isinstance(error, RuntimeError) and not isinstance(error, TrainingStoppedError):
+    expected = isinstance(error, TrainingStoppedError | UnavailableError)
+    if message is None and isinstance(error, RuntimeError) and not expected:
         raise error
     print(f"nc-finetune: {message or error}", file=sys.stderr)  # noqa: T201
     signum = getattr(error, "signal", None)

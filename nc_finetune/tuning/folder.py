@@ -155,9 +155,11 @@ class TuneFolder:
                     f"{self.path} holds a tuning of {before.source}, not of {identity.source}; choose another --out"
                 )
             changes = identity.changes_since(before)
-            if changes:
+            if changes and not any((self.path / name).exists() for name in (MODEL, _STEPS)):
+                changes = []  # nothing was found then
+            elif changes:
                 self._set_aside()
-        if before is None or changes:
+        if before != identity:
             write_text_atomically(self.path / _RUN, json.dumps(identity.to_json()) + "\n")
         return changes
 

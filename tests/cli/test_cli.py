@@ -18,6 +18,7 @@ from PIL import Image
 
 from nc_finetune import ImageClassifier, save_delta
 from nc_finetune.backbones import TimmBackbone
+from nc_finetune.backbones._weights.state_dicts import hub_failure
 from nc_finetune.cli import main
 from nc_finetune.cli.recipes import list_recipes
 from nc_finetune.data._pixels.transforms import DecodeAndResize
@@ -370,3 +371,17 @@ def test_a_recipe_takes_the_prefix_cache_along(tmp_path: Path, capsys: pytest.Ca
     assert main([*words, "--data.val_size", "20", "--data.pixel_cache", str(tmp_path / "pixels")]) == 0
     assert len(list(tmp_path.glob("*-1of1"))) == 2
     assert len(list((tmp_path / "pixels").iterdir())) == 1
+
+
+def test_weights_that_cannot_be_had_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def build(name: str, weights: str | None) -> None:
+        raise hub_failure(name, str(weights), "no route to host")
+
+    monkeypatch.setattr("nc_finetune.tuning.first_answers.create_backbone", build)
+    assert main(["tune", "sklearn:digits", "--backbones", "resnet50", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("nc-finetune: the pre-trained weights 'default' of resnet50 could not be had")
+    assert "weights='package'" in said
+    assert said.count("\n") == 1

@@ -161,7 +161,6 @@ def test_test_images_can_be_few_the_same_for_every_seed_and_stratified(tmp_path:
     ("name", "size"),
     [
         *((name, size) for name in ("val_size", "test_size") for size in (-0.1, -3, 1.5, float("nan"), float("inf"))),
-        *(("test_size", none) for none in (0, 0.0)),  # of validation images there may be none
     ],
 )
 def test_sizes_out_of_range_are_refused_at_once(name: str, size: float) -> None:

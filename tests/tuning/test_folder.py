@@ -43,6 +43,13 @@ def test_says_what_has_changed_and_keeps_what_was_found(tmp_path: Path) -> None:
     assert folder.open_for(identity(images=changed, seed=2)) == []
 
 
+def test_nothing_is_said_or_kept_where_nothing_was_found(tmp_path: Path) -> None:
+    TuneFolder(tmp_path).open_for(identity(seed=1))
+    assert TuneFolder(tmp_path).open_for(identity(seed=2)) == []
+    assert not (tmp_path / "earlier").exists()
+    assert TuneFolder(tmp_path).open_for(identity(seed=2)) == []
+
+
 def test_refuses_a_folder_of_another_source(tmp_path: Path) -> None:
     TuneFolder(tmp_path).open_for(identity())
     with pytest.raises(ValueError, match="holds a tuning of photos, not of others; choose another --out"):

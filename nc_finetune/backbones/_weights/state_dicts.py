@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nc_finetune.errors import unsafe_content
+from nc_finetune.errors import UnavailableError, unsafe_content
 
 # Under which names training scripts keep weights, and what wrappers put before the names of tensors.
 _AVERAGED = ("state_dict_ema", "model_ema")
@@ -106,9 +106,9 @@ def other_architecture(name: str, path: Path, reason: object) -> ValueError:
     return ValueError(f"{path} does not hold weights of {name}: {short}")
 
 
-def hub_failure(name: str, tag: str, reason: object) -> RuntimeError:
+def hub_failure(name: str, tag: str, reason: object) -> UnavailableError:
     """Build the error for weights that could not be had from the hub."""
-    return RuntimeError(
+    return UnavailableError(
         f"the pre-trained weights {tag!r} of {name} could not be had from the hub ({reason}); pass a local file or "
         "folder, weights='package' where a package ships them, or weights=None for random initialisation"
     )
