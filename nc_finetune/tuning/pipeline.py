@@ -33,6 +33,7 @@ from nc_finetune.tuning.work import Clock, Work
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0=package"
 Tell = Callable[[str], None]
+_NAMED = 10  # images
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,9 @@ def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone) -> N
     said.append(f"All of it took {duration(found.seconds)}.")
     page = describe(f"Tuned on {work.data.source}", said, work, best, found.model, backbone, found.commands)
     write_text_atomically(found.report, render_tuned_page(page))
+    if page.doubtful:
+        named = (f"{image.file} ({image.label}, looks like {image.suggested})" for image in page.doubtful[:_NAMED])
+        work.tell(f"labels to look at first: {', '.join(named)}")
 
 
 def _predict(work: Work, model: ImageClassifier) -> None:
