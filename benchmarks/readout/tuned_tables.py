@@ -20,7 +20,12 @@ from nc_finetune.functional.temperature import temperature
 ALONE = "its own head"
 FROZEN = "alone"
 # What SolveHead takes: on the feature, and on the later half.
-CHOICES = {"feature": "SolveHead()", LAYERS: f'SolveHead("{LAYERS}")'}
+CHOICES = {
+    "feature": "SolveHead()",
+    LAYERS: f'SolveHead("{LAYERS}")',
+    READOUT: f'SolveHead("{LAYERS}", frozen=True)',
+}
+WORDS = {"feature": "feature", LAYERS: LAYERS.replace("_", " "), READOUT: "frozen network"}
 BY_LIKELIHOOD, BY_ACCURACY, UNJUDGED = "by likelihood", "by accuracy", "unjudged mean"
 
 HEAD = """# What tuning adds to the closed-form readout, and solving to tuning
@@ -81,8 +86,13 @@ def rows_of(settings: Iterable[Setting], folder: Path) -> list[Row]:
 
 
 def _tuned_rows(setting: Setting, sample: int, method: str, cell: Cell, readout: Cell) -> list[Row]:
+    cell = Cell(
+        {split: cell.logits[split] | {READOUT: readout.logits[split][READOUT]} for split in ("val", "test")},
+        cell.labels,
+        cell.told,
+    )
     found: dict[str, tuple[float, str]] = {ALONE: (_accuracy(cell.logits["test"]["trained"], cell), "")}
-    for layers in [name for name in (LAYERS, "feature") if name in cell.logits["test"]]:
+    for layers in [name for name in CHOICES if name in cell.logits["test"]]:
         heads = {"trained": ("trained",), "solved": (layers,), "mean": (layers, "trained")}
         joined = {name: _joined(cell, "val", parts) for name, parts in heads.items()}
         losses = {name: _losses(logits, cell.labels["val"]) for name, logits in joined.items()}
@@ -91,19 +101,13 @@ def _tuned_rows(setting: Setting, sample: int, method: str, cell: Cell, readout:
         taken = clearly_best(losses, "mean")
         likeliest = min(losses, key=lambda name: losses[name].mean().item())
         other = max(right, key=lambda name: (right[name], -losses[name].mean().item()))
-        words = layers.replace("_", " ")
-        found[f"solved on the {words}"] = accuracies["solved"], ""
-        found[f"mean with that of the {words}"] = accuracies["mean"], ""
+        if layers != READOUT:  # which stands alone
+            found[f"solved on the {WORDS[layers]}"] = accuracies["solved"], ""
+        found[f"mean with that of the {WORDS[layers]}"] = accuracies["mean"], ""
         found[f"{CHOICES[layers]} takes"] = accuracies[taken], taken
         found[f"{CHOICES[layers]} {BY_LIKELIHOOD}"] = accuracies[likeliest], likeliest
         found[f"{CHOICES[layers]} {BY_ACCURACY}"] = accuracies[other], other
         found[f"{CHOICES[layers]} {UNJUDGED}"] = _unjudged(cell, layers), "mean"
-    joined = Cell(
-        {split: cell.logits[split] | {READOUT: readout.logits[split][READOUT]} for split in ("val", "test")},
-        cell.labels,
-        cell.told,
-    )
-    found["mean with the frozen readout"] = _test(joined, (READOUT, "trained")), ""
     told = cell.told
     return [
         Row(setting, sample, method, head, accuracy, told["rate"], told["key_layer"] or "", told["images"], taken)
@@ -165,7 +169,8 @@ higher mean over the samples of a setting; mean over the settings, with its stan
 ## How to choose
 
 Mean test accuracy over all samples and networks that were tuned, by what is done at the end of their fits. SolveHead
-takes the mean unless one of the two is likelier by a standard error, image by image. Likelihood and accuracy are of the
+takes the mean unless one of the two is likelier by a standard error, image by image. The layers of the frozen network
+are those that `LayerReadout()` chooses. Likelihood and accuracy are of the
 100 validation images; the unjudged mean needs none.
 
 {table(("layers", *RULES), _rules(rows))}"""
@@ -189,17 +194,16 @@ def _is_rule(head: str) -> bool:
 def _rules(rows: Sequence[Row]) -> list[list[str]]:
     lines = []
     for layers, name in CHOICES.items():
-        words = layers.replace("_", " ")
         looked = {(row.setting, row.sample, row.method) for row in rows if row.head == f"{name} takes"}
         values = []
         for rule in RULES.values():
-            wanted = rule.format(name if rule.startswith("{}") else words)
+            wanted = rule.format(name if rule.startswith("{}") else WORDS[layers])
             found = [
                 row.accuracy for row in rows if row.head == wanted and (row.setting, row.sample, row.method) in looked
             ]
             values.append(f"{statistics.mean(found):.2f}" if found else "")
         if looked:
-            lines.append([words, *values])
+            lines.append([WORDS[layers], *values])
     return lines
 
 

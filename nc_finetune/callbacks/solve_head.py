@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from nc_finetune._common.lightning_internals import averages
-from nc_finetune.backbones import LayerChoice
+from nc_finetune.backbones import LayerChoice, weights_hash
 from nc_finetune.callbacks._discriminants import Seen, gather_features, solve_gathered
 from nc_finetune.callbacks._solving import training_loader, validation_loader
 from nc_finetune.errors import check_name
@@ -84,7 +84,8 @@ class SolveHead(L.Callback):
     Raises:
         ValueError: If an argument is another word or out of range; at the start of a fit, if images have several
             labels, the method trains nothing, the strategy shards the network, layers are named under a method that
-            looks at several, or there are two of these callbacks.
+            looks at several, the network that is to be kept has been tuned already, or there are two of these
+            callbacks.
         TypeError: At the start of a fit, if the module is no :class:`~nc_finetune.ImageClassifier`.
 
     Attributes:
@@ -108,6 +109,7 @@ class SolveHead(L.Callback):
         take: Take = "auto",
         *,
         shrinkage: float | Sequence[float] | None = None,
+        frozen: bool = False,
         priors: Priors = "equal",
         path: str | None = None,
     ) -> None:
@@ -116,6 +118,8 @@ class SolveHead(L.Callback):
         checked_shrinkages(shrinkage)
         if layers is not None and layers == AUTO:
             raise ValueError("layers='auto' is chosen for a frozen network; name them, such as 'later_half'")
+        if frozen and layers is None:
+            raise ValueError("frozen=True is of layers of the network as it was; name them, such as 'later_half'")
         if path is not None and not path.endswith(DELTA_SUFFIX):
             raise ValueError(f"path must end in {DELTA_SUFFIX}, as of a delta, got {path!r}")
         self.layers = layers
@@ -123,6 +127,8 @@ class SolveHead(L.Callback):
         self.shrinkage = shrinkage
         self.priors: Priors = priors
         self.path = path
+        self.frozen = frozen
+        self._kept: tuple[Any, Any] = (None, None)  # a model, and its network before it was tuned
         self._forget()
 
     def _forget(self) -> None:
@@ -153,11 +159,23 @@ class SolveHead(L.Callback):
             )
         if not pl_module.method.trains:
             raise ValueError(f"{name} comes after training, and {pl_module.method.label} trains nothing; leave it out")
-        if self.layers is not None and isinstance(pl_module.method, LayerReadout):
+        if self.layers is not None and not self.frozen and isinstance(pl_module.method, LayerReadout):
             raise ValueError(
                 f"the method of the model looks at several layers already; leave layers={self.layers!r} out of {name}"
             )
         self._begun = False
+        if self.frozen and self._kept[0] is not pl_module:
+            self._keep(pl_module)
+
+    def _keep(self, model: Any) -> None:
+        """Copy the network before it is tuned: a checkpoint that is resumed from is loaded later."""
+        known = model.backbone.base_hash
+        if known is not None and known != weights_hash(model.backbone.model):
+            raise ValueError(
+                f"{type(self).__name__}(frozen=True) keeps the network as it came, and this one has been tuned since;"
+                " build the model anew, or leave frozen out"
+            )
+        self._kept = model, copy.deepcopy(model.backbone).requires_grad_(False).eval()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Forget what was taken after another fit, and look whether there are such layers."""
@@ -202,7 +220,12 @@ class SolveHead(L.Callback):
         method: FinetuningMethod = model.method
         if self.layers is None:
             return method
-        return LayerReadout(self.layers, shrinkage=self.shrinkage, priors=self.priors, method=method, given=given)
+        readout = LayerReadout(
+            self.layers, shrinkage=self.shrinkage, priors=self.priors, method=method, given=given, frozen=self.frozen
+        )
+        if self.frozen:
+            readout.network = self._kept[1].to(next(model.backbone.parameters()))
+        return readout
 
     def _solve(self, trainer: L.Trainer, model: Any, pair: _Pair) -> SolvedHead | None:
         """Solve the head; ``None`` where that cannot be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal, get_args
@@ -60,10 +61,13 @@ class LayerReadout(FinetuningMethod):
         method: What is tuned under these features; ``None`` is nothing.
         given: Put what the method gives, as it is, behind all that: for a head that was trained on it, such as the
             second one of a :class:`~nc_finetune.heads.MeanHead`.
+        frozen: Look at the layers of a second network, which is the first one as it is when it is first asked for its
+            features, and stays so whatever the method tunes; it is part of this method, of its deltas too, and costs
+            a forward pass of its own. Its penultimate feature stands beside its layers.
 
     Raises:
-        ValueError: If an argument is another word or out of range, layers are to be chosen beside a method, or what a
-            method gives is wanted and there is none.
+        ValueError: If an argument is another word or out of range, layers are to be chosen beside a method, or
+            ``given`` or ``frozen`` is wanted and there is no method.
 
     Source:
         Fisher 1936, 10.1111/j.1469-1809.1936.tb02137.x; features of all layers: Evci et al. 2022, Head2Toe,
@@ -92,6 +96,7 @@ class LayerReadout(FinetuningMethod):
         priors: Priors = "equal",
         method: FinetuningMethod | None = None,
         given: bool = False,
+        frozen: bool = False,
     ) -> None:
         super(FinetuningMethod, self).__init__()  # options, such as the mode of BatchNorm, are the method's
         statistics: tuple[Statistic, ...] = (pooling,) if isinstance(pooling, str) else tuple(pooling)  # type: ignore[assignment]
@@ -105,6 +110,10 @@ class LayerReadout(FinetuningMethod):
             )
         if given and method is None:
             raise ValueError("given=True is for a head that was trained on what a method gives; name the method, too")
+        if frozen and method is None:
+            raise ValueError(
+                "frozen=True keeps a network from what a method tunes of it, and there is none; leave it out"
+            )
         check_name("priors", priors, get_args(Priors))
         checked_shrinkages(shrinkage)
         self.layers = layers
@@ -114,7 +123,9 @@ class LayerReadout(FinetuningMethod):
         self.priors: Priors = priors
         self.method = method
         self.given = given
+        self.frozen = frozen
         self.layers_chosen = False
+        self.network: Backbone | None = None
         self._frozen = LinearProbe()
 
     bind = FinetuningMethod.bind
@@ -143,10 +154,30 @@ class LayerReadout(FinetuningMethod):
         """Return what the method trains; nothing, where there is none."""
         return self.inner.tuned_modules(backbone)
 
+    def network_of(self, backbone: Backbone) -> Backbone:
+        """Return the network whose layers are looked at: the backbone, or the second one, which begins as its copy."""
+        if not self.frozen:
+            return backbone
+        if self.network is None:
+            self.network = copy.deepcopy(backbone).requires_grad_(False).eval()
+        return self.network
+
+    def set_modes(self, backbone: Backbone) -> None:
+        """Do as the method does; what is frozen is in eval mode."""
+        self.inner.set_modes(backbone)
+        if self.network is not None:
+            self.network.eval()
+
+    def first_tuned_layer(self, backbone: Backbone) -> str | None:
+        """Return what the method says; ``None`` beside a second network, which has to see the images."""
+        return None if self.frozen else self.inner.first_tuned_layer(backbone)
+
     def freeze(self, backbone: Backbone) -> None:
         """Leave gradients to what the method tunes, and look the layers up."""
         self._bound = None
         self.inner.freeze(backbone)
+        if self.frozen:
+            self.network_of(backbone).requires_grad_(False)
         self.pieces(backbone)  # now, and not at the first step, which may be traced or compiled
 
     def layer_names(self, backbone: Backbone) -> tuple[str, ...]:
@@ -213,7 +244,7 @@ class LayerReadout(FinetuningMethod):
 
     def skip_sources(self, backbone: Backbone) -> tuple[str, ...]:
         """Return the blocks, and those that the method looks at."""
-        own = (layer for layer in self.layer_names(backbone) if layer != PENULTIMATE)
+        own = (layer for layer in self.layer_names(backbone) if layer != PENULTIMATE and not self.frozen)
         return tuple(dict.fromkeys((*own, *self.inner.skip_sources(backbone))))
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
@@ -222,13 +253,17 @@ class LayerReadout(FinetuningMethod):
         Raises:
             ValueError: If the output of a layer cannot be pooled, or the forward pass does not call it.
         """
-        pieces = self.pieces(backbone)
-        with self._pooled_outputs(backbone, pieces) as parts:
-            parts[PENULTIMATE] = given = self.inner.features(backbone, images)
+        pieces, network = self.pieces(backbone), self.network_of(backbone)
+        looking = self._frozen if self.frozen else self.inner
+        with self._pooled_outputs(network, pieces) as parts:
+            parts[PENULTIMATE] = given = looking.features(network, images)
         _check_called(backbone, pieces, parts)
         found = torch.cat([parts[layer] for layer in pieces], dim=1)
         found = self.normalized(backbone, found) if self.normalize else found
-        return torch.cat([found, given], dim=1) if self.given else found
+        if not self.given:
+            return found
+        given = self.inner.features(backbone, images) if self.frozen else given
+        return torch.cat([found, given], dim=1)
 
     def normalized(self, backbone: Backbone, features: Tensor) -> Tensor:
         """Divide each statistic of each layer by its length, shape ``(N, D)``."""
@@ -255,19 +290,21 @@ class LayerReadout(FinetuningMethod):
             yield parts
 
     def _find_pieces(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:
-        layers, singles = self.layer_names(backbone), {PENULTIMATE: self.inner.num_features(backbone)}
+        layers, network = self.layer_names(backbone), self.network_of(backbone)
+        looking = self._frozen if self.frozen else self.inner
+        singles = {PENULTIMATE: looking.num_features(network)}
         whole: dict[str, int] = {}
 
         def note(layer: str, output: Tensor) -> None:
-            singles[layer] = backbone.pool(output).shape[1]
+            singles[layer] = network.pool(output).shape[1]
 
         @contextmanager
         def watch() -> Iterator[None]:
-            with self._pooled_outputs(backbone, layers, note) as parts:
+            with self._pooled_outputs(network, layers, note) as parts:
                 yield
             whole.update({layer: part.shape[1] for layer, part in parts.items()})
 
-        backbone.dry_run(watch)
+        network.dry_run(watch)
         whole[PENULTIMATE] = singles[PENULTIMATE]
         _check_called(backbone, layers, whole)
         return {layer: (singles[layer],) * (whole[layer] // singles[layer]) for layer in layers}

@@ -234,6 +234,8 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
     }
     solved = config["method"].get("solve_head", False)
+    if isinstance(solved, Mapping):
+        solved = ", ".join(f"{value}" if name == "layers" else f"{name} {value}" for name, value in solved.items())
     return (
         found
         | ({"balance_classes": True} if config["dataset"]["balance_classes"] else {})

@@ -161,8 +161,8 @@ def _layers_of_method(spec: MethodSpec, backbone: Backbone) -> list[str]:
     method = spec.build(None)
     problems = [] if spec.takes_key_layer else _attempt(lambda: method.tuned_modules(backbone))
     looking = [method] if isinstance(method, LayerReadout) else []
-    if spec.solve_head not in (True, False) and not _attempt(spec.solver):
-        looking.append(LayerReadout(spec.solve_head, method=method))
+    if spec.solve_head and not _attempt(spec.solver) and (solver := spec.solver()) is not None:
+        looking += [LayerReadout(solver.layers, method=method)] if solver.layers is not None else []
     for readout in looking:
         problems += [f"{backbone.name}: {found}" for found in _attempt(partial(readout.layer_names, backbone))]
     return problems + [

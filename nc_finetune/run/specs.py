@@ -160,7 +160,8 @@ class MethodSpec:
             ``method`` and ``options`` again.
         heads: The classifiers to combine it with; ``None`` is those of the grid.
         solve_head: Solve a head at the end of each fit, and take it or its mean with the trained one; see
-            :class:`~nc_finetune.callbacks.SolveHead`. True is of what the head sees; or layers, as ``"later_half"``.
+            :class:`~nc_finetune.callbacks.SolveHead`. True is of what the head sees; or layers, as ``"later_half"``; or
+            its arguments, as ``{layers: later_half, frozen: true}``.
             Where folds choose, they do so by the trained head, and the fit of all images takes the mean of both.
     """
 
@@ -168,7 +169,7 @@ class MethodSpec:
     learning_rates: list[float] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     heads: list[HeadSpec] | None = None
-    solve_head: bool | str | list[str] = False
+    solve_head: bool | str | list[str] | dict[str, Any] = False
 
     def class_to_build(self) -> type[FinetuningMethod]:
         """Return the class, as :meth:`method_class` does."""
@@ -195,7 +196,11 @@ class MethodSpec:
 
     def solver(self) -> SolveHead | None:
         """Build what solves a head at the end of a fit, where that is wanted."""
-        return SolveHead(None if self.solve_head is True else self.solve_head) if self.solve_head else None
+        if not self.solve_head:
+            return None
+        if isinstance(self.solve_head, dict):
+            return SolveHead(**self.solve_head)
+        return SolveHead(None if self.solve_head is True else self.solve_head)
 
     @property
     def takes_key_layer(self) -> bool:

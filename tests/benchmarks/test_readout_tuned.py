@@ -57,6 +57,8 @@ def test_gains_are_against_the_better_one_alone(folder: Path, tmp_path: Path) ->
     assert accuracies["full FT", "its own head"] == 60
     assert accuracies["full FT", "solved on the later half"] == 90
     assert accuracies["full FT", 'SolveHead("later_half") takes'] == 90
+    assert ("full FT", "solved on the frozen network") not in accuracies
+    assert ("full FT", 'SolveHead("later_half", frozen=True) takes') in accuracies
     shown = page(rows, "versions")
     assert "| full FT | solved on the later half | +10.00 ± 0.00 |  | +10.00 ± 0.00 |" in shown
     assert "| full FT from the readout | its own head | +8.00 ± 0.00 |  | +8.00 ± 0.00 |" in shown

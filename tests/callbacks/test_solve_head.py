@@ -124,6 +124,38 @@ def test_head_is_solved_from_the_tuned_network(make_trainer: TrainerFactory, met
     )
 
 
+@pytest.mark.parametrize("method", quick_first(1, ["full", "side", "readout"]))
+def test_layers_of_the_network_as_it_was_stand_beside_the_tuned_one(make_trainer: TrainerFactory, method: str) -> None:
+    head = DiscriminantHead if method == "readout" else CosineHead
+    plain, model, untouched = make_model(method, head), make_model(method, head), make_model()
+    make_trainer(max_epochs=2).fit(plain, loader(), loader(VAL))
+    trainer = make_trainer(SolveHead("later_half", "mean", frozen=True), PrefixCache(), max_epochs=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PrefixCache: full FT leaves no frozen prefix")
+        solver = fit(model, trainer)
+    readout = LayerReadout("later_half")
+    with torch.no_grad():
+        solved, trained = model.eval().head.parts(model.features(VAL.tensors[0]))
+        seen, of_val = (readout.features(untouched.eval().backbone, part.tensors[0]) for part in (TRAIN, VAL))
+        expected = solve_head(seen, TRAIN.tensors[1], CLASSES)
+        wanted = of_val.double() @ expected.weight.T + expected.bias
+    torch.testing.assert_close(solved, wanted.float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(trained, logits(plain), rtol=1e-4, atol=1e-4)
+    assert solver.solved is not None
+    assert solver.solved.accuracy == expected.accuracy
+    model.unfreeze()
+    network = model.method.network
+    assert not any(part.training for part in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    fit(model, make_trainer(solver))  # which knows the network as it was
+    with torch.no_grad():
+        again, _ = model.eval().head.parts(model.features(VAL.tensors[0]))
+    torch.testing.assert_close(again, solved, rtol=1e-4, atol=1e-4)
+    if method == "full":
+        with pytest.raises(ValueError, match="keeps the network as it came, and this one has been tuned since"):
+            fit(model, make_trainer(SolveHead("later_half", frozen=True)))
+
+
 def test_a_fit_that_began_at_a_readout_is_solved_again(make_trainer: TrainerFactory) -> None:
     model = make_model("readout", DiscriminantHead)
     solver = fit(model, make_trainer(SolveHead(take="solved")))
@@ -287,18 +319,28 @@ def test_a_checkpoint_of_the_fit_brings_the_trained_head_back(
 
 
 @pytest.mark.parametrize(
-    ("layers", "take"),
-    quick_first(1, [("later_half", "mean"), ("later_half", "solved"), (None, "mean"), (None, "solved")]),
+    ("layers", "take", "frozen"),
+    quick_first(
+        1,
+        [
+            ("later_half", "mean", True),
+            ("later_half", "mean", False),
+            ("later_half", "solved", True),
+            ("later_half", "solved", False),
+            (None, "mean", False),
+            (None, "solved", False),
+        ],
+    ),
 )
 def test_files_of_the_taken_head_are_loaded_to_the_same_predictions(
-    make_trainer: TrainerFactory, tmp_path: Path, layers: Any, take: Any
+    make_trainer: TrainerFactory, tmp_path: Path, layers: Any, take: Any, frozen: bool
 ) -> None:
     fresh = make_model("full")
     torch.save(fresh.backbone.model.state_dict(), tmp_path / "base.pth")
     model = ImageClassifier(
         "test_resnet", CLASSES, weights=str(tmp_path / "base.pth"), method=METHODS["skip"](), head=CosineHead
     )
-    trainer = make_trainer(SolveHead(layers, take), max_epochs=2)
+    trainer = make_trainer(SolveHead(layers, take, frozen=frozen), max_epochs=2)
     fit(model, trainer)
     taken = probabilities(model)
     save_delta(model, tmp_path / "taken.safetensors")
@@ -379,9 +421,10 @@ def test_a_fit_that_is_at_its_end_leaves_the_taken_head(make_trainer: TrainerFac
 
 
 @pytest.mark.slow
-def test_a_mean_is_exported(make_trainer: TrainerFactory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_mean_is_exported(make_trainer: TrainerFactory, tmp_path: Path, frozen: bool) -> None:
     model = make_model()
-    fit(model, make_trainer(SolveHead("later_half", "mean")))
+    fit(model, make_trainer(SolveHead("later_half", "mean", frozen=frozen)))
     export_onnx(model, tmp_path / "model.onnx", image_size=32)  # both compare logits with the model's
     export_program(model, tmp_path / "model.pt2", image_size=32)
 
@@ -463,8 +506,8 @@ def run_rank(rank: int, port: int, folder: str) -> None:
     os.environ.update({name: str(value) for name, value in {**where, **elastic}.items()})
     torch.set_num_threads(1)
     found = {}
-    for layers in (None, "later_half"):
-        model, solver = make_model(), SolveHead(layers, "mean")
+    for layers in (None, "later_half", "all"):
+        model, solver = make_model(), SolveHead(layers, "mean", frozen=layers == "all")
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         trainer = L.Trainer(
             max_epochs=2, strategy="ddp", devices=2, accelerator="cpu", callbacks=[solver, PrefixCache()], **quiet
@@ -523,7 +566,7 @@ def _taken(layers: str) -> ImageClassifier:
         return ImageClassifier(
             backbone, CLASSES, method=method, head=partial(MeanHead, first=DiscriminantHead, second=CosineHead)
         )
-    readout = LayerReadout("later_half", method=method, given=True)
+    readout = LayerReadout(layers, method=method, given=True, frozen=layers == "all")
     widths = (readout.num_features(backbone) - trained, trained)
     head = partial(MeanHead, first=DiscriminantHead, second=CosineHead, widths=widths)
     return ImageClassifier(backbone, CLASSES, method=readout, head=head)
@@ -539,6 +582,7 @@ def _taken(layers: str) -> ImageClassifier:
         ({"layers": "auto"}, "layers='auto' is chosen for a frozen network"),
         ({"shrinkage": 0.0}, "shrinkage must lie in"),
         ({"priors": "even"}, "unknown priors 'even'"),
+        ({"frozen": True}, "frozen=True is of layers of the network as it was; name them"),
         ({"path": "taken.ckpt"}, "path must end in .safetensors, as of a delta, got 'taken.ckpt'"),
     ],
 )

@@ -337,3 +337,23 @@ def test_what_a_method_gives_stands_behind_the_layers() -> None:
     assert [*both.widths(backbone)][-2:] == ["penultimate", "given"]
     with pytest.raises(ValueError, match="given=True is for a head that was trained on what a method gives"):
         LayerReadout("later_half", given=True)
+
+
+def test_a_second_network_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    backbone, images = TimmBackbone("test_resnet", None).eval(), torch.rand(2, 3, 32, 32)
+    inner = SkipConnectionFinetuning("layer2.0")
+    method = LayerReadout("later_half", method=inner, given=True, frozen=True)
+    with torch.no_grad():
+        expected = LayerReadout("later_half").features(backbone, images)
+        assert torch.equal(method.features(backbone, images)[:, : expected.shape[1]], expected)
+        method.freeze(backbone)
+        for parameter in method.tuned_parameters(backbone):
+            parameter.add_(0.1)
+        found, given = method.features(backbone, images), inner.features(backbone, images)
+    assert torch.equal(found, torch.cat([expected, given], dim=1))
+    assert method.first_tuned_layer(backbone) is None
+    assert method.network is not None
+    assert not any(parameter.requires_grad for parameter in method.network.parameters())
+    with pytest.raises(ValueError, match="frozen=True keeps a network from what a method tunes of it"):
+        LayerReadout("later_half", frozen=True)

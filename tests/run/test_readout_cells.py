@@ -89,7 +89,7 @@ def test_variants_of_readouts_have_names_of_their_own(runs: dict[str, Result]) -
 
 def test_a_head_is_solved_after_the_fits_of_a_cell() -> None:
     plain = MethodSpec(method="SkipConnectionFinetuning", learning_rates=[3e-3])
-    solved = replace(plain, solve_head="later_half")
+    solved = replace(plain, solve_head={"layers": "later_half", "frozen": True})
     cells = [cell for method in (plain, solved) for cell in make_grid(method).cells()]
     assert "solve_head" not in cells[0].config["method"]
     assert cells[0].run_id != cells[1].run_id
@@ -102,7 +102,7 @@ def test_a_head_is_solved_after_the_fits_of_a_cell() -> None:
     assert runs[1].learning_rates == {"0.003": runs[1].val_accuracy}
     assert (runs[1].accuracy or 0) > (runs[0].accuracy or 0)
     assert runs[0].readout == {}
-    assert [*variant_labels(runs).values()] == ["SCL-FT", "SCL-FT, head solved on later half"]
+    assert [*variant_labels(runs).values()] == ["SCL-FT", "SCL-FT, head solved on later_half, frozen True"]
 
 
 @pytest.mark.slow
@@ -119,6 +119,8 @@ def test_folds_choose_rates_by_the_trained_head_and_leave_the_mean_unjudged() ->
     ("method", "solve_head", "message"),
     [
         ("SkipConnectionFinetuning", "auto", "layers='auto' is chosen for a frozen network"),
+        ("SkipConnectionFinetuning", {"frozen": True}, "frozen=True is of layers of the network as it was"),
+        ("SkipConnectionFinetuning", {"frozn": True}, "unexpected keyword argument 'frozn'"),
         ("SkipConnectionFinetuning", "layer9", "test_resnet: unknown layer 'layer9'"),
         ("LayerReadout", True, "solve_head comes after training, and LayerReadout trains nothing; leave it out"),
     ],
