@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import gettempdir
 
 import lightning as L
 import torch
@@ -34,6 +36,7 @@ from nc_finetune.tuning.work import Clock, Work
 DEFAULT_BACKBONE = "tf_efficientnet_lite0=package"
 Tell = Callable[[str], None]
 _NAMED = 10  # images
+_LARGEST, _SHARE_OF_DISK = 384, 0.25
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Tuned:
         seconds: What all of it took, work of earlier processes included.
     """
 
-    model: ImageClassifier
+    model: ImageClassifier = field(repr=False)
     estimate: Estimate
     test: Estimate | None
     decision: str
@@ -152,11 +155,18 @@ def tune(
         if changes:
             tell(f"since the last time {', '.join(changes)}; what was found then lies in {folder.path / 'earlier'}")
         _check(data, tested, force, tell)
-        data.pixel_cache = pixel_folder()
+        if _fits_on_disk(data):
+            data.pixel_cache = pixel_folder()
         work = Work(folder, data, tested, clock, seed, tell)
         for note in notes:
             tell(f"note: {note}")
         return _run(work, list(backbones), image_size)
+
+
+def _fits_on_disk(data: ImageData) -> bool:
+    """Tell whether decoded images of the largest size take little of the room where temporary files go."""
+    free = shutil.disk_usage(gettempdir()).free
+    return 3 * _LARGEST**2 * len(data.images("train")) < _SHARE_OF_DISK * free
 
 
 def _check(data: ImageData, tested: TestImages | None, force: bool, tell: Tell) -> None:

@@ -25,6 +25,7 @@ from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.tuning.folder import Step
 
 _PREFERRED = "later_half"
+_MOST_BYTES = 8 * 10**9
 _SMALLEST, _FIRST, _STEP, _GROWTH = 64, 128, 32, 1.5
 
 
@@ -92,11 +93,18 @@ def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] 
         folds: Of the training images.
 
     Raises:
-        ValueError: If no image decodes, features are not finite, no class has two images, or images of each class are
-            all the same.
+        ValueError: If there are too many images to keep their features, none decodes, features are not finite, no class
+            has two images, or images of each class are all the same.
     """
     start = time.perf_counter()
     method, groups = _layers(backbone)
+    size = 4 * method.num_features(backbone) * len(data.images("train"))
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"features of {len(data.images('train')):,} images take {size / 1e9:.0f} GB, and tune keeps up to"
+            f" {_MOST_BYTES / 1e9:.0f} GB of them in memory; fit a readout of so many images by a recipe"
+            " (nc-finetune fit ... methods/readout), or tune on fewer of them"
+        )
     features, labels = method_features(method, backbone, subset_batches(data, "train"))
     if not features.isfinite().all():
         raise ValueError(

@@ -47,7 +47,7 @@ class Search:
             work.tell(f"with fewer than {_FEWEST} images a class nothing can be judged on folds: the readout stays")
             return
         if work.clock.given is None:
-            work.clock.budget = min(MOST_SECONDS, work.clock.spent + _FULL_FT_PASSES * readout.seconds)
+            work.clock.budget = min(MOST_SECONDS, _FULL_FT_PASSES * readout.seconds)
         work.data.image_size = readout.image_size
         costs, scores = Costs(self.backbone, work.data, readout.seconds), dict[str, float]()
         for candidate in proposals(self.backbone, readout.layers, _EPOCHS, scores):

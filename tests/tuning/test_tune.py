@@ -271,6 +271,14 @@ def test_two_images_a_class_give_a_readout(photos: Path, tmp_path: Path) -> None
     assert any("the readout stays" in line for line in lines)
 
 
+def test_more_images_than_memory_holds_are_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nc_finetune.tuning.readouts._MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"features of 36 images take .* fit a readout of so many images by a recipe"):
+        tune(photos, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
