@@ -159,6 +159,7 @@ class LayerReadout(FinetuningMethod):
         if not self.frozen:
             return backbone
         if self.network is None:
+            self.inner.freeze(backbone)  # which may add adapters: the copy has them, whenever it is made
             self.network = copy.deepcopy(backbone).requires_grad_(False).eval()
         return self.network
 

@@ -32,6 +32,7 @@ from nc_finetune.functional.temperature import temperature
 from nc_finetune.heads import CosineHead, DiscriminantHead, MeanHead, SimplexETFHead
 from nc_finetune.losses import PickAllLabelsLoss
 from nc_finetune.methods import (
+    AdapterTuning,
     FullFinetuning,
     LayerReadout,
     LinearProbe,
@@ -374,6 +375,20 @@ def test_a_file_is_written_at_the_end(make_trainer: TrainerFactory, tmp_path: Pa
     model.head.scales.zero_()
     load_delta(path, model)
     torch.testing.assert_close(probabilities(model), taken, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_network_that_has_adapters_is_kept_with_them(make_trainer: TrainerFactory, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    torch.save(TimmBackbone("test_vit", None).model.state_dict(), tmp_path / "base.pth")
+    model = ImageClassifier("test_vit", CLASSES, weights=str(tmp_path / "base.pth"), method=AdapterTuning())
+    resized = TensorDataset(F.interpolate(TRAIN.tensors[0], (160, 160)), TRAIN.tensors[1])
+    fit(model, make_trainer(SolveHead("later_half", frozen=True)), loader(resized), None)
+    save_delta(model, tmp_path / "taken.safetensors")
+    loaded = load_delta(tmp_path / "taken.safetensors").eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(resized.tensors[0]), model.eval()(resized.tensors[0]))
 
 
 @pytest.mark.parametrize("layers", quick_first(1, ["later_half", None]))
