@@ -163,15 +163,15 @@ def page(rows: Sequence[Row], versions: str) -> str:
 ## Against the better one alone
 
 Points above the better of the frozen readout and the same method from scratch with its cosine head, whichever has the
-higher mean over the samples of a setting; mean over the settings, with its standard error from paired differences.
+higher mean over the samples of a setting; mean over the settings, with its standard error from paired differences. Of
+the test images the best of all that stand alone get wrong, in per cent: {_errors(rows, settings)}.
 
 {table(("network", "head", "20 a class", "more", "all"), gains)}
 ## How to choose
 
 Mean test accuracy over all samples and networks that were tuned, by what is done at the end of their fits. SolveHead
-takes the mean unless one of the two is likelier by a standard error, image by image. The layers of the frozen network
-are those that `LayerReadout()` chooses. Likelihood and accuracy are of the
-100 validation images; the unjudged mean needs none.
+takes the mean unless one of the two is likelier by a standard error, image by image. Likelihood and accuracy are of the
+100 validation images; the unjudged mean needs none. Layers of the frozen network are those that `LayerReadout()` chose.
 
 {table(("layers", *RULES), _rules(rows))}"""
 
@@ -229,6 +229,20 @@ def _mean(rows: Sequence[Row], setting: Setting, method: str, head: str) -> str:
 def _gains(rows: Sequence[Row], settings: Sequence[Setting], kinds: Sequence[tuple[str, str]]) -> list[list[str]]:
     parts = [[one for one in settings if few is None or (one.per_class == FEW) == few] for few in (True, False, None)]
     return [[method, head, *(_gain(rows, part, method, head) for part in parts)] for method, head in kinds]
+
+
+def _errors(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
+    """Say how much there is to gain."""
+    found = []
+    for setting in settings:
+        alone = {
+            (row.method, row.head)
+            for row in rows
+            if row.setting == setting and row.head in (FROZEN, ALONE) and not row.method.endswith(FROM_READOUT)
+        }
+        best = max(statistics.mean(_values(rows, setting, *kind).values()) for kind in alone)
+        found.append(f"{100 - best:.1f} ({setting.title})")
+    return ", ".join(found)
 
 
 def _gain(rows: Sequence[Row], settings: Sequence[Setting], method: str, head: str) -> str:
