@@ -4,9 +4,9 @@
     python benchmarks/performance/tune.py honest --data ../shared/data --runs FOLDER --samples 10
     python benchmarks/performance/tune.py kills --runs FOLDER --kills 20
 
-person: 60 labelled images a class, or what there is, and up to 1,000 others for the test. A person fits SCL-FT with the block
-chosen by trials and a cosine head (recipe methods/scl_ft_auto) to nine tenths of them for 15 epochs and validates on
-the rest, at 64 px for small images and 128 px for photos; tune gets the same images, its default time and no further
+person: 60 labelled images a class, or what there is, and up to 1,000 others for the test. A person fits SCL-FT with the
+block chosen by trials and a cosine head (recipe methods/scl_ft_auto) to nine tenths of them for 15 epochs and validates
+on the rest, at 64 px for small images and 128 px for photos; tune gets the same images, its default time and no further
 word; full FT is what 15 epochs of it on all images take, at the size that tune has chosen. One after the other.
 honest: tune on samples of 20 images a class, readouts alone, at 64 px, against up to 2,000 of the images that were not
 drawn: how often the accuracy on these lies in the 95 % interval of the estimate.
