@@ -22,6 +22,7 @@ class Estimate:
         high: Upper end.
         images: On how many images it rests.
         optimism: By how much the accuracy of the best candidate was taken down for having been the best of several.
+        independent: How many images that err independently tell as much.
     """
 
     accuracy: float
@@ -29,28 +30,33 @@ class Estimate:
     high: float
     images: int
     optimism: float = 0.0
+    independent: float = 0.0
 
     def less(self, optimism: float) -> Estimate:
         """Return the same, taken down for a choice."""
         accuracy = max(0.0, self.accuracy - optimism)
-        return Estimate(accuracy, *wilson_interval(accuracy, self.images), self.images, self.optimism + optimism)
+        interval = wilson_interval(accuracy, self.independent)
+        return Estimate(accuracy, *interval, self.images, self.optimism + optimism, self.independent)
 
     def __str__(self) -> str:
         return f"{100 * self.accuracy:.1f} % (95 % interval {100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def estimate_accuracy(correct: Sequence[Tensor], seed: int = 0) -> Estimate:
+def estimate_accuracy(correct: Sequence[Tensor], seed: int = 0, *, folds: int | None = None) -> Estimate:
     """Estimate the accuracy of the best of several candidates from images that none of them was trained on.
 
     The best of several looks better than it is. So each of 1,000 bootstrap samples of the images chooses a best one
     anew, which is judged by the images that are not in the sample (Tsamardinos et al. 2018, BBC-CV,
     10.1007/s10994-018-5714-4, arXiv:1708.07180). The interval is Wilson's (1927, 10.1080/01621459.1927.10502953) about
-    that estimate, at the number of images.
+    that estimate, at the number of images. Where these are folds, each judging what the others have taught, they do not
+    err independently: the variance is then that of ``1 + K / (K - 1)`` times fewer images (Nadeau & Bengio 2003,
+    Inference for the generalization error, 10.1023/A:1024068626366).
 
     Args:
         correct: For each candidate whether each image is recognised, bool, shape ``(N,)``; the same images in the same
             order. Of equal candidates the first is the best.
         seed: Of the samples.
+        folds: K; ``None`` for images that nobody was trained on.
 
     Returns:
         The estimate.
@@ -72,7 +78,8 @@ def estimate_accuracy(correct: Sequence[Tensor], seed: int = 0) -> Estimate:
     best = table.mean(1).max().item()
     optimism = 0.0 if candidates == 1 or images == 1 else max(0.0, _optimism(table, seed))
     expected = best - optimism
-    return Estimate(expected, *wilson_interval(expected, images), images, optimism)
+    independent = images if folds is None else images / (1 + folds / (folds - 1))
+    return Estimate(expected, *wilson_interval(expected, independent), images, optimism, independent)
 
 
 def _optimism(table: Tensor, seed: int) -> float:
@@ -87,7 +94,7 @@ def _optimism(table: Tensor, seed: int) -> float:
     return ((outside * lost).sum(1)[total > 0] / total[total > 0]).mean().item()
 
 
-def wilson_interval(share: float, number: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(share: float, number: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a share.
 
     Args:

@@ -10,7 +10,7 @@ from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.selection.device import best_device
 from nc_finetune.tuning.estimate import estimate_accuracy
 from nc_finetune.tuning.judged import Judged, right
-from nc_finetune.tuning.readouts import Readout, image_sizes, log_likelihoods, read_out, typical_side
+from nc_finetune.tuning.readouts import TURNS, Readout, image_sizes, log_likelihoods, read_out, typical_side
 from nc_finetune.tuning.work import Work
 
 _SHARE_OF_A_PASS = 0.25  # of the time that is left, for a pass at a larger size
@@ -115,11 +115,13 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
     work.judged.append(judged)
     known = found.logits.isfinite().all(1)
     accuracy = (
-        estimate_accuracy([right(found.logits, work.labels)[known]]) if known.any() else "no image can be left out"
+        estimate_accuracy([right(found.logits, work.labels)[known]], folds=TURNS)
+        if known.any()
+        else "no image can be left out"
     )
     each = 1000 * found.seconds / len(work.labels)
     work.tell(
-        f"readout of {name.partition('=')[0]} at {size} pixels: {accuracy}, leaving out one image after the other;"
+        f"readout of {name.partition('=')[0]} at {size} pixels: {accuracy}, each image by what the others teach;"
         f" {found.seconds:.1f} s, {each:.1f} ms an image"
     )
     return found

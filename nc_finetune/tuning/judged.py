@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nc_finetune.tuning.candidates import Candidate
 from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
-from nc_finetune.tuning.readouts import Readout
+from nc_finetune.tuning.readouts import FOLDS, TURNS, Readout
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def best_of(judged: Sequence[Judged], labels: Tensor) -> Judged:
 def estimate_best(judged: Sequence[Judged], labels: Tensor, seed: int = 0, grouped: bool = False) -> Estimate:
     """Estimate the accuracy of the best on new images; see :func:`estimate_accuracy`.
 
-    A readout is judged by leaving one image out, since it is fitted to all but one as it is to all; folds teach less.
-    Where images come in groups, an image of the same group would tell, and folds alone are honest.
+    A readout is judged by those of nearly all images, since folds teach less than all images do. Where images come in
+    groups, an image of the same group would tell, and folds alone are honest.
 
     Args:
         judged: From cheap to dear.
@@ -74,10 +74,10 @@ def estimate_best(judged: Sequence[Judged], labels: Tensor, seed: int = 0, group
     best, common = best_of(judged, labels), common_places(judged)
     found = None
     if len(common):
-        found = estimate_accuracy([right(one.logits, labels)[common] for one in judged], seed)
+        found = estimate_accuracy([right(one.logits, labels)[common] for one in judged], seed, folds=FOLDS)
     if best.readout is None or (grouped and found is not None):
         assert found is not None  # noqa: S101 - what is tuned was judged on folds
         return found
     known = best.readout.logits.isfinite().all(1)
-    alone = estimate_accuracy([right(best.readout.logits, labels)[known]])
+    alone = estimate_accuracy([right(best.readout.logits, labels)[known]], folds=TURNS)
     return alone if found is None else alone.less(found.optimism)

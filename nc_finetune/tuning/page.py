@@ -24,6 +24,7 @@ from nc_finetune.tuning.estimate import estimate_accuracy
 from nc_finetune.tuning.folder import MODEL
 from nc_finetune.tuning.images import name_of
 from nc_finetune.tuning.judged import Judged, common_places, right
+from nc_finetune.tuning.readouts import FOLDS
 from nc_finetune.tuning.work import Work
 
 _MEASURED = 2000  # images
@@ -76,7 +77,7 @@ def _compared(work: Work, best: Judged) -> list[Compared]:
     common = common_places(work.judged)
     if not len(common):
         return []
-    found = [estimate_accuracy([right(one.logits, work.labels)[common]]) for one in work.judged]
+    found = [estimate_accuracy([right(one.logits, work.labels)[common]], folds=FOLDS) for one in work.judged]
     return [
         Compared(one.name, one.image_size, score.accuracy, score.low, score.high, one.seconds, one is best)
         for one, score in zip(work.judged, found, strict=True)

@@ -13,8 +13,8 @@ from nc_finetune.selection.cross_validation import FoldError
 from nc_finetune.tuning.candidates import Candidate, Costs, proposals
 from nc_finetune.tuning.folder import Step
 from nc_finetune.tuning.judged import Judged, right
-from nc_finetune.tuning.readouts import Readout
-from nc_finetune.tuning.work import FOLDS, MOST_SECONDS, Work
+from nc_finetune.tuning.readouts import FOLDS, Readout
+from nc_finetune.tuning.work import MOST_SECONDS, Work
 
 _EPOCHS = 15
 _FULL_FT_PASSES = 3 * _EPOCHS  # forward passes that full fine-tuning takes: a backward pass is two of them

@@ -16,9 +16,9 @@ from nc_finetune.files import save_delta
 from nc_finetune.tuning.folder import MODEL, TuneFolder
 from nc_finetune.tuning.images import TestImages
 from nc_finetune.tuning.judged import Judged
+from nc_finetune.tuning.readouts import FOLDS
 
 MOST_SECONDS = 600.0
-FOLDS = 3
 
 
 class Clock:

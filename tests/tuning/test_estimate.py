@@ -32,6 +32,15 @@ def test_best_of_many_that_guess_is_no_better_than_guessing() -> None:
     assert found.accuracy + found.optimism == pytest.approx(best)
 
 
+def test_folds_tell_less_than_images_of_nobody() -> None:
+    right = torch.arange(200) % 10 > 0
+    alone, folds = estimate_accuracy([right]), estimate_accuracy([right], folds=5)
+    assert (folds.low, folds.high) == wilson_interval(0.9, 200 / (1 + 5 / 4))
+    assert folds.low < alone.low < alone.high < folds.high
+    assert folds.less(0.1).accuracy == pytest.approx(0.8)
+    assert (folds.less(0.1).low, folds.less(0.1).high) == pytest.approx(wilson_interval(0.8, 200 / 2.25))
+
+
 def test_a_clear_winner_keeps_its_accuracy() -> None:
     good, bad = torch.arange(300) % 10 > 0, torch.arange(300) % 2 > 0
     assert estimate_accuracy([bad, good]).accuracy == pytest.approx(0.9, abs=0.002)
