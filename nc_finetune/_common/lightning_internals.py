@@ -123,6 +123,16 @@ def averages(callbacks: Iterable[Any]) -> list[nn.Module]:
     return [average for average in found if isinstance(average, nn.Module)]
 
 
+def forget_averages(callbacks: Iterable[Any]) -> None:
+    """Let go of averages of the weights that a fit has left (``_average_model``).
+
+    Lightning would go on to put them in the place of whatever model is validated or loaded next.
+    """
+    for callback in callbacks:
+        if isinstance(getattr(callback, "_average_model", None), nn.Module):
+            callback._average_model = None
+
+
 def pruned_parameters(callback: Any) -> Any:
     """Return the pairs of module and name that a ``ModelPruning`` prunes (``_parameters_to_prune``)."""
     return _get(callback, "_parameters_to_prune")

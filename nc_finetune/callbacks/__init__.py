@@ -2,6 +2,8 @@
 
 from nc_finetune.callbacks._collapse.callback import CollapseCallback as CollapseCallback
 from nc_finetune.callbacks._collapse.measurement import MeasurementError as MeasurementError
+from nc_finetune.callbacks.average_epochs import AverageEpochs as AverageEpochs
+from nc_finetune.callbacks.best_epoch import BestEpoch as BestEpoch
 from nc_finetune.callbacks.collapse_monitor import CollapseMonitor as CollapseMonitor
 from nc_finetune.callbacks.compile_blocks import CompileBlocks as CompileBlocks
 from nc_finetune.callbacks.delta_checkpoint import DeltaCheckpoint as DeltaCheckpoint

@@ -142,6 +142,11 @@ class DeltaCheckpoint(ModelCheckpoint):
         )
         self._save_none_monitor_checkpoint(trainer, candidates)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with files of before, although this fit writes into another folder, as a new log is."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        self._saved = self.monitor is not None and bool(self.best_model_path)
+
     def _should_save_on_train_epoch_end(self, trainer: L.Trainer) -> bool:
         """Save an average when it has been validated: the end of the epoch may bring the next one."""
         at_epoch_end = super()._should_save_on_train_epoch_end(trainer)

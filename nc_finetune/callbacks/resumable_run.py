@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -109,6 +109,8 @@ class ResumableRun(Checkpoint):
         if self._goes_on:
             self._restore_random_state(trainer.global_rank)
             _begin_a_new_epoch_after_a_whole_one(trainer.fit_loop)
+            stopped = (isinstance(part, EarlyStopping) and part.stopped_epoch > 0 for part in _callbacks(trainer))
+            trainer.should_stop = trainer.should_stop or any(stopped)
         self._saved_step = trainer.global_step
         self._signal = None
         self._previous = heed(self._note)
@@ -118,7 +120,7 @@ class ResumableRun(Checkpoint):
     ) -> None:
         """Accumulate as the epoch asks, which Lightning's scheduler looks up at the start of an epoch alone."""
         if self._goes_on:
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for callback in _callbacks(trainer):
                 if isinstance(callback, GradientAccumulationScheduler):
                     callback.on_train_epoch_start(trainer, pl_module)
         self._goes_on = False
@@ -216,6 +218,11 @@ class ResumableRun(Checkpoint):
             raise OSError(f"the checkpoint {path} cannot be written: {error}{kept}") from error
         trainer.strategy.barrier("checkpoint")
         return path
+
+
+def _callbacks(trainer: Any) -> list[Any]:
+    found: list[Any] = trainer.callbacks
+    return found
 
 
 def _begin_a_new_epoch_after_a_whole_one(loop: Any) -> None:

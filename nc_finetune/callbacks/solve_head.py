@@ -13,14 +13,14 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from nc_finetune._common.lightning_internals import averages
 from nc_finetune.backbones import LayerChoice, weights_hash
 from nc_finetune.callbacks._discriminants import Seen, gather_features, solve_gathered
 from nc_finetune.callbacks._solving import training_loader, validation_loader
+from nc_finetune.callbacks.average_epochs import catch_up
+from nc_finetune.callbacks.best_epoch import BestEpoch
 from nc_finetune.errors import check_name
 from nc_finetune.files.class_config import describe
 from nc_finetune.files.delta import save_delta
@@ -68,8 +68,8 @@ class SolveHead(L.Callback):
     From then on the model has this head: it is validated, tested, saved, exported and predicts by it. What was saved
     during the fit has the trained one, which comes back where such a file is loaded and where a further fit begins.
     Where nothing can be solved, since features are not finite or have collapsed to a point, the trained head stays,
-    with a warning. Weights that a callback averages are the average by then. Logged are, as ``solve_head/...``,
-    accuracy and log-likelihood of each head, shrinkage and leave-one-out accuracy.
+    with a warning. Weights that a callback averages are the average by then, and those of :class:`BestEpoch` the best.
+    Logged are, as ``solve_head/...``, accuracy and log-likelihood of each head, shrinkage and leave-one-out accuracy.
 
     Args:
         layers: From which layers: as for :class:`~nc_finetune.methods.LayerReadout`, ``"later_half"``, ``"all"``, a
@@ -137,11 +137,6 @@ class SolveHead(L.Callback):
         self.solved: SolvedHead | None = None
         self.samples = 0
 
-    @staticmethod
-    def let_come_last(callbacks: list[L.Callback]) -> None:
-        """Put these callbacks behind all others but those that write checkpoints: averages come before them."""
-        callbacks.sort(key=lambda part: 2 if isinstance(part, Checkpoint) else int(isinstance(part, SolveHead)))
-
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be solved."""
         if stage != "fit":
@@ -184,7 +179,10 @@ class SolveHead(L.Callback):
         self._method(pl_module).num_features(pl_module.backbone)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Solve, compare, take, say what, and write it."""
+        """Solve, compare, take, say what, and write it; on the best epoch, where that is put back."""
+        for part in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(part, BestEpoch):
+                part.on_train_end(trainer, pl_module)
         self._take(trainer, pl_module)
         if self.path is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_delta(pl_module, self.path)
@@ -201,9 +199,7 @@ class SolveHead(L.Callback):
         self.taken = taken = best if self.take == "auto" else self.take
         pair.take(taken, self.scores)
         if pl_module.taken_head.is_used:
-            for average in averages(trainer.callbacks):  # type: ignore[attr-defined] # which checkpoints hold
-                copied = getattr(average, "module", average)
-                copied.method, copied.head = copy.deepcopy(pl_module.method), copy.deepcopy(pl_module.head)
+            catch_up(pl_module)  # checkpoints hold averages
         rank_zero_info(self._in_words(taken, solved))
         metrics = self._metrics(solved)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})

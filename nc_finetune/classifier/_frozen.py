@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nc_finetune._common.lightning_internals import averages
 from nc_finetune.backbones import state_hash
+from nc_finetune.callbacks.average_epochs import catch_up
 from nc_finetune.passes.evaluation import is_sharded
 
 
@@ -55,6 +56,7 @@ class FrozenPart:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._begun = False
+        self._names: set[str] = set()
         self._hashes: dict[str, str] = {}
         self._buffers: dict[str, Tensor] = {}
         self._fixed: dict[str, Tensor] = {}
@@ -65,6 +67,7 @@ class FrozenPart:
         self._hashes = {name: _hash(value) for name, value in hashed.items()}
         self._buffers = {name: value.clone() for name, value in self.model.backbone.named_buffers(prefix="backbone")}
         self._fixed = {}
+        self._names = set(frozen_state(self.model))
         self._begun = True
 
     @torch.no_grad()
@@ -76,20 +79,31 @@ class FrozenPart:
             others = (pair for pair in self.model.named_buffers() if pair[0] not in self._buffers)
             self._fixed = {name: value.clone() for name, value in others}
         frozen = frozen_state(self.model)
-        self._hashes = {name: value for name, value in self._hashes.items() if name in frozen}
         for name, value in frozen.items():
             if name in self._buffers:  # whether it has changed or not: to look would wait for the device
                 value.copy_(self._buffers[name])
 
+    def let_go(self) -> None:
+        """Note what is frozen from now on, once the model is in the modes of an epoch; validation switches them."""
+        self._names = set(frozen_state(self.model))
+        self._hashes = {name: value for name, value in self._hashes.items() if name in self._names}
+
     @torch.no_grad()
     def align_averages(self) -> None:
-        """Give averages of the model whatever has not moved since the fit began: frozen weights, a fixed head."""
+        """Give averages of the model whatever has not moved since the fit began: frozen weights, a fixed head.
+
+        Where no step is taken, as a head is solved, the average of all steps is the model.
+        """
+        if self._begun and (self.model.nothing_to_train or not self.model.method.trains):
+            catch_up(self.model)
+            return
         for average in averages(self.model.trainer.callbacks) if self._begun else ():
             copy = getattr(average, "module", average)
             theirs = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
             ours = dict(self.model.named_buffers())
             unmoved = {name: ours[name] for name, value in self._fixed.items() if torch.equal(ours[name], value)}
-            for name, value in {**frozen_state(self.model), **unmoved}.items():
+            frozen = {name: value for name, value in frozen_state(self.model).items() if name in self._names}
+            for name, value in {**frozen, **unmoved}.items():
                 theirs[name].copy_(value)
 
     def end(self) -> None:
@@ -100,7 +114,7 @@ class FrozenPart:
         """
         state = frozen_state(self.model)
         changed = [name for name, known in self._hashes.items() if name not in state or _hash(state[name]) != known]
-        self._begun, self._hashes, self._buffers, self._fixed = False, {}, {}, {}
+        self._begun, self._names, self._hashes, self._buffers, self._fixed = False, set(), {}, {}, {}
         if changed:
             warnings.warn(
                 f"{len(changed)} tensors that {self.model.method.label} leaves frozen were written during the fit, e.g."

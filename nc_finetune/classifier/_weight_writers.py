@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.plugins import BitsandbytesPrecision, TorchSyncBatchNorm, TransformerEnginePrecision
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
@@ -52,6 +54,22 @@ def average_switches(callbacks: Iterable[Any]) -> None:
     for average in averages(callbacks):
         if isinstance(average, AveragedModel) and average.avg_fn is None and average.multi_avg_fn is None:
             average.avg_fn = _mean_of_numbers
+
+
+def tell_unfinished_averages(trainer: L.Trainer) -> None:
+    """Say where a fit has ended before ``StochasticWeightAveraging`` put its average in place.
+
+    Warns:
+        UserWarning: If there is such a callback.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging) and trainer.current_epoch - 1 < callback.swa_end < math.inf:
+            warnings.warn(
+                f"StochasticWeightAveraging takes its average after epoch {callback.swa_end}, and the fit has ended"
+                f" after epoch {trainer.current_epoch - 1}: the weights are the last ones; beside EarlyStopping take"
+                " nc_finetune.callbacks.AverageEpochs or EMAWeightAveraging",
+                stacklevel=2,
+            )
 
 
 def _mean_of_numbers(average: Tensor, value: Tensor, number: Tensor | int) -> Tensor:

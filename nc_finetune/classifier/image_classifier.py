@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from nc_finetune._common.data_facts import told_by
-from nc_finetune._common.lightning_internals import OF_MODULE, is_attached, require
+from nc_finetune._common.lightning_internals import OF_MODULE, forget_averages, is_attached, require
 from nc_finetune.backbones import Backbone, FrozenPrefix, PrefixOutput, create_backbone, resumed
-from nc_finetune.callbacks import HeadAlignment, ReadoutSolver, SolveHead
+from nc_finetune.callbacks import HeadAlignment, ReadoutSolver
+from nc_finetune.callbacks.average_epochs import catch_up
+from nc_finetune.callbacks.order import put_in_order
 from nc_finetune.classifier._arguments import DEFAULT_WEIGHTS, build_head, check_parts, choose_head
 from nc_finetune.classifier._batches import check_images, images_of, labelled_images
 from nc_finetune.classifier._data import take_facts
@@ -25,7 +27,12 @@ from nc_finetune.classifier._modes import TrainModes
 from nc_finetune.classifier._optimization import adopt_older_schedules, follow_this_fit, optimizer_and_schedule
 from nc_finetune.classifier._scores import LoaderScores
 from nc_finetune.classifier._taken_head import TakenHead
-from nc_finetune.classifier._weight_writers import average_switches, keep_frozen_norms, refuse_writers
+from nc_finetune.classifier._weight_writers import (
+    average_switches,
+    keep_frozen_norms,
+    refuse_writers,
+    tell_unfinished_averages,
+)
 from nc_finetune.classifier.checkpoint import (
     checkpoint_arguments,
     describe_into,
@@ -285,6 +292,8 @@ class ImageClassifier(L.LightningModule):
             record_base(self)
             keep_frozen_norms(self.trainer.strategy, self)
             average_switches(self.trainer.callbacks)  # type: ignore[attr-defined]
+        else:
+            forget_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Bring along what solves a head, and what turns a fixed one towards the class means.
@@ -295,7 +304,7 @@ class ImageClassifier(L.LightningModule):
         fits = is_attached(self) and self.trainer.state.fn == "fit"
         if fits:
             self.taken_head.put_back()
-            SolveHead.let_come_last(self.trainer.callbacks)  # type: ignore[attr-defined]
+            put_in_order(self.trainer.callbacks)  # type: ignore[attr-defined]
         brought: list[L.Callback] = [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
         if fits:
             self.freeze_untuned()
@@ -341,6 +350,7 @@ class ImageClassifier(L.LightningModule):
         """Go on with the rates of this fit, where the checkpoint is of a shorter or a longer one."""
         self.method.start_epoch(self.current_epoch)  # where a run resumes in the midst of one
         self.train()
+        self._frozen.let_go()
         self._expected_warnings.forget()
         check_thawed(self, self.trainer.optimizers)  # says it better than a schedule that meets a group too many
         follow_this_fit(self.trainer.lr_scheduler_configs)
@@ -356,6 +366,7 @@ class ImageClassifier(L.LightningModule):
             self.freeze_untuned()
         self.method.start_epoch(self.current_epoch)
         self.train()
+        self._frozen.let_go()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Do so again where a callback has switched modes within the epoch."""
@@ -393,8 +404,10 @@ class ImageClassifier(L.LightningModule):
             )
 
     def on_train_end(self) -> None:
-        """Say which frozen weights somebody has written."""
+        """Say which frozen weights somebody has written, and which average came to nothing."""
         self._frozen.end()
+        if self.method.trains and not self.nothing_to_train:
+            tell_unfinished_averages(self.trainer)
 
     def on_validation_start(self) -> None:
         """Begin with scores that are empty, one set for each loader."""
@@ -440,6 +453,8 @@ class ImageClassifier(L.LightningModule):
         take_layers(self, checkpoint)
         if take_key_layer(self.method, self.backbone, checkpoint):
             self.freeze_untuned()
+        if is_attached(self):
+            catch_up(self)  # averages were made before; their weights come next
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid() if self.independent_classes else torch.softmax(logits.float(), dim=1)

@@ -20,7 +20,7 @@ class ChooseKeyLayer(L.Callback):
     :class:`~nc_finetune.ImageData`. With another key layer the callback does nothing. A checkpoint names its block, and
     that is the one: nothing is chosen where ``trainer.ckpt_path`` is set before the fit, as the command line does;
     after ``trainer.fit(ckpt_path=...)`` the trials run in vain. Every rank runs the same trials, and takes the choice
-    of the first. Callbacks that copy the module in their ``setup``, to average weights, must stand behind this one.
+    of the first. Other callbacks have their turn behind this one, wherever it stands: averages copy the module.
 
     Attributes:
         choice: What was chosen, and why; ``None`` before.
@@ -32,6 +32,8 @@ class ChooseKeyLayer(L.Callback):
         >>> ChooseKeyLayer().choice is None
         True
     """
+
+    comes_first = True
 
     def __init__(self) -> None:
         self.choice: KeyLayerChoice | None = None
