@@ -72,9 +72,7 @@ class AverageEpochs(WeightAveraging):
         self._follow(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average, and before there is one the model."""
         self._follow(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)

@@ -136,8 +136,8 @@ class BestEpoch(DeltaCheckpoint):
     def _put_back(self, trainer: L.Trainer, model: Any) -> None:
         if not self.in_memory or not self._is_there(trainer):
             return
-        delta = read_delta(self.best_model_path) if trainer.is_global_zero else None
+        delta: Any = read_delta(self.best_model_path) if trainer.is_global_zero else None
         apply_delta(trainer.strategy.broadcast(delta), model)  # other machines may not see the file
         catch_up(model)
         score = "" if self.best_model_score is None else f", {self.monitor} {float(self.best_model_score):.4g}"
-        rank_zero_info(f"BestEpoch: the model is that of epoch {self.best_epoch}{score}")
+        rank_zero_info(f"BestEpoch: the model is that of epoch {self.best_epoch} (from 0){score}")

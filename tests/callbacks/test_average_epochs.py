@@ -84,7 +84,7 @@ def test_the_mean_of_the_later_half_is_validated_and_left(
         assert torch.equal(one, other) == (epoch < 3), epoch  # of one epoch the mean is that
     assert torch.equal(logits(model, loader), averaged.logits[-1])
     assert torch.equal(logits(load_delta(saving.best_model_path, make_model(method)), loader), averaged.logits[-1])
-    after = frozen_state(model)
+    after = frozen_state(model.train())
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name in after)
 
 

@@ -136,7 +136,7 @@ def test_the_best_epoch_is_left(method: str, average: str, make_trainer: Trainer
     chosen = max(range(len(validated.losses)), key=validated.losses.__getitem__)
     assert best.best_epoch == chosen
     assert torch.equal(logits(model), validated.logits[chosen])
-    after = frozen_state(model)
+    after = frozen_state(model.train())  # modes tell which statistics learn
     assert all(torch.equal(after[name], before[name]) for name in before.keys() & after.keys())
     assert torch.equal(logits(load_delta(best.best_model_path, make_model(method))), validated.logits[chosen])
     trainer.save_checkpoint(tmp_path / "after.ckpt")
@@ -282,7 +282,12 @@ def test_a_plain_checkpoint_of_the_best_epoch_is_what_was_validated(
 
 @pytest.mark.parametrize(
     ("monitor", "mode"),
-    [("val/loss", "min"), ("nc1/penultimate", "min"), ("val/balanced_accuracy", "max"), ("val/average_precision", "max")],
+    [
+        ("val/loss", "min"),
+        ("nc1/penultimate", "min"),
+        ("val/balanced_accuracy", "max"),
+        ("val/average_precision", "max"),
+    ],
 )
 def test_what_is_best_is_known(monitor: str, mode: str) -> None:
     assert BestEpoch(monitor).mode == mode

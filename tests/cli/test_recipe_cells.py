@@ -12,9 +12,10 @@ import timm
 import torch
 import yaml
 from conftest import quick_first, quick_where
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningCLI
 
-from nc_finetune.callbacks import LayerwiseNC1, PrefixCache
+from nc_finetune.callbacks import AverageEpochs, BestEpoch, LayerwiseNC1, PrefixCache
 from nc_finetune.cli import main
 from nc_finetune.cli.recipes import find_recipe, list_recipes
 from nc_finetune.heads import CosineHead
@@ -173,6 +174,33 @@ def test_a_part_that_chooses_its_block_brings_what_chooses(part: str, built: lis
     assert built[0].model.method.key_layer == AUTO
     assert isinstance(built[0].model.head, CosineHead)
     assert callbacks.index(ChooseKeyLayer) < callbacks.index(PrefixCache)
+
+
+def test_epochs_parts_add_their_callbacks_to_those_of_the_method(built: list[LightningCLI]) -> None:
+    parts = ("epochs/best", "epochs/early_stopping", "epochs/averaged")
+    assert fit("backbones/resnet50", "datasets/dtd", "methods/scl_ft_auto", *parts, "--data.image_size", "64") == 0
+    callbacks = [type(callback) for callback in built[0].trainer.callbacks]
+    assert {ChooseKeyLayer, PrefixCache, LayerwiseNC1, BestEpoch, EarlyStopping, AverageEpochs} <= set(callbacks)
+    (best,) = (callback for callback in built[0].trainer.callbacks if isinstance(callback, BestEpoch))
+    assert (best.monitor, best.mode) == ("val/loss", "min")
+    assert built[0].trainer.checkpoint_callback is best
+
+
+@pytest.mark.slow
+def test_a_recipe_with_epochs_parts_writes_what_it_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = ("digits/efficientnet_lite0_scl_ft", "epochs/best", "epochs/early_stopping", "epochs/averaged")
+    small = {"data.image_size": "32", "data.samples_per_class": "2", "data.val_size": "40", "data.test_size": "40"}
+    quick = {"model.backbone": "test_resnet", "model.weights": "null", "model.method.key_layer": "layer2.0"}
+    options = [word for key, value in (small | quick).items() for word in (f"--{key}", value)]
+    added = ["--run.folder", "run", "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    for _ in range(2):  # the second time all is done
+        assert main(["fit", *parts, *options, *added]) == 0
+    assert "Going on from" in capsys.readouterr().err
+    (delta,) = tmp_path.rglob("*.safetensors")
+    assert main(["test", *parts, *options, "--ckpt_path", str(delta)]) == 0
 
 
 @pytest.mark.parametrize("backbone", quick_first(1, COLUMNS))
