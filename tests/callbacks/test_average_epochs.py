@@ -118,7 +118,7 @@ AVERAGES: dict[str, Callable[[], Any]] = {
 
 class CutOff(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == 3:
+        if trainer.current_epoch == 2:
             raise InterruptedError
 
 
@@ -137,7 +137,7 @@ class Choose(L.Callback):
 @pytest.mark.parametrize(
     ("method", "average"),
     quick_where(
-        {("auto", "ema"), ("layer_ft_bn", "epochs")}.__contains__,
+        ("auto", "ema").__eq__,
         [(method, average) for method in ("auto", "layer_ft_bn", "lora") for average in AVERAGES],
     ),
 )
@@ -149,7 +149,7 @@ def test_a_fit_that_goes_on_ends_with_the_same_average(
 
     def fit(folder: str, *callbacks: L.Callback, resume: bool = False) -> ImageClassifier:
         model, run = make_model(method), ResumableRun(tmp_path / folder)
-        options = {"max_epochs": 5, "enable_checkpointing": True}
+        options = {"max_epochs": 4, "enable_checkpointing": True}
         trainer = make_trainer(run, AVERAGES[average](), *callbacks, Choose(), **options)
         trainer.ckpt_path = tmp_path / folder / "last.ckpt" if resume else None
         trainer.fit(model, make_loader(), make_loader(seed=1))
@@ -162,7 +162,7 @@ def test_a_fit_that_goes_on_ends_with_the_same_average(
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
     alone = make_model("side_ft" if method == "auto" else method)
     run = ResumableRun(tmp_path / "alone")
-    make_trainer(AVERAGES[average](), run, max_epochs=5, enable_checkpointing=True).fit(
+    make_trainer(AVERAGES[average](), run, max_epochs=4, enable_checkpointing=True).fit(
         alone, make_loader(), make_loader(seed=1)
     )
     assert all(torch.equal(value, whole[name]) for name, value in alone.state_dict().items())

@@ -204,7 +204,7 @@ def test_a_fit_that_goes_on_ends_with_the_same_best_epoch(method: str, average: 
 
     def fit(folder: str, *callbacks: L.Callback, resume: bool = False) -> tuple[ImageClassifier, BestEpoch]:
         model, best, run = make_model(method), BestEpoch("val/loss", "max"), ResumableRun(tmp_path / folder)
-        stopping = EarlyStopping("val/loss", mode="max", patience=3)
+        stopping = EarlyStopping("val/loss", mode="max", patience=2)
         trainer = L.Trainer(
             max_epochs=9,
             accelerator="cpu",
@@ -218,7 +218,7 @@ def test_a_fit_that_goes_on_ends_with_the_same_best_epoch(method: str, average: 
 
     whole, best = fit("whole")
     with pytest.raises(InterruptedError):
-        fit("parts", CutOff(2))
+        fit("parts", CutOff(1))
     resumed, again = fit("parts", resume=True)
     assert same(resumed, whole)
     assert (again.best_epoch, again.best_model_score) == (best.best_epoch, best.best_model_score)
