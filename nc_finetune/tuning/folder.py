@@ -111,11 +111,12 @@ class TuneFolder:
         """Keep a second process out; remove what a killed one was writing.
 
         Raises:
-            ValueError: If another one is at work there.
+            ValueError: If another one is at work there, or the folder holds files of something else.
             NotADirectoryError: If the path is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"--out is a folder, and {self.path} is a file; choose another")
+        self._refuse_others()
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
@@ -144,11 +145,7 @@ class TuneFolder:
         before = self._identity()
         changes: list[str] = []
         if before is None:
-            others = [path.name for path in self.path.iterdir() if path.name != ".lock"]
-            if others:
-                raise ValueError(
-                    f"{self.path} holds other files, such as {sorted(others)[0]}; choose an empty --out, or a new one"
-                )
+            self._refuse_others()
         else:
             if before.source != identity.source:
                 raise ValueError(
@@ -179,6 +176,13 @@ class TuneFolder:
         """Keep what a step has found: all of it, or nothing."""
         tensors = {key: value.detach().cpu().contiguous() for key, value in step.tensors.items()}
         write_atomically(self._path(name), save(tensors, {"format": "pt", _KEY: json.dumps(step.facts)}))
+
+    def _refuse_others(self) -> None:
+        """Refuse a folder of something else, before anything is written there."""
+        if not self.path.is_dir() or (self.path / _RUN).exists():
+            return
+        if others := sorted(path.name for path in self.path.iterdir() if path.name[0] != "."):
+            raise ValueError(f"{self.path} holds other files, such as {others[0]}; choose an empty --out, or a new one")
 
     def _path(self, name: str) -> Path:
         return self.path / _STEPS / f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.safetensors"

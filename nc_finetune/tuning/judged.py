@@ -25,6 +25,7 @@ class Judged:
         readout: The readout, if it is one.
         candidate: Otherwise the way in which it is tuned.
         epochs: And for how long.
+        scales: Of the logits of the readout and of its own, where it is their mean; ``None`` where it stands alone.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Judged:
     readout: Readout | None = None
     candidate: Candidate | None = None
     epochs: int = 0
+    scales: tuple[float, float] | None = None
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import lightning as L
 import torch
+from torch import Tensor
 
 from nc_finetune.backbones import Backbone
+from nc_finetune.callbacks import SolveHead
 from nc_finetune.classifier import DivergedError, ImageClassifier
+from nc_finetune.functional import temperature
+from nc_finetune.heads import MeanHead
 from nc_finetune.selection import CrossValidation, HeldOut
 from nc_finetune.selection.cross_validation import FoldError
 from nc_finetune.tuning.candidates import Candidate, Costs, proposals
@@ -57,12 +63,19 @@ class Search:
                     scores[candidate.name] = found
 
     def fit_to_all(self, best: Judged) -> ImageClassifier:
-        """Fit a candidate to all training images."""
+        """Fit a candidate to all training images, and where it is a mean, the readout beside it."""
         assert best.candidate is not None  # noqa: S101 - what calls this has looked
         self.work.data.image_size = best.image_size
-        _, model = self._judging.refit(self._builder(best.candidate), best.epochs)
+        _, model = self._judging.refit(self._builder(best.candidate), best.epochs, self._beside(best))
+        if best.scales is not None and isinstance(model.head, MeanHead):
+            model.head.scales.copy_(torch.tensor(best.scales))
         found: ImageClassifier = model.eval()
         return found
+
+    def _beside(self, best: Judged) -> list[L.Callback]:
+        if best.scales is None:
+            return []
+        return [SolveHead(self.readout.layers, take="mean", shrinkage=self.readout.shrinkage, frozen=True)]
 
     @property
     def _judging(self) -> CrossValidation:
@@ -114,18 +127,27 @@ class Search:
             return part.score
         logits = torch.full((len(work.labels), work.data.num_classes), torch.nan)
         logits[part.items] = part.chosen_logits
-        work.judged.append(
-            Judged(
-                candidate.name,
-                self.readout.image_size,
-                logits,
-                part.seconds,
-                candidate=candidate,
-                epochs=part.epoch,
-            )
+        alone = Judged(
+            candidate.name,
+            self.readout.image_size,
+            logits,
+            part.seconds,
+            candidate=candidate,
+            epochs=part.epoch,
         )
-        work.tell(f"{said}, after {part.epoch} epochs; {part.seconds:.0f} s")
-        return part.score
+        mean, scales = self._mean_with_readout(logits)
+        together = replace(alone, name=f"{candidate.name}, mean with the readout", logits=mean, scales=scales)
+        work.judged += [alone, together]
+        known = mean.isfinite().all(1)
+        score = right(mean, work.labels)[known].double().mean().item()
+        work.tell(f"{said}, with the readout {100 * score:.1f} %, after {part.epoch} epochs; {part.seconds:.0f} s")
+        return max(part.score, score)
+
+    def _mean_with_readout(self, logits: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Return the mean of the readout's and other logits, each over its temperature on the folds, and the scales."""
+        labels, folds = self.work.labels, self.readout.fold_logits
+        scales = tuple(0.5 / temperature(found, labels).item() for found in (folds, logits))
+        return scales[0] * folds + scales[1] * logits, (scales[0], scales[1])
 
     def _builder(self, candidate: Candidate) -> Callable[[], ImageClassifier]:
         return lambda: candidate.build(self.backbone, self.work.data.num_classes)
@@ -133,7 +155,10 @@ class Search:
     def _behind(self, part: HeldOut) -> float | None:
         """Return by how much a candidate is behind the best on the same images, where that is clear."""
         labels = self.work.labels[part.items]
-        own = right(part.chosen_logits, labels).double()
+        logits = torch.full((len(self.work.labels), self.work.data.num_classes), torch.nan)
+        logits[part.items] = part.chosen_logits
+        alone, together = (right(found[part.items], labels) for found in (logits, self._mean_with_readout(logits)[0]))
+        own = max(alone.double(), together.double(), key=lambda found: found.mean().item())
         best = max(
             (right(one.logits[part.items], labels).double() for one in self.work.judged),
             key=lambda found: found.mean().item(),

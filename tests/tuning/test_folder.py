@@ -60,6 +60,9 @@ def test_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(ValueError, match=r"holds other files, such as thesis\.tex"):
         TuneFolder(tmp_path).open_for(identity())
+    with pytest.raises(ValueError, match="holds other files"), TuneFolder(tmp_path).locked():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"format_version": 99}', '{"format_version": 1}'])
