@@ -60,7 +60,7 @@ def test_gains_are_against_the_better_one_alone(folder: Path, tmp_path: Path) ->
     assert ("full FT", "solved on the frozen network") not in accuracies
     assert ("full FT", 'SolveHead("later_half", frozen=True) takes') in accuracies
     shown = page(rows, "versions")
-    assert "| full FT | solved on the later half | +10.00 ± 0.00 |  | +10.00 ± 0.00 |" in shown
+    assert "| full FT | solved on the later half | +10.00 ± 0.00 |  | +10.00 ± 0.00 | +6.00 ± 0.00 |  |" in shown
     assert "| full FT from the readout | its own head | +8.00 ± 0.00 |  | +8.00 ± 0.00 |" in shown
     write_csv(rows, tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open() as file:
