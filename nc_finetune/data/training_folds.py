@@ -116,7 +116,9 @@ class TrainingFold(L.LightningDataModule):
         return self.data.augment(batch, self.trainer, self._progress.loader)
 
 
-def training_folds(data: ImageData, number: int = 5, seed: int = 0) -> list[TrainingFold]:
+def training_folds(
+    data: ImageData, number: int = 5, seed: int = 0, groups: Sequence[str] | None = None
+) -> list[TrainingFold]:
     """Divide the training images of some data into folds, stratified, without parting groups.
 
     An image is held out in one fold at most: in none where its class, or of groups a class of its group, would have
@@ -126,6 +128,7 @@ def training_folds(data: ImageData, number: int = 5, seed: int = 0) -> list[Trai
         data: The images; validation and test split are not looked at.
         number: Folds, at least 2; there are fewer where there are fewer images, or groups.
         seed: Which images are together.
+        groups: The group of each training image; ``None`` is that of the data, if they have groups.
 
     Returns:
         The folds that hold something out.
@@ -143,7 +146,7 @@ def training_folds(data: ImageData, number: int = 5, seed: int = 0) -> list[Trai
     """
     images = data.images("train")
     sets = [images.table.labels_of(row) for row in images.indices]
-    found = held_out_folds(images.labels, number, seed, sets, data.train_groups)
+    found = held_out_folds(images.labels, number, seed, sets, data.train_groups if groups is None else groups)
     never = len(images) - sum(fold.size for fold in found)
     said = [f"{len(found)} folds in place of {number}"] if len(found) < number else []
     said += [f"{never} of {len(images)} training images are held out in none of them"] if never else []

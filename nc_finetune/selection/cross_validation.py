@@ -56,6 +56,7 @@ class CrossValidation:
             (:func:`~nc_finetune.selection.shared_caches.prefix_caches`).
         progress: Folder in which each fold is kept once it is judged, so that a process that was killed goes on
             behind it; ``None`` keeps nothing. Whoever gives it removes it.
+        groups: The group of each training image, which folds do not part; ``None`` is that of the data.
         identity: What candidates are beside their names, data and epochs: what was kept under another one is not taken.
 
     Raises:
@@ -85,6 +86,7 @@ class CrossValidation:
         callbacks: Callable[[ImageClassifier], Sequence[L.Callback]] = prefix_caches,
         progress: Path | None = None,
         identity: str = "",
+        groups: Sequence[str] | None = None,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -92,7 +94,7 @@ class CrossValidation:
         self.epochs = epochs
         self.seed = seed
         self.callbacks = callbacks
-        self.folds = training_folds(data, folds, seed)
+        self.folds = training_folds(data, folds, seed, groups)
         self._progress = progress
         self._identity = identity
         self._before = 0.0

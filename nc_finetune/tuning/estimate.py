@@ -39,6 +39,8 @@ class Estimate:
         return Estimate(accuracy, *interval, self.images, self.optimism + optimism, self.independent)
 
     def __str__(self) -> str:
+        if not self.images:
+            return "nothing is known of it, since no image could be held out"
         return f"{100 * self.accuracy:.1f} % (95 % interval {100 * self.low:.1f} to {100 * self.high:.1f})"
 
 

@@ -10,7 +10,16 @@ from nc_finetune.backbones import Backbone, create_backbone
 from nc_finetune.selection.device import best_device
 from nc_finetune.tuning.estimate import estimate_accuracy
 from nc_finetune.tuning.judged import Judged, right
-from nc_finetune.tuning.readouts import TURNS, Readout, image_sizes, log_likelihoods, read_out, typical_side
+from nc_finetune.tuning.readouts import (
+    TURNS,
+    Readout,
+    good_places,
+    image_sizes,
+    log_likelihoods,
+    read_out,
+    takes_size,
+    typical_side,
+)
 from nc_finetune.tuning.work import Work
 
 _SHARE_OF_A_PASS = 0.25  # of the time that is left, for a pass at a larger size
@@ -33,12 +42,13 @@ def choose_backbone(work: Work, names: Sequence[str], image_size: int | None) ->
     scores: dict[str, float] = {}
     for name in names:
         backbone = build_network(name, work.seed)
-        found = _read_out(work, name, backbone, image_size or _sizes(work, backbone)[0])
+        found = _read_out(work, name, backbone, _sizes(work, backbone, image_size)[0])
         scores[name] = log_likelihoods(found.logits, work.labels).nanmean().item()
         if scores[name] == max(scores.values()) and not _is_finished(work):
             work.save(found.build(backbone, work.data.num_classes))
         del backbone
     best = max(scores, key=lambda name: scores[name])
+    work.lost += [one for one in work.judged if one.backbone != best]
     work.judged.clear()
     work.tell(f"network: {best}, with the likeliest readout of {len(names)}")
     return best, build_network(best, work.seed)
@@ -74,7 +84,7 @@ def read_out_at_sizes(work: Work, name: str, backbone: Backbone, image_size: int
     Returns:
         The best of them, which is saved.
     """
-    sizes = [image_size] if image_size else _sizes(work, backbone)
+    sizes = _sizes(work, backbone, image_size)
     last = best = _read_out(work, name, backbone, sizes[0])
     if not _is_finished(work):
         work.save(best.build(backbone, work.data.num_classes))
@@ -97,7 +107,14 @@ def read_out_at_sizes(work: Work, name: str, backbone: Backbone, image_size: int
     return best
 
 
-def _sizes(work: Work, backbone: Backbone) -> list[int]:
+def _sizes(work: Work, backbone: Backbone, image_size: int | None) -> list[int]:
+    if image_size is not None:
+        if not takes_size(backbone, image_size):
+            raise ValueError(
+                f"{backbone.name} takes no images of {image_size} pixels; leave image_size out, or try"
+                f" {backbone.preprocessing.image_size}"
+            )
+        return [image_size]
     return image_sizes(backbone, typical_side(work.data) or backbone.preprocessing.image_size)
 
 
@@ -106,13 +123,19 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
     work.data.image_size = size
     kept = work.folder.read(_step(name, size))
     if kept is None:
-        found = read_out(backbone, work.data, work.folds)
+        found = read_out(backbone, work.data, work.folds, work.groups)
         work.folder.write(_step(name, size), found.step())
+        _say_what_is_bad(work)
     else:
         found = Readout.of_step(kept)
-        work.clock.count(found.seconds)
-    judged = Judged(f"readout, {size} pixels", size, found.fold_logits, found.seconds, readout=found)
+    judged = Judged(f"readout, {size} pixels", size, found.fold_logits, found.seconds, readout=found, backbone=name)
     work.judged.append(judged)
+    work.tell_notes()
+    if _step(name, size) in work.done_here:
+        return found
+    work.done_here.add(_step(name, size))
+    if kept is not None:
+        work.clock.count(found.seconds)
     known = found.logits.isfinite().all(1)
     accuracy = (
         estimate_accuracy([right(found.logits, work.labels)[known]], folds=TURNS)
@@ -125,6 +148,22 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
         f" {found.seconds:.1f} s, {each:.1f} ms an image"
     )
     return found
+
+
+def _say_what_is_bad(work: Work) -> None:
+    """Name images that do not decode, and classes of which none does."""
+    bad = work.data.bad_images()
+    if not bad or work.bad_said:
+        return
+    work.bad_said = True
+    shown = ", ".join(map(str, bad[:3]))
+    work.tell(
+        f"note: {len(bad)} images do not decode and are left out: {shown}{' ...' * (len(bad) > 3)}; while they are"
+        " there nothing is kept of frozen parts, so that removing them saves time"
+    )
+    good = set(work.labels[good_places(work.data)].tolist())
+    if gone := [name for label, name in enumerate(work.data.class_names) if label not in good]:
+        work.tell(f"note: no image of {', '.join(map(repr, gone))} decodes: nothing is ever called that")
 
 
 def _is_finished(work: Work) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import Counter
@@ -32,6 +33,7 @@ class Identity:
     Attributes:
         source: Where the images come from, as it was given.
         settings: What else decides about the outcome, ready for JSON.
+        order: Hash of the images in their order: what is kept goes by their places.
         images: By the hash of each labelled image, ``"<number of it>"`` where it is there more than once, its split
             and its class.
     """
@@ -39,10 +41,17 @@ class Identity:
     source: str
     settings: dict[str, Any]
     images: dict[str, str]
+    order: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        return {"format_version": _FORMAT_VERSION, "source": self.source, "settings": self.settings, "of": self.images}
+        return {
+            "format_version": _FORMAT_VERSION,
+            "source": self.source,
+            "settings": self.settings,
+            "order": self.order,
+            "of": self.images,
+        }
 
     @classmethod
     def of(cls, source: str, settings: Mapping[str, Any], images: Iterator[tuple[str, str]]) -> Identity:
@@ -55,10 +64,12 @@ class Identity:
         """
         seen: Counter[str] = Counter()
         found: dict[str, str] = {}
+        order = hashlib.blake2b(digest_size=16)
         for digest, label in images:
+            order.update(f"{digest} {label}\n".encode())
             found[f"{digest} {seen[digest]}" if seen[digest] else digest] = label
             seen[digest] += 1
-        return cls(source, json.loads(json.dumps(dict(settings))), found)
+        return cls(source, json.loads(json.dumps(dict(settings))), found, order.hexdigest())
 
     def changes_since(self, before: Identity) -> list[str]:
         """Say in a few words each what differs from an earlier one; nothing where all is the same."""
@@ -71,7 +82,8 @@ class Identity:
             for name in sorted({*self.settings, *before.settings})
             if self.settings.get(name) != before.settings.get(name)
         )
-        return [*said, *settings]
+        moved_rows = ["images are in another order"] if not said and self.order != before.order else []
+        return [*said, *moved_rows, *settings]
 
 
 @dataclass(frozen=True)
@@ -195,7 +207,7 @@ class TuneFolder:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format_version"] != _FORMAT_VERSION:
                 raise ValueError(f"version {content['format_version']}")
-            return Identity(content["source"], content["settings"], content["of"])
+            return Identity(content["source"], content["settings"], content["of"], content["order"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged or of another version of nc-finetune ({error}); choose another --out"

@@ -55,6 +55,11 @@ def all_labelled(source: str, test: str | None = None, **options: Any) -> tuple[
             f"the images of {source} have several labels each, and tune chooses one; train them by a recipe, such as"
             " nc-finetune fit, with loss torch.nn.BCEWithLogitsLoss"
         )
+    if size is not None and "test" in data.data.splits:
+        raise ValueError(
+            f"{source} has a test split of its own, of {len(data.test_set)} images, which is taken; leave --test {test}"
+            " out"
+        )
     if size is not None and len(data.test_set) == 0:
         raise ValueError(f"--test {test} holds no image of {source} out; ask for more")
     if test is None or size is not None:
@@ -75,7 +80,7 @@ def _as_number(text: str) -> int | float | None:
 
 def _same_classes(source: str, data: ImageData, options: dict[str, Any]) -> TestImages:
     """Load another source, its test split or, where it has none, all of it."""
-    other = ImageData(source, val_size=0, test_size=0, **options)
+    other = ImageData(source, val_size=0, test_size=0, **{**options, "group": None})
     if unknown := sorted({*other.class_names} - {*data.class_names}):
         raise ValueError(
             f"{source} has classes that {data.source} has not: {', '.join(map(repr, unknown[:_SHOWN]))}; test on images"

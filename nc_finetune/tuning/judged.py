@@ -25,6 +25,7 @@ class Judged:
         readout: The readout, if it is one.
         candidate: Otherwise the way in which it is tuned.
         epochs: And for how long.
+        backbone: Name of the network.
         scales: Of the logits of the readout and of its own, where it is their mean; ``None`` where it stands alone.
     """
 
@@ -36,6 +37,7 @@ class Judged:
     candidate: Candidate | None = None
     epochs: int = 0
     scales: tuple[float, float] | None = None
+    backbone: str = ""
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,29 +59,35 @@ def best_of(judged: Sequence[Judged], labels: Tensor) -> Judged:
         labels: Of all images, shape ``(N,)``.
     """
     common = common_places(judged)
+    if not len(common):  # too few images for folds: readouts alone
+        whole = [one.readout.logits if one.readout else one.logits for one in judged]
+        scores = [right(logits, labels).double().mean().item() for logits in whole]
+        return judged[max(range(len(judged)), key=lambda place: (scores[place], -place))]
     scores = [right(one.logits, labels)[common].double().mean().item() for one in judged]
     return judged[max(range(len(judged)), key=lambda place: (scores[place], -place))]
 
 
-def estimate_best(judged: Sequence[Judged], labels: Tensor, seed: int = 0, grouped: bool = False) -> Estimate:
+def estimate_best(judged: Sequence[Judged], labels: Tensor, seed: int = 0, lost: Sequence[Judged] = ()) -> Estimate:
     """Estimate the accuracy of the best on new images; see :func:`estimate_accuracy`.
 
-    A readout is judged by those of nearly all images, since folds teach less than all images do. Where images come in
-    groups, an image of the same group would tell, and folds alone are honest.
+    A readout is judged by those of nearly all images, since folds teach less than all images do.
 
     Args:
         judged: From cheap to dear.
         labels: Of all images, shape ``(N,)``.
         seed: Of the estimate.
-        grouped: Whether images come in groups.
+        lost: Others that the choice was among.
     """
-    best, common = best_of(judged, labels), common_places(judged)
+    best, common = best_of(judged, labels), common_places([*judged, *lost])
     found = None
     if len(common):
-        found = estimate_accuracy([right(one.logits, labels)[common] for one in judged], seed, folds=FOLDS)
-    if best.readout is None or (grouped and found is not None):
+        every = [right(one.logits, labels)[common] for one in (*judged, *lost)]
+        found = estimate_accuracy(every, seed, folds=FOLDS)
+    if best.readout is None:
         assert found is not None  # noqa: S101 - what is tuned was judged on folds
         return found
     known = best.readout.logits.isfinite().all(1)
+    if not known.any():
+        return Estimate(float("nan"), 0.0, 1.0, 0)
     alone = estimate_accuracy([right(best.readout.logits, labels)[known]], folds=TURNS)
     return alone if found is None else alone.less(found.optimism)

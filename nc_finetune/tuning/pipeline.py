@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from tempfile import gettempdir
 
 import lightning as L
@@ -18,10 +19,11 @@ from nc_finetune._common.quiet import quietly
 from nc_finetune._common.terminal import duration
 from nc_finetune.backbones import Backbone
 from nc_finetune.callbacks import PredictionWriter
-from nc_finetune.classifier import ImageClassifier
+from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages, SkippingLoader, collate
 from nc_finetune.deployment import load_delta
+from nc_finetune.report import check_report_extra
 from nc_finetune.report.tuned_page import render_tuned_page
 from nc_finetune.selection.shared_caches import pixel_folder
 from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
@@ -72,8 +74,8 @@ class Tuned:
     def commands(self) -> list[str]:
         """What to type to predict, and to export."""
         return [
-            f"nc-finetune predict {self.model_file} FOLDER --out predictions.csv",
-            f"nc-finetune export {self.model_file} --to onnx --out model.onnx",
+            f"nc-finetune predict {quote(str(self.model_file))} FOLDER --out predictions.csv",
+            f"nc-finetune export {quote(str(self.model_file))} --to onnx --out model.onnx",
         ]
 
     @property
@@ -142,6 +144,7 @@ def tune(
         raise ValueError(f"minutes must be above 0, got {minutes}")
     if not backbones:
         raise ValueError("there must be at least one backbone, such as " + DEFAULT_BACKBONE)
+    check_report_extra()
     options = {"image_column": image_column, "label_column": label_column, "group": group}
     options = {name: value for name, value in options.items() if value is not None}
     settings = {"backbones": list(backbones), "test": test, "image_size": image_size, "batch_size": batch_size}
@@ -150,17 +153,28 @@ def tune(
         data, tested = all_labelled(
             str(source), test, image_size=224, batch_size=batch_size, seed=seed, on_bad_image="skip", **options
         )
-        identity = Identity.of(str(source), {**settings, "seed": seed, **options}, labelled_hashes(data, tested))
+        named = str(Path(source).resolve()) if Path(source).exists() else str(source)
+        settings |= {"seed": seed, **options, **_weight_files(backbones)}
+        identity = Identity.of(named, settings, labelled_hashes(data, tested))
         changes = folder.open_for(identity)
         if changes:
             tell(f"since the last time {', '.join(changes)}; what was found then lies in {folder.path / 'earlier'}")
         _check(data, tested, force, tell)
         if _fits_on_disk(data):
             data.pixel_cache = pixel_folder()
-        work = Work(folder, data, tested, clock, seed, tell)
-        for note in notes:
-            tell(f"note: {note}")
+        work = Work(folder, data, tested, clock, seed, tell, notes=notes)
+        work.tell_notes()
         return _run(work, list(backbones), image_size)
+
+
+def _weight_files(backbones: Sequence[str]) -> dict[str, str]:
+    """Return in which state the files of weights are that are named."""
+    paths = {name: Path(name.partition("=")[2]) for name in backbones}
+    return {
+        f"weights of {name}": f"{path.stat().st_size} bytes of {path.stat().st_mtime_ns}"
+        for name, path in paths.items()
+        if path.is_file()
+    }
 
 
 def _fits_on_disk(data: ImageData) -> bool:
@@ -190,26 +204,34 @@ def _run(work: Work, backbones: list[str], image_size: int | None) -> Tuned:
     work.tell(f"{len(work.labels):,} images of {len(counts)} classes, {each} each")
     name, backbone = choose_backbone(work, backbones, image_size)
     readout = read_out_at_sizes(work, name, backbone, image_size)
-    if bad := work.data.bad_images():
-        shown = ", ".join(map(str, bad[:3]))
-        work.tell(f"note: {len(bad)} images do not decode and are left out: {shown}{' ...' * (len(bad) > 3)}")
     search = Search(work, name, backbone, readout)
     search.run()
-    best = best_of(work.judged, work.labels)
-    estimate = estimate_best(work.judged, work.labels, work.seed, grouped=work.data.plan.group is not None)
-    model = _fitted(work, best, backbone, search)
+    best, model = _best_fitted(work, backbone, search)
+    estimate = estimate_best(work.judged, work.labels, work.seed, work.lost)
     decision = _in_words(best, work, estimate)
     work.tell(decision)
     test = None if work.tested is None else _test(model, work)
     found = Tuned(model, estimate, test, decision, work.judged, work.left_out, work.folder.path, work.clock.spent)
     _write_page(work, found, best, backbone)
     _predict(work, model)
+    work.tell_notes()
     return replace(found, seconds=work.clock.spent)
+
+
+def _best_fitted(work: Work, backbone: Backbone, search: Search) -> tuple[Judged, ImageClassifier]:
+    """Fit the best to all images; where that diverges, the next."""
+    while True:
+        best = best_of(work.judged, work.labels)
+        try:
+            return best, _fitted(work, best, backbone, search)
+        except DivergedError as error:
+            work.tell(f"{best.name}, fitted to all images: {error}")
+            work.judged = [one for one in work.judged if one.candidate is None or one.candidate != best.candidate]
 
 
 def _fitted(work: Work, best: Judged, backbone: Backbone, search: Search) -> ImageClassifier:
     """Return the best one, fitted to all images, and write it; take it from its file where it is there already."""
-    known, facts = work.folder.read("final"), {"name": best.name, "epochs": best.epochs}
+    known, facts = work.folder.read("final"), {"name": best.name, "epochs": best.epochs, "image_size": best.image_size}
     work.data.image_size = best.image_size
     path = work.folder.path / MODEL
     if known is not None and known.facts == facts and path.is_file():
@@ -236,12 +258,15 @@ def _in_words(best: Judged, work: Work, estimate: Estimate) -> str:
     return f"chosen: {best.name}{others}{missing}; to be expected on new images: {estimate}"
 
 
-def _test(model: ImageClassifier, work: Work) -> Estimate:
+def _test(model: ImageClassifier, work: Work) -> Estimate | None:
     """Look at the test images."""
     assert work.tested is not None  # noqa: S101 - what calls this has looked
     tested = work.tested
     tested.images.decode, tested.images.pixels = work.data.images("train").decode, None
     logits, labels = predicted(model, tested.images, work.data.batch_size)
+    if not len(labels):
+        work.tell(f"note: no image of {tested.name} decodes: there is no test")
+        return None
     ours = {name: label for label, name in enumerate(work.data.class_names)}
     numbered = torch.tensor([ours[name] for name in tested.class_names])
     found = estimate_accuracy([logits.argmax(1) == numbered[labels]])
@@ -255,13 +280,15 @@ def predicted(model: ImageClassifier, images: LabelledImages, batch_size: int) -
     loader = SkippingLoader(images, batch_size=batch_size, collate_fn=collate)
     model.eval()
     found = [(model(batch.to(model.device)).float().cpu(), labels) for batch, labels in loader]
+    if not found:
+        return torch.empty(0, model.num_classes), torch.empty(0, dtype=torch.long)
     return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
 
 def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone) -> None:
     tested = work.tested
     said = [f"{found.decision[0].upper()}{found.decision[1:]}."]
-    if tested is not None:
+    if tested is not None and found.test is not None:
         said.append(f"On {tested.name}, looked at once: {found.test}, {len(tested.images):,} images.")
     said.append(f"All of it took {duration(found.seconds)}.")
     page = describe(f"Tuned on {work.data.source}", said, work, best, found.model, backbone, found.commands)

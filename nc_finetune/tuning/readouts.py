@@ -42,10 +42,10 @@ class Readout:
         weight: Shape ``(K, D)``, float32.
         bias: Shape ``(K,)``.
         logits: Of each training image by a readout of nearly all others, in the order of the data, shape ``(N, K)``:
-            up to 1,000 images one of each class is left out at a time, or two where there are many, of more a single
-            image. ``nan`` for an image that does not decode, or is the only one of its class.
+            up to 1,000 images one of each class is left out at a time, or a few, of more a single image, or where there
+            are groups a fold. ``nan`` for an image that does not decode, or is the only one of its class.
         fold_logits: Those by what the other folds teach; ``nan`` for images that no fold holds out.
-        seconds: Of the pass and the solution.
+        seconds: Of the pass.
         by_layers: Leave-one-out accuracy by word, where several were compared.
     """
 
@@ -84,23 +84,26 @@ class Readout:
         with torch.no_grad():
             head.weight.copy_(self.weight)
             head.bias.copy_(self.bias)
-        return model.eval()
+        return model.to(next(backbone.parameters()).device).eval()
 
 
-def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] = ()) -> Readout:
+def read_out(
+    backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] = (), groups: Sequence[str] | None = None
+) -> Readout:
     """Solve a readout on all training images in one pass, and on those outside of each fold.
 
     Args:
         backbone: The network, on the device to compute on.
         data: The images.
         folds: Of the training images.
+        groups: The group of each training image, of which none judges the others.
 
     Raises:
         ValueError: If there are too many images to keep their features, none decodes, features are not finite, no class
             has two images, or images of each class are all the same.
     """
     start = time.perf_counter()
-    method, groups = _layers(backbone)
+    method, columns = _layers(backbone)
     size = 4 * method.num_features(backbone) * len(data.images("train"))
     if size > _MOST_BYTES:
         raise ValueError(
@@ -108,15 +111,23 @@ def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] 
             f" {_MOST_BYTES / 1e9:.0f} GB of them in memory; fit a readout of so many images by a recipe"
             " (nc-finetune fit ... methods/readout), or tune on fewer of them"
         )
-    features, labels = method_features(method, backbone, subset_batches(data, "train"))
+    batches = subset_batches(data, "train")
+    try:
+        found = method_features(method, backbone, batches)
+    except (RuntimeError, ValueError) as error:
+        if len(good_places(data)):
+            raise
+        raise ValueError(f"no training image of {data.source} decodes; look by nc-finetune data check") from error
+    features, labels = (part.cpu() for part in found)
+    seconds = time.perf_counter() - start
     if not features.isfinite().all():
         raise ValueError(
             f"features of {backbone.name} are not finite for images of {data.image_size} pixels; choose other weights,"
             " or look for broken images"
         )
-    preferred = _PREFERRED if _PREFERRED in groups else next(iter(groups))
-    choice = choose_columns(features, labels, data.num_classes, groups, preferred)
-    features = features[:, groups[choice.name]]
+    preferred = _PREFERRED if _PREFERRED in columns else next(iter(columns))
+    choice = choose_columns(features, labels, data.num_classes, columns, preferred)
+    features = features[:, columns[choice.name]]
     places = good_places(data)
     unknown = torch.full((len(data.images("train")), data.num_classes), torch.nan)
     with warnings.catch_warnings():  # the check of the data has said so
@@ -128,19 +139,20 @@ def read_out(backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] 
 
         def judge(found: Tensor, held_out: Sequence[int]) -> None:
             held = torch.isin(places, torch.tensor(held_out))
-            if not held.any():
+            if not held.any() or labels[~held].bincount().max() < 2:
                 return
             inside = solve_head(features[~held], labels[~held], data.num_classes, shrinkage=head.shrinkage)
             found[places[held]] = (features[held].double() @ inside.weight.T + inside.bias).float().cpu()
 
         # With one image less than the others a class is a little further from every image: of few images leaving one
         # out understates the accuracy, by a point of twenty images a class.
-        if len(labels) <= _MOST_IN_TURN and data.train_groups is None:
-            for fold in training_folds(data, TURNS if len(labels) <= _FEW else TURNS // 2):
-                judge(logits, fold.held_out)
-        seconds = time.perf_counter() - start
         for fold in folds:
             judge(fold_logits, fold.held_out)
+        if groups is not None:
+            logits = fold_logits.clone()
+        if folds and len(labels) <= _MOST_IN_TURN:
+            for fold in training_folds(data, TURNS if len(labels) <= _FEW else TURNS // 2, groups=groups):
+                judge(logits, fold.held_out)
     return Readout(
         image_size=data.image_size,
         layers=cast(LayerGroup, choice.name),
@@ -196,11 +208,12 @@ def image_sizes(backbone: Backbone, pixels: int) -> list[int]:
     sizes = [first]
     while sizes[-1] < own:
         sizes.append(min(own, round(sizes[-1] * _GROWTH / _STEP) * _STEP))
-    return [size for size in sizes if _takes(backbone, size)] or [own]
+    return [size for size in sizes if takes_size(backbone, size)] or [own]
 
 
 @torch.inference_mode()
-def _takes(backbone: Backbone, size: int) -> bool:
+def takes_size(backbone: Backbone, size: int) -> bool:
+    """Tell whether a network takes images of a height and width."""
     backbone.eval()
     device = next(backbone.parameters()).device
     try:

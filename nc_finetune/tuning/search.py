@@ -18,7 +18,7 @@ from nc_finetune.selection import CrossValidation, HeldOut
 from nc_finetune.selection.cross_validation import FoldError
 from nc_finetune.tuning.candidates import Candidate, Costs, proposals
 from nc_finetune.tuning.folder import Step
-from nc_finetune.tuning.judged import Judged, right
+from nc_finetune.tuning.judged import Judged, best_of, right
 from nc_finetune.tuning.readouts import FOLDS, Readout
 from nc_finetune.tuning.work import MOST_SECONDS, Work
 
@@ -50,7 +50,9 @@ class Search:
         work, readout = self.work, self.readout
         classes = sum(map(bool, work.data.class_counts))
         if len(work.folds) < FOLDS or len(work.labels) < _FEWEST * classes:
-            work.tell(f"with fewer than {_FEWEST} images a class nothing can be judged on folds: the readout stays")
+            work.tell(
+                f"with fewer than {_FEWEST} images a class on average nothing is judged on folds: the readout stays"
+            )
             return
         if work.clock.given is None:
             work.clock.budget = min(MOST_SECONDS, _FULL_FT_PASSES * readout.seconds)
@@ -87,14 +89,16 @@ class Search:
             seed=work.seed,
             progress=work.folder.path / "steps",
             identity=f"{self._name} {self.readout.image_size}",
+            groups=work.groups,
         )
 
     def _has_time(self, candidate: Candidate, costs: Costs) -> bool:
         """Tell whether a candidate can be judged, and fitted, in the time that is left; what was decided stays so."""
         work = self.work
-        if work.folder.read(f"begun {candidate.name}") is not None:
+        name = f"{candidate.name} {self.readout.image_size}"
+        if work.folder.read(f"begun {name}") is not None:
             return True
-        known = work.folder.read(f"left out {candidate.name}")
+        known = work.folder.read(f"left out {name}")
         if known is not None and known.facts["budget"] >= work.clock.budget:
             work.left_out.append(candidate.name)
             return False
@@ -102,9 +106,9 @@ class Search:
         reserve = _PASSES_AT_THE_END * self.readout.seconds + _SECONDS_AT_THE_END
         if need + reserve > work.clock.left:
             work.left_out.append(candidate.name)
-            work.folder.write(f"left out {candidate.name}", Step({"budget": work.clock.budget}))
+            work.folder.write(f"left out {name}", Step({"budget": work.clock.budget}))
             return False
-        work.folder.write(f"begun {candidate.name}", Step())
+        work.folder.write(f"begun {name}", Step())
         return True
 
     def _judge(self, candidate: Candidate, costs: Costs) -> float | None:
@@ -124,7 +128,8 @@ class Search:
         said = f"{candidate.name}: {100 * part.score:.1f} % of {len(part.items)} held-out images"
         if behind is not None:
             work.tell(f"{said}, {100 * behind:.1f} points behind the best there: given up")
-            return part.score
+            best = best_of(work.judged, work.labels).logits
+            return right(best, work.labels)[best.isfinite().all(1)].double().mean().item() - behind
         logits = torch.full((len(work.labels), work.data.num_classes), torch.nan)
         logits[part.items] = part.chosen_logits
         alone = Judged(
@@ -134,6 +139,7 @@ class Search:
             part.seconds,
             candidate=candidate,
             epochs=part.epoch,
+            backbone=self._name,
         )
         mean, scales = self._mean_with_readout(logits)
         together = replace(alone, name=f"{candidate.name}, mean with the readout", logits=mean, scales=scales)

@@ -14,7 +14,7 @@ from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData, TrainingFold, training_folds
 from nc_finetune.files import save_delta
 from nc_finetune.tuning.folder import MODEL, TuneFolder
-from nc_finetune.tuning.images import TestImages
+from nc_finetune.tuning.images import TestImages, hashes
 from nc_finetune.tuning.judged import Judged
 from nc_finetune.tuning.readouts import FOLDS
 
@@ -68,6 +68,10 @@ class Work:
         tell: Called with lines of progress.
         judged: What was judged so far, from cheap to dear.
         left_out: What was not tried for want of time.
+        lost: What was judged of networks that were not chosen.
+        notes: What has been said of the data and not been told yet.
+        done_here: Steps of this process.
+        bad_said: Whether bad images have been named.
     """
 
     folder: TuneFolder
@@ -78,6 +82,25 @@ class Work:
     tell: Callable[[str], None]
     judged: list[Judged] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    lost: list[Judged] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+    done_here: set[str] = field(default_factory=set)
+    bad_said: bool = False
+
+    def tell_notes(self) -> None:
+        """Tell what has been said of the data since the last time."""
+        for note in list(self.notes):
+            del self.notes[note]
+            self.tell(f"note: {note}")
+
+    @cached_property
+    def groups(self) -> list[str] | None:
+        """What is never parted: the groups of the data, or where images are there more than once, their copies."""
+        if self.data.train_groups is not None:
+            return self.data.train_groups
+        found = hashes(self.data.images("train"))
+        named = [digest or f"no {place}" for place, digest in enumerate(found)]
+        return named if len(set(named)) < len(named) else None
 
     @cached_property
     def labels(self) -> Tensor:
@@ -88,8 +111,10 @@ class Work:
     def folds(self) -> list[TrainingFold]:
         """The folds on which everything is judged alike; none where nothing can be held out."""
         try:
-            return training_folds(self.data, FOLDS, self.seed)
-        except ValueError:
+            return training_folds(self.data, FOLDS, self.seed, self.groups)
+        except ValueError as error:
+            if self.data.train_groups is not None:
+                raise ValueError(f"{error}; or leave group out, and trust no estimate") from error
             return []
 
     def save(self, model: ImageClassifier) -> None:

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tuning_photos import write_photos
 
 import nc_finetune
 from nc_finetune.backbones import TimmBackbone
+from nc_finetune.classifier import DivergedError
 from nc_finetune.cli.app import main
 from nc_finetune.deployment import load_delta, predict_folder
-from nc_finetune.tuning import Tuned, search
+from nc_finetune.tuning import Tuned, judged, search
 
 QUICK: dict[str, Any] = {"backbones": ["test_resnet=null"], "image_size": 32, "batch_size": 8, "minutes": 0.01}
 
@@ -181,14 +184,6 @@ def test_images_without_a_label_are_predicted(tmp_path: Path) -> None:
     assert {row["prediction"] for row in rows} <= {"class0", "class1", "class2"}
 
 
-@pytest.mark.slow
-def test_of_several_networks_the_likeliest_is_taken(photos: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    tune(photos, tmp_path / "out", backbones=["test_resnet=null", "test_efficientnet=null"], tell=lines.append)
-    assert any(line.startswith("network: test_") for line in lines)
-    assert sum(line.startswith("readout of test_") for line in lines) == 3  # the chosen one again, from what was kept
-
-
 def test_changed_images_start_anew_and_are_said(photos: Path, tmp_path: Path) -> None:
     tune(photos, tmp_path / "out")
     write_photos(photos, each=1, seed=9, start=50)
@@ -269,6 +264,7 @@ def test_two_images_a_class_give_a_readout(photos: Path, tmp_path: Path) -> None
     found = tune(photos, tmp_path / "out", minutes=5, tell=lines.append)
     assert found.judged[0].readout is not None
     assert any("the readout stays" in line for line in lines)
+    assert found.estimate.low < found.estimate.high
 
 
 def test_more_images_than_memory_holds_are_refused(
@@ -316,3 +312,94 @@ def test_command_prints_each_step_and_what_to_type_next(
     assert f"Report: {out / 'report.html'}" in printed
     assert main([*words, "--minutes", "0"]) == 2
     assert "must be above 0" in capsys.readouterr().err
+
+
+def test_copies_of_an_image_do_not_judge_each_other(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        folder = tmp_path / "photos" / f"class{label}"
+        folder.mkdir(parents=True)
+        for number in range(12):  # noise: nothing to be recognised
+            image = Image.fromarray(generator.integers(256, size=(32, 32, 3), dtype=np.uint8))
+            image.save(folder / f"{number}.png")
+            shutil.copy(folder / f"{number}.png", folder / f"copy{number}.png")
+    assert tune(tmp_path / "photos", tmp_path / "out").estimate.accuracy < 0.8
+
+
+def test_rows_in_another_order_start_anew(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.png"))
+    lines = [f"{file.relative_to(photos)},{file.parent.name}" for file in files]
+    table = photos / "labels.csv"
+    table.write_text("\n".join(["file,label", *lines]) + "\n")
+    first = tune(table, tmp_path / "out")
+    table.write_text("\n".join(["file,label", *reversed(lines)]) + "\n")
+    said: list[str] = []
+    again = tune(table, tmp_path / "out", tell=said.append)
+    assert said[0].startswith("since the last time images are in another order")
+    assert again.estimate.accuracy == pytest.approx(first.estimate.accuracy, abs=0.05)
+
+
+def test_a_fit_to_all_that_diverges_leaves_the_next_best(
+    photos: Path, tmp_path: Path, short_fits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(self: search.Search, best: Any) -> None:
+        raise DivergedError("the training loss was not finite")
+
+    monkeypatch.setattr(search.Search, "fit_to_all", diverge)
+    real = judged.best_of
+    monkeypatch.setattr(
+        "nc_finetune.tuning.pipeline.best_of",
+        lambda those, labels: those[-1] if those[-1].candidate else real(those, labels),
+    )
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", minutes=5, tell=lines.append)
+    assert any("fitted to all images: the training loss was not finite" in line for line in lines)
+    assert "chosen: readout" in found.decision
+    assert found.report.is_file()
+
+
+def test_several_networks_are_in_the_estimate_and_their_time_counts_once(photos: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    tune(photos, tmp_path / "out", backbones=["test_resnet=null", "test_efficientnet=null"], tell=lines.append)
+    assert sum(line.startswith("readout of ") for line in lines) == 2
+    assert any(line.startswith("network: test_") for line in lines)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_same_folder_by_another_name_is_the_same(photos: Path, tmp_path: Path, slash: str) -> None:
+    tune(photos, tmp_path / "out")
+    lines: list[str] = []
+    tune(f"{photos}{slash}", tmp_path / "out", tell=lines.append)
+    assert not any("since the last time" in line for line in lines)
+
+
+def test_a_class_of_which_no_image_decodes_is_named(photos: Path, tmp_path: Path) -> None:
+    for file in (photos / "class2").iterdir():
+        file.write_bytes(b"no image")
+    lines: list[str] = []
+    tune(photos, tmp_path / "out", tell=lines.append)
+    assert any(line.startswith("note: no image of 'class2' decodes") for line in lines)
+
+
+def test_no_image_decodes(photos: Path, tmp_path: Path) -> None:
+    for file in photos.rglob("*.png"):
+        file.write_bytes(f"no image {file}".encode())
+    with pytest.raises(ValueError, match=r"no training image of .* decodes"):
+        tune(photos, tmp_path / "out")
+
+
+def test_sizes_that_a_network_does_not_take_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="test_vit takes no images of 100 pixels; leave image_size out, or try 160"):
+        tune(photos, tmp_path / "out", backbones=["test_vit=null"], image_size=100)
+
+
+def test_one_group_a_class_leaves_nothing_to_be_judged(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="or leave group out, and trust no estimate"):
+        tune(photos, tmp_path / "out", group=r"class\d")
+
+
+def test_a_share_beside_a_test_split_is_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "train")
+    write_photos(tmp_path / "photos" / "test", each=5, seed=2)
+    with pytest.raises(ValueError, match=r"has a test split of its own, of 15 images, which is taken"):
+        tune(tmp_path / "photos", tmp_path / "out", test="0.2")
