@@ -49,7 +49,7 @@ names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({
   methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning SideFinetuning FullFinetuning
             ProbeFirst BiasTuning NormTuning AdapterTuning LayerReadout
   heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead DiscriminantHead
-            ZeroShotHead
+            MeanHead ZeroShotHead
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss
             ClassBalanced
 """
