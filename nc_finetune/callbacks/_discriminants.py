@@ -128,7 +128,10 @@ def widest(groups: Mapping[str, Tensor]) -> str:
 
 def _check_finite(values: Tensor, columns: Tensor, widths: Mapping[str, int]) -> None:
     """Refuse features that are not finite, by the name of their layer."""
-    bad = ~values.isfinite().all(0)
+    low, high = values.aminmax(dim=0) if len(values) else (columns.float(), columns.float())
+    bad = ~(
+        low.isfinite() & high.isfinite()
+    )  # both are nan where a value is: nothing of the size of all values is made
     if not bad.any():
         return
     place, ends = int(columns[int(bad.nonzero()[0])]), torch.tensor(list(widths.values())).cumsum(0)
