@@ -63,7 +63,7 @@ def build_network(name: str, seed: int = 0) -> Backbone:
 
     Raises:
         ValueError: If name or weights are unknown.
-        OSError: If the weights cannot be loaded.
+        UnavailableError: If the weights cannot be had from the hub.
     """
     name, equals, weights = name.partition("=")
     tag = None if weights == "null" else (weights if equals else "default")

@@ -155,6 +155,8 @@ def doubtful_labels(data: ImageData, logits: Tensor, labels: Tensor, most: int =
         most: How many at the most.
     """
     known = logits.isfinite().all(1)
+    if not known.any():
+        return []
     places = known.nonzero().squeeze(1)
     scaled = logits[known] / temperature(logits[known], labels[known])
     logs = scaled.log_softmax(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import lightning as L
 import torch
@@ -79,7 +80,7 @@ class Search:
             return []
         return [SolveHead(self.readout.layers, take="mean", shrinkage=self.readout.shrinkage, frozen=True)]
 
-    @property
+    @cached_property
     def _judging(self) -> CrossValidation:
         work = self.work
         return CrossValidation(
