@@ -9,6 +9,12 @@ from nc_finetune.functional.class_statistics import update_class_statistics as u
 from nc_finetune.functional.class_statistics import within_class_scatter as within_class_scatter
 from nc_finetune.functional.discriminant import LinearDiscriminant as LinearDiscriminant
 from nc_finetune.functional.discriminant import linear_discriminant as linear_discriminant
+from nc_finetune.functional.gaussians import ClassGaussians as ClassGaussians
+from nc_finetune.functional.gaussians import class_gaussians as class_gaussians
+from nc_finetune.functional.mahalanobis import LeftOutDistances as LeftOutDistances
+from nc_finetune.functional.mahalanobis import left_out_distances as left_out_distances
+from nc_finetune.functional.mahalanobis import mahalanobis as mahalanobis
+from nc_finetune.functional.mahalanobis import relative_mahalanobis as relative_mahalanobis
 from nc_finetune.functional.multilabel import MultilabelCollapse as MultilabelCollapse
 from nc_finetune.functional.multilabel import multilabel_collapse as multilabel_collapse
 from nc_finetune.functional.multilabel import tag_means as tag_means

@@ -29,6 +29,9 @@ class Basis(Protocol):
     def weight(self, features: Tensor, target: Tensor, shrinkage: float) -> Tensor:
         """Return ``(m_k - m)^T inv(Sigma_s)``, shape ``(K, D)``."""
 
+    def directions(self, features: Tensor, target: Tensor, most: int | None) -> Tensor:
+        """Return the leading eigenvectors of the scatter, by falling eigenvalue, shape ``(D, R)``."""
+
 
 class ScatterBasis(NamedTuple):
     """Eigenvectors of the scatter, shape ``(D, D)``, beside its spectrum and the class means, shape ``(K, D)``."""
@@ -58,6 +61,11 @@ class ScatterBasis(NamedTuple):
         """Solve along the eigenvectors."""
         along, around = self.spectrum.shrunk(shrinkage)
         return self.spectrum.means / (along * self.spectrum.values + around) @ self.vectors.T
+
+    def directions(self, features: Tensor, target: Tensor, most: int | None) -> Tensor:
+        """Return those of eigenvalues above rounding."""
+        found = int((self.spectrum.values > 0).sum())
+        return self.vectors.flip(1)[:, : found if most is None else min(found, most)]
 
 
 class GramBasis(NamedTuple):
@@ -95,6 +103,14 @@ class GramBasis(NamedTuple):
         for columns, some in _deviations(features, target, self.means):
             weight[:, columns] -= along * inside @ some
         return weight / around
+
+    def directions(self, features: Tensor, target: Tensor, most: int | None) -> Tensor:
+        """Add up deviations along the eigenvectors of the Gram matrix."""
+        shares = (self.deviations / self.spectrum.values).flip(1)[:, :most]
+        vectors = self.means.new_empty(self.means.shape[1], shares.shape[1])
+        for columns, some in _deviations(features, target, self.means):
+            vectors[columns] = some.T @ shares
+        return vectors
 
 
 def _above_rounding(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Logits of each sample by the discriminant of all the others, exactly, for many shrinkages at a time."""
+"""What all other samples say of one, exactly: logits of their discriminant for many shrinkages, and distances."""
 
 from __future__ import annotations
 
@@ -11,6 +11,36 @@ from torch import Tensor
 Priors = Literal["equal", "counts"]
 _ROUNDING = 1e-12  # of a leverage, which is at most 1
 _PIECE_ELEMENTS = 2**17  # of samples, shrinkages, and eigenvectors and classes: what stays in a core's cache
+
+
+class _Without(NamedTuple):
+    """Samples against the classes, each under the scatter of all others; shapes ``(S, n, K)``, or 1 in place of K.
+
+    Attributes:
+        lengths: Squared deviations from the class means, the own one without the sample, under the inverse before the
+            downdate.
+        products: Products of these deviations and the sample's from its class mean, likewise.
+        gain: What the downdate adds of squared products.
+        centre: Squared deviation from the mean of the class means, likewise.
+        centre_product: Its product.
+    """
+
+    lengths: Tensor
+    products: Tensor
+    gain: Tensor
+    centre: Tensor
+    centre_product: Tensor
+
+    @property
+    def distances(self) -> Tensor:
+        """Squared Mahalanobis distances to the class means."""
+        return self.lengths + self.gain * self.products.square()
+
+    @property
+    def logits(self) -> Tensor:
+        """Half the differences of squared distances: to the mean of the class means, and to each of them."""
+        gained = self.gain * self.centre_product.square() - self.gain * self.products.square()
+        return (self.centre - self.lengths + gained) / 2
 
 
 class Spectrum(NamedTuple):
@@ -74,13 +104,43 @@ def leave_one_out(
     """
     shape = (len(target), len(spectrum.counts))
     found = {s: torch.empty(shape, dtype=torch.float64, device=target.device) for s in tried}
-    shrinkages, start = target.new_tensor(list(found), dtype=torch.float64), 0
-    for own in _pieces(parts, len(found), sum(spectrum.means.shape)):
-        rows = slice(start, start + len(own))
-        for kept, logits in zip(found.values(), _without(spectrum, own, target[rows], shrinkages, priors), strict=True):
-            kept[rows] = logits
-        start = rows.stop
+    for rows, without in _by_piece(spectrum, parts, target, list(found)):
+        logits = without.logits
+        if priors == "counts":
+            logits = logits + _log_priors_without(spectrum.counts, target[rows])
+        for kept, some in zip(found.values(), logits, strict=True):
+            kept[rows] = some
     return found
+
+
+def leave_one_out_distances(spectrum: Spectrum, parts: Iterable[Tensor], target: Tensor, shrinkage: float) -> Tensor:
+    """Measure samples against the classes, each by what all the others give, in pieces that bound the memory.
+
+    Args:
+        spectrum: Of all samples.
+        parts: As for :func:`leave_one_out`.
+        target: Their classes in the same order, shape ``(N,)``.
+        shrinkage: s.
+
+    Returns:
+        Squared Mahalanobis distances to the class means, shape ``(N, K)``; ``nan`` where without the sample its class
+        has none.
+    """
+    shape = (len(target), len(spectrum.counts))
+    found = torch.empty(shape, dtype=torch.float64, device=target.device)
+    for rows, without in _by_piece(spectrum, parts, target, [shrinkage]):
+        found[rows] = without.distances[0]
+    return found
+
+
+def _by_piece(
+    spectrum: Spectrum, parts: Iterable[Tensor], target: Tensor, tried: list[float]
+) -> Iterator[tuple[slice, _Without]]:
+    shrinkages, start = target.new_tensor(tried, dtype=torch.float64), 0
+    for own in _pieces(parts, len(tried), sum(spectrum.means.shape)):
+        rows = slice(start, start + len(own))
+        yield rows, _without(spectrum, own, target[rows], shrinkages)
+        start = rows.stop
 
 
 def _pieces(parts: Iterable[Tensor], shrinkages: int, width: int) -> Iterator[Tensor]:
@@ -89,8 +149,13 @@ def _pieces(parts: Iterable[Tensor], shrinkages: int, width: int) -> Iterator[Te
         yield from torch.split(part, size)
 
 
-def _without(spectrum: Spectrum, own: Tensor, target: Tensor, shrinkages: Tensor, priors: Priors) -> Tensor:
-    """Give logits of samples, each by the discriminant without it: half the difference of squared distances.
+def _log_priors_without(counts: Tensor, target: Tensor) -> Tensor:
+    left = counts.expand(len(target), -1).scatter(1, target.unsqueeze(1), counts[target].unsqueeze(1) - 1)
+    return (left / (counts.sum() - 1)).log()
+
+
+def _without(spectrum: Spectrum, own: Tensor, target: Tensor, shrinkages: Tensor) -> _Without:
+    """Measure samples against the classes, each under the scatter without it.
 
     With d the deviation of a sample from its class mean and n the class's count, the scatter without it is
     ``S - g d d^T``, ``g = n / (n - 1)``, and its deviation from the mean without it is ``g d``.
@@ -100,10 +165,6 @@ def _without(spectrum: Spectrum, own: Tensor, target: Tensor, shrinkages: Tensor
         own: Shape ``(n, R)``.
         target: Shape ``(n,)``.
         shrinkages: Shape ``(S,)``.
-        priors: As in the discriminant.
-
-    Returns:
-        Shape ``(S, n, K)``.
     """
     values, means, beside, counts, width = spectrum
     size, others = counts[target].unsqueeze(1), counts.sum() - 1
@@ -134,6 +195,4 @@ def _without(spectrum: Spectrum, own: Tensor, target: Tensor, shrinkages: Tensor
     moved = 1 + (growth - 1) / len(counts)
     centre = moved.square() * itself + 2 * moved * own_across + own_norm
     centre_product = moved * itself + own_across
-    logits: Tensor = (centre + gain * centre_product.square() - lengths - gain * products.square()) / 2
-    left = counts.expand(len(target), -1).scatter(1, column[0], size - 1)
-    return logits if priors == "equal" else logits + (left / others).log()
+    return _Without(lengths, products, gain, centre, centre_product)

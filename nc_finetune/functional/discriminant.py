@@ -119,7 +119,7 @@ def linear_discriminant(
         return _of_statistics(features, samples, tried, priors, criterion)
     if target is None or samples is not None:
         raise ValueError("features need a target, one label a sample, shape (N,), and no samples beside them")
-    _check_samples(features, target)
+    check_samples(features, target)
     return _of_samples(features, target.long(), num_classes, tried, priors, criterion)
 
 
@@ -136,7 +136,12 @@ def checked_shrinkages(shrinkage: float | Sequence[float] | None) -> tuple[float
     return tuple(dict.fromkeys(tried))
 
 
-def _check_samples(features: Tensor, target: Tensor, num_features: int | None = None) -> None:
+def check_samples(features: Tensor, target: Tensor, num_features: int | None = None) -> None:
+    """Refuse what :func:`~nc_finetune.functional.class_statistics.check_features` does, and none, and not finite ones.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
     check_features(features, target, num_features)
     if len(target) == 0:
         raise ValueError("at least one sample is needed, got none")
@@ -147,7 +152,12 @@ def _check_samples(features: Tensor, target: Tensor, num_features: int | None = 
         raise ValueError("features must be finite, got nan or infinity")
 
 
-def _check_classes(statistics: ClassStatistics) -> None:
+def check_classes(statistics: ClassStatistics) -> None:
+    """Refuse statistics of which some class has no sample, or none a spread, or that are not finite.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
     if (missing := statistics.counts == 0).any():
         raise ValueError(f"every class needs a sample, but there is none of class {named(missing)}; leave it out")
     if not (finite := statistics.spreads.isfinite()).all():
@@ -170,10 +180,10 @@ def _of_statistics(
             f"statistics of width {statistics.means.shape[1]} without a scatter, which is kept up to"
             f" {MAX_SCATTER_FEATURES}, have no discriminant: give all samples as features and target, or fewer features"
         )
-    _check_classes(statistics)
+    check_classes(statistics)
     if samples is not None:
         features, target = samples
-        _check_samples(features, target, statistics.means.shape[1])
+        check_samples(features, target, statistics.means.shape[1])
         target = as_labels(target.to(statistics.counts.device), statistics.counts)
         return _found(features, target, statistics, tried, priors, criterion)
     if len(tried) > 1:
@@ -198,7 +208,7 @@ def _of_samples(
     if samples > width:  # however wide: the scatter is smaller than the features
         statistics = statistics._replace(scatter=statistics.means.new_zeros(width, width))
     update_class_statistics_(statistics, features, target)
-    _check_classes(statistics)
+    check_classes(statistics)
     return _found(features, target, statistics, tried, priors, criterion)
 
 
