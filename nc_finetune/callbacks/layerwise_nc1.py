@@ -7,11 +7,13 @@ from typing import Any
 
 from nc_finetune.backbones import PENULTIMATE, LayerChoice, NetworkLayers, choose_layers
 from nc_finetune.callbacks._collapse.callback import CollapseCallback, Values
-from nc_finetune.callbacks._collapse.figures import draw_layers
-from nc_finetune.callbacks._collapse.history import layer_groups
+from nc_finetune.callbacks._collapse.figures import draw_classes, draw_layers
+from nc_finetune.callbacks._collapse.history import CLASS_SPREAD, PAIR_CDNV, class_tables, layer_groups
 from nc_finetune.functional.measures import MEASURES
 from nc_finetune.functional.variability import Normalize
 from nc_finetune.metrics import NeuralCollapse
+
+_SPREAD = "spread / squared distance to the nearest class"
 
 
 class LayerwiseNC1(CollapseCallback):
@@ -29,6 +31,13 @@ class LayerwiseNC1(CollapseCallback):
       ``nc1/penultimate`` is on the progress bar.
     * ``<split>/<measure>/<layer>`` for the second and further splits.
     * ``.../dataloader_idx_<i>`` for the second and further loaders of a split.
+
+    *Which classes do not collapse* ``by_class=True`` tells, at no further pass: ``class_spread/<class>/<layer>`` is the
+    trace of the class's own covariance over its squared distance to the nearest mean
+    (:func:`~nc_finetune.functional.class_collapse`), and ``pair_cdnv/<class>|<class>/<layer>`` the CDNV of the five
+    pairs that are closest in that layer (:func:`~nc_finetune.functional.pair_cdnv`). They are in :attr:`history` and
+    the CSV file, and ``layerwise_nc1_classes.png`` is a heat map of the last; loggers are not given them, being K a
+    layer. A class without samples has ``nan``, the others their values.
 
     Values that could not be had, or are undefined because a class has no samples, features are not finite or class
     means coincide, are ``nan``, with one warning that names layer, batch and reason.
@@ -71,6 +80,7 @@ class LayerwiseNC1(CollapseCallback):
         normalize: ``"none"`` for ``tr(Sigma_W Sigma_B^+)``, ``"classes"`` to divide it by K.
         measures: Keys of :class:`~nc_finetune.NeuralCollapse`; those that need the classifier fit the penultimate
             layer alone.
+        by_class: Also measure each class, and find the closest pairs.
         split: ``"train"``, ``"val"``, ``"test"`` or several.
         samples_per_class: Take the first samples of each class alone, up to this number. Compare at equal numbers.
             Where a dataset does not tell its labels, each process takes its share of the first that it comes upon.
@@ -116,6 +126,7 @@ class LayerwiseNC1(CollapseCallback):
         normalize: Normalize = "none",
         *,
         measures: Sequence[str] = ("nc1",),
+        by_class: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(every_n_epochs=every_n_epochs, normalize=normalize, **options)
@@ -123,7 +134,10 @@ class LayerwiseNC1(CollapseCallback):
         self.measures = tuple(measures)
         if not self.measures:
             raise ValueError("measures must name at least one, got none; the usual one is 'nc1'")
+        self.by_class = by_class
         NeuralCollapse(2, 1, normalize, measures=self.measures)  # knows the valid names
+        if wrong := [name for name in self.measures if MEASURES[name].by_class]:
+            raise ValueError(f"measures are of all classes, and {wrong[0]} has one value a class; say by_class=True")
 
     @property
     def values(self) -> dict[str, float]:
@@ -133,10 +147,25 @@ class LayerwiseNC1(CollapseCallback):
         return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
 
     @property
+    def class_values(self) -> dict[str, dict[str, float]]:
+        """The last spread of each class, by layer and name, of the first split; empty without ``by_class``."""
+        return self._of_first_split(CLASS_SPREAD)
+
+    @property
+    def closest_pairs(self) -> dict[str, dict[str, float]]:
+        """The last CDNV of the closest pairs, by layer and ``<class>|<class>``; empty without ``by_class``."""
+        return self._of_first_split(PAIR_CDNV)
+
+    def _of_first_split(self, measure: str) -> dict[str, dict[str, float]]:
+        return class_tables(self.history, measure).get(self.prefix, {})
+
+    @property
     def state_key(self) -> str:
         """Tell several of these callbacks apart in a checkpoint."""
         layers = self.layers if isinstance(self.layers, (int, str, type(None))) else list(self.layers)
+        by_class = {"by_class": True} if self.by_class else {}
         return self._generate_state_key(
+            **by_class,
             layers=layers,
             every_n_epochs=self.every_n_epochs,
             normalize=self.normalize,
@@ -157,19 +186,33 @@ class LayerwiseNC1(CollapseCallback):
         """Give every chosen layer the same measures; those that need the classifier to the penultimate one alone."""
         inner = tuple(name for name in self.measures if not MEASURES[name].needs_classifier)
         layers = choose_layers(network, self.layers)
-        return {layer: self.measures if layer == PENULTIMATE else inner for layer in layers}
+        by_class = (CLASS_SPREAD, PAIR_CDNV) if self.by_class else ()
+        return {layer: (*(self.measures if layer == PENULTIMATE else inner), *by_class) for layer in layers}
 
     def name_values(self, values: Values) -> dict[str, float]:
-        """Name a value ``<measure>/<layer>``."""
-        return {
+        """Name a value ``<measure>/<layer>``, or ``<measure>/<class>/<layer>``."""
+        named = {
             f"{measure}/{layer}": value
             for measure in self.measures
             for layer, found in values.items()
             for name, value in found.items()
             if name == measure
         }
+        by_class = {
+            f"{name.partition('/')[0]}/{self._classes_in(name.partition('/')[2])}/{layer}": value
+            for layer, found in values.items()
+            for name, value in found.items()
+            if "/" in name
+        }
+        return {**named, **by_class}
+
+    def _classes_in(self, labels: str) -> str:
+        return "|".join(self._class_names[int(label)] for label in labels.split("|"))
 
     def draw(self) -> dict[str, Any]:
-        """Draw each measure of each split against depth."""
+        """Draw each measure of each split against depth, and the spread of each class."""
         groups = layer_groups(self.history)
-        return {name: draw_layers(self.history, keys, name) for name, keys in groups.items()}
+        lines = {name: draw_layers(self.history, keys, name) for name, keys in groups.items()}
+        tables = class_tables(self.history, CLASS_SPREAD)
+        maps = {f"{split}classes": draw_classes(table, _SPREAD) for split, table in tables.items()}
+        return {**lines, **maps}

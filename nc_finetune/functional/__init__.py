@@ -7,6 +7,10 @@ from nc_finetune.functional.class_statistics import merge_class_statistics as me
 from nc_finetune.functional.class_statistics import sum_class_statistics as sum_class_statistics
 from nc_finetune.functional.class_statistics import update_class_statistics as update_class_statistics
 from nc_finetune.functional.class_statistics import within_class_scatter as within_class_scatter
+from nc_finetune.functional.collapse_by_class import ClassCollapse as ClassCollapse
+from nc_finetune.functional.collapse_by_class import class_collapse as class_collapse
+from nc_finetune.functional.collapse_by_class import closest_pairs as closest_pairs
+from nc_finetune.functional.collapse_by_class import pair_cdnv as pair_cdnv
 from nc_finetune.functional.discriminant import LinearDiscriminant as LinearDiscriminant
 from nc_finetune.functional.discriminant import linear_discriminant as linear_discriminant
 from nc_finetune.functional.gaussians import ClassGaussians as ClassGaussians

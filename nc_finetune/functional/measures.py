@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nc_finetune.functional.between_class import Between
 from nc_finetune.functional.class_statistics import ClassStatistics
+from nc_finetune.functional.collapse_by_class import class_spread, pair_cdnv_of
 from nc_finetune.functional.self_duality import nc3_etf_distance, nc3_of_distance
 from nc_finetune.functional.simplex_etf import (
     effective_rank,
@@ -42,12 +43,13 @@ class Seen(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """How a measure is computed, a scalar in float64, and what of a pass it needs for that."""
+    """How a measure is computed, a scalar in float64 unless it is by class, and what of a pass it needs for that."""
 
     value: Callable[[Seen], Tensor]
     needs_scatter: bool = False
     needs_classifier: bool = False
     needs_second_pass: bool = False  # to look at every sample again once the class means are known
+    by_class: bool = False  # a value for each class, or for each pair of them
 
 
 def _share(measure: str, number: Tensor, of: Tensor) -> Tensor:
@@ -60,6 +62,8 @@ MEASURES = {
     "nc1": Measure(lambda seen: _nc1_compute(seen.statistics, seen.normalize, seen.between, seen.projected)),
     "trace_ratio": Measure(lambda seen: _trace_ratio_compute(seen.statistics, seen.between)),
     "cdnv": Measure(lambda seen: _cdnv_compute(seen.statistics)),
+    "class_spread": Measure(lambda seen: class_spread(seen.statistics).spread, by_class=True),
+    "pair_cdnv": Measure(lambda seen: pair_cdnv_of(seen.statistics), by_class=True),
     "vci": Measure(lambda seen: _vci_compute(seen.statistics), needs_scatter=True),
     "h_score": Measure(lambda seen: _h_score_compute(seen.statistics), needs_scatter=True),
     "effective_rank": Measure(lambda seen: effective_rank(seen.statistics.means)),

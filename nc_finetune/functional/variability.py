@@ -15,6 +15,7 @@ from nc_finetune.functional.class_statistics import (
     spread_along,
     within_class_scatter,
 )
+from nc_finetune.functional.collapse_by_class import pair_ratios
 from nc_finetune.functional.undefined import nan_like, warn_undefined
 
 Normalize = Literal["none", "classes"]
@@ -157,10 +158,7 @@ def trace_ratio(
 
 
 def _cdnv_compute(statistics: ClassStatistics) -> Tensor:
-    variances = statistics.spreads / statistics.counts
-    distances = torch.cdist(statistics.means, statistics.means, compute_mode="donot_use_mm_for_euclid_dist").square()
-    first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
-    ratios = (variances[first] + variances[second]) / (2 * distances[first, second])
+    ratios = pair_ratios(statistics)
     if ratios.isnan().any():
         warn_undefined("CDNV", "two classes have one mean and no spread around it")
     return ratios.mean()

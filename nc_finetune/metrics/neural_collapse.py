@@ -69,19 +69,23 @@ class NeuralCollapse(Metric):
     ``nc3_of_distance``   :func:`nc_finetune.functional.nc3_of_distance`; C      0 (bias-free)
     ``nc4``               :func:`nc_finetune.functional.nc4`; C, 2               0
     ``ncc_accuracy``      :func:`nc_finetune.functional.ncc_accuracy`; 2         1
+    ``class_spread``      :func:`nc_finetune.functional.class_collapse`; K       0
+    ``pair_cdnv``         :func:`nc_finetune.functional.pair_cdnv`; K            0
     ====================  =====================================================  ==============
 
     C: needs :meth:`set_classifier`. 2: looks at every sample again once the class means are known, in a second pass:
-    after the first, call :meth:`begin_second_pass` and update with the same data. Features wider than 8,192 have no
-    scatter: for them ``nc1`` needs the second pass, too, in memory O(K D), and ``vci`` and ``h_score`` cannot be had.
+    after the first, call :meth:`begin_second_pass` and update with the same data. K: only where it is asked for; a
+    value for each class, shape ``(K,)``, or pair of classes, ``(K, K)``, ``nan`` for those without samples alone.
+    Features wider than 8,192 have no scatter: for them ``nc1`` needs the second pass, too, in memory O(K D), and
+    ``vci`` and ``h_score`` cannot be had.
 
     Args:
         num_classes: K, at least 2.
         num_features: D, the width of the features, at least 1.
         normalize: ``"none"`` for ``tr(Sigma_W Sigma_B^+)``, ``"classes"`` to divide it by K.
         between: Weights of the class means in ``Sigma_B`` for ``nc1`` and ``trace_ratio``.
-        measures: Keys to compute; ``None`` is all that need neither classifier nor, unless the features are wide, a
-            second pass. ``("nc1",)`` is the cheapest.
+        measures: Keys to compute; ``None`` is all scalars that need neither classifier nor, unless the features are
+            wide, a second pass. ``("nc1",)`` is the cheapest.
         scatter: ``False`` treats features of any width as wide ones: faster where they can be looked at twice.
         kwargs: Further arguments of :class:`torchmetrics.Metric`.
 
@@ -163,7 +167,8 @@ class NeuralCollapse(Metric):
             return tuple(
                 name
                 for name, measure in MEASURES.items()
-                if not (measure.needs_classifier or measure.needs_second_pass or (measure.needs_scatter and self.wide))
+                if not (measure.needs_classifier or measure.needs_second_pass or measure.by_class)
+                and not (measure.needs_scatter and self.wide)
             )
         for name in measures:
             check_name("measure", name, MEASURES)
@@ -281,17 +286,19 @@ class NeuralCollapse(Metric):
         return measured
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the measures by name, scalars in float64; all ``nan``, with one warning that says why, if undefined.
+        """Return the measures by name, in float64; all scalars ``nan``, with one warning that says why, if undefined.
 
         Undefined are fewer than two classes, classes without samples, features that are not finite, and class means
         that coincide; for a single measure also what its function says, e.g. a classifier that is not finite.
         """
         statistics = self._statistics()
         self._check_classifier()
-        if reason := undefined_reason(statistics):
-            warnings.warn(f"{', '.join(self.measures)} undefined and reported as nan: {reason}.", stacklevel=2)
-            return {name: nan_like(statistics.means) for name in self.measures}
-        self._check_second_pass()
+        reason = undefined_reason(statistics)
+        undefined = [name for name in self.measures if reason and not MEASURES[name].by_class]
+        if undefined:
+            warnings.warn(f"{', '.join(undefined)} undefined and reported as nan: {reason}.", stacklevel=2)
+        else:
+            self._check_second_pass()
         seen = Seen(
             statistics,
             self.normalize,
@@ -302,7 +309,8 @@ class NeuralCollapse(Metric):
             self.disagreeing,
             self.decided,
         )
-        return {name: MEASURES[name].value(seen) for name in self.measures}
+        nan = nan_like(statistics.means)
+        return {name: nan if name in undefined else MEASURES[name].value(seen) for name in self.measures}
 
     def _check_classifier(self) -> None:
         lacking = [name for name in self.measures if MEASURES[name].needs_classifier]

@@ -16,7 +16,7 @@ from nc_finetune.backbones import Backbone, weights_hash
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages
-from nc_finetune.functional import class_statistics, nc1, temperature
+from nc_finetune.functional import class_collapse, nc1, temperature
 from nc_finetune.report.tuned_page import ClassRow, Compared, Doubtful, TunedPage
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.profile import measure_blocks
@@ -109,28 +109,21 @@ def _layers(backbone: Backbone, data: ImageData, seed: int) -> dict[str, float]:
 
 
 def _class_rows(data: ImageData, logits: Tensor, labels: Tensor, features: Tensor, drawn: Tensor) -> list[ClassRow]:
-    statistics = class_statistics(features, drawn, data.num_classes)
-    means, counts = statistics.means, statistics.counts
-    distances = torch.cdist(means, means).square()
-    absent = counts == 0
-    distances[:, absent] = torch.inf
-    distances.fill_diagonal_(torch.inf)
-    nearest = distances.min(1)
-    spread = statistics.spreads / counts / nearest.values
+    collapse = class_collapse(features, drawn, data.num_classes)
     known = logits.isfinite().all(1)
     correct = right(logits, labels)
     rows = []
     for label, name in enumerate(data.class_names):
         own = known & (labels == label)
-        if absent[label] or not own.any():
+        if collapse.nearest[label] < 0 or not own.any():
             continue
         rows.append(
             ClassRow(
                 name,
                 int((labels == label).sum()),
                 correct[own].double().mean().item(),
-                spread[label].item(),
-                data.class_names[int(nearest.indices[label])],
+                collapse.spread[label].item(),
+                data.class_names[int(collapse.nearest[label])],
             )
         )
     return sorted(rows, key=lambda row: -row.spread)[:_SHOWN_CLASSES]

@@ -44,7 +44,7 @@ def fit(folder: Path, **options: Any) -> dict[str, Any]:
     """Train without learning, so that any number of processes has the same network, and return what was measured."""
     torch.set_num_threads(1)
     callbacks = {
-        "both": LayerwiseNC1(LAYERS, split=["train", "val"], measures=("nc1", "cdnv")),
+        "both": LayerwiseNC1(LAYERS, split=["train", "val"], measures=("nc1", "cdnv"), by_class=True),
         "wide": LayerwiseNC1(["blocks.1"], pool="flatten", prefix="wide/"),
         "capped": LayerwiseNC1(["penultimate"], samples_per_class=2, prefix="capped/"),
         "failing": LayerwiseNC1(LAYERS, train_dataloader=DataLoader(Capped(1)), prefix="failing/", folder=folder),

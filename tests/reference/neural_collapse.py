@@ -52,6 +52,28 @@ def cdnv(features: Array, target: Labels, num_classes: int) -> float:
     return float(np.mean([(variances[k] + variances[j]) / (2 * ((means[k] - means[j]) ** 2).sum()) for k, j in pairs]))
 
 
+def pair_cdnv(features: Array, target: Labels, num_classes: int) -> Array:
+    found = np.full((num_classes, num_classes), np.nan)
+    for k in set(target.tolist()):
+        for j in set(target.tolist()) - {k}:
+            own, other = features[target == k], features[target == j]
+            spread = own.var(axis=0).sum() + other.var(axis=0).sum()
+            found[k, j] = spread / (2 * ((own.mean(axis=0) - other.mean(axis=0)) ** 2).sum())
+    return found
+
+
+def class_spread(features: Array, target: Labels, num_classes: int) -> tuple[list[float], list[int]]:
+    """Own spread over the squared distance to the nearest mean, and whose that is."""
+    spreads, nearest = [float("nan")] * num_classes, [-1] * num_classes
+    present = sorted(set(target.tolist()))
+    for k in present:
+        own = features[target == k]
+        ways = {j: ((own.mean(axis=0) - features[target == j].mean(axis=0)) ** 2).sum() for j in present if j != k}
+        nearest[k] = min(ways, key=ways.__getitem__)
+        spreads[k] = float(own.var(axis=0).sum() / ways[nearest[k]])
+    return spreads, nearest
+
+
 def h_score(features: Array, target: Labels, num_classes: int) -> float:
     between = between_class_covariance(features, target, num_classes, "samples")
     total = within_class_covariance(features, target, num_classes) + between

@@ -16,7 +16,7 @@ from torch import nn
 
 from nc_finetune._common.data_facts import told_by
 from nc_finetune.backbones import PENULTIMATE, NetworkLayers, Pooling, find_network_layers
-from nc_finetune.callbacks._collapse.history import LOADER_SUFFIX, Row, add_row
+from nc_finetune.callbacks._collapse.history import LOADER_SUFFIX, Row, add_row, is_by_class
 from nc_finetune.callbacks._collapse.loop_ride import LoopRide
 from nc_finetune.callbacks._collapse.measurement import Measurement, MeasurementError
 from nc_finetune.callbacks._collapse.output import HistoryOutput
@@ -79,6 +79,7 @@ class CollapseCallback(L.Callback):
         self._found: NetworkLayers | None = None
         self._measures: dict[str, tuple[str, ...]] = {}
         self._known_classes = 0
+        self._class_names: list[str] = []
         self._passed_over: list[str] = []  # splits that were there since they were last measured, but not due
         self._recorded = False
         self._looked = False
@@ -114,7 +115,7 @@ class CollapseCallback(L.Callback):
 
     @abstractmethod
     def name_values(self, values: Values) -> dict[str, float]:
-        """Name the measures by layer of one split as they are logged, without the split."""
+        """Name the measures by layer of one split as they are kept, without the split."""
 
     @abstractmethod
     def draw(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class CollapseCallback(L.Callback):
             values = self._measure(trainer, pl_module, split)
             values = self._record(trainer, trainer.current_epoch - 1, values)  # the trainer has counted it already
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.global_step)
+                logger.log_metrics(_logged(values), step=trainer.global_step)
         self._passed_over.clear()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -301,6 +302,9 @@ class CollapseCallback(L.Callback):
                     f" classifier was found; pass num_classes= to {type(self).__name__}"
                 )
             self._found, self._known_classes = found, max(2, int(known))  # one logit tells two classes apart
+            names = told_by(trainer).class_names()
+            fit = names is not None and len(names) == self._known_classes
+            self._class_names = list(map(str, names if fit and names else range(self._known_classes)))
             self._measures = self.choose_measures(found)
         return self._found
 
@@ -382,13 +386,18 @@ class CollapseCallback(L.Callback):
         return dict(values)
 
     def _log(self, pl_module: L.LightningModule, values: Mapping[str, float]) -> None:
-        for key, value in values.items():
+        for key, value in _logged(values).items():
             shown = key == f"{self.prefix}nc1/{PENULTIMATE}"
             pl_module.log(key, value, prog_bar=shown, sync_dist=True, batch_size=1, add_dataloader_idx=False)
 
     def _write_figures(self, trainer: L.Trainer) -> None:
         if self._recorded:
             self._output.write_figures(trainer, self, int(self.history[-1]["step"]), self.draw)
+
+
+def _logged(values: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what is of single classes: loggers and the trainer would be given thousands of numbers."""
+    return {key: value for key, value in values.items() if not is_by_class(key)}
 
 
 def _monitored(trainer: L.Trainer) -> set[str]:

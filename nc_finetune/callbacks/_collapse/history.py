@@ -12,6 +12,10 @@ from nc_finetune._common.csv_text import csv_text
 Row = dict[str, float]
 _MOMENT = ("epoch", "step")
 LOADER_SUFFIX = re.compile(r"/dataloader_idx_\d+$")
+CLASS_SPREAD, PAIR_CDNV = "class_spread", "pair_cdnv"
+_BY_CLASS = re.compile(
+    rf"(?P<split>.*?)(?P<measure>{CLASS_SPREAD}|{PAIR_CDNV})/(?P<of>.*)/(?P<layer>[^/]*?)(?P<loader>/dataloader_idx_\d+)?"
+)
 
 
 def add_row(history: list[Row], epoch: int, step: int, values: Mapping[str, float], first: int = 0) -> None:
@@ -107,9 +111,46 @@ def layer_groups(history: Sequence[Row]) -> dict[str, dict[str, str]]:
         {'nc1': {'stem': 'nc1/stem'}, 'nc1/dataloader_idx_1': {'stem': 'nc1/stem/dataloader_idx_1'}}
     """
     groups: dict[str, dict[str, str]] = {}
-    for key in dict.fromkeys(key for row in history for key in row if key not in _MOMENT):
+    for key in dict.fromkeys(key for row in history for key in row if key not in _MOMENT and not is_by_class(key)):
         loader = LOADER_SUFFIX.search(key)
         suffix = loader.group() if loader else ""
         group, _, layer = key.removesuffix(suffix).rpartition("/")
         groups.setdefault(group + suffix, {})[layer] = key
     return groups
+
+
+def is_by_class(key: str) -> bool:
+    """Tell whether a key is of a class or of a pair of classes: of such there are many.
+
+    Example:
+        >>> is_by_class("nc1/stem"), is_by_class("val/class_spread/a/b cat/stem")
+        (False, True)
+    """
+    return _BY_CLASS.fullmatch(key) is not None
+
+
+def class_tables(history: Sequence[Row], measure: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what was measured last by class, or by pair of classes.
+
+    Args:
+        history: The table.
+        measure: ``"class_spread"`` or ``"pair_cdnv"``.
+
+    Returns:
+        By split and loader as they stand in front of and behind keys, by layer and class; in the order of the keys.
+
+    Example:
+        >>> class_tables([{"epoch": 0, "step": 5, "class_spread/cat/stem": 2.0, "nc1/stem": 3.0}], "class_spread")
+        {'': {'stem': {'cat': 2.0}}}
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in reversed(history):
+        tables: dict[str, dict[str, dict[str, float]]] = {}
+        for key, value in row.items():
+            parts = _BY_CLASS.fullmatch(key)
+            if parts is not None and parts["measure"] == measure:
+                split = f"{parts['split']}{(parts['loader'] or '').removeprefix('/')}"
+                tables.setdefault(split, {}).setdefault(parts["layer"], {})[parts["of"]] = value
+        for split, table in tables.items():
+            found.setdefault(split, table)
+    return found

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from nc_finetune.functional import empty_class_statistics
+from nc_finetune.functional import closest_pairs, empty_class_statistics
 from nc_finetune.functional.measures import MEASURES
 from nc_finetune.metrics import NeuralCollapse
 
+CLOSEST_PAIRS = 5  # of a layer: of 1,000 classes there are 499,500
 MakeMetric = Callable[[int, bool], NeuralCollapse]
 
 
@@ -109,7 +110,8 @@ class LayerSums:
                 values = self._compute(self.metric)
             except Exception as error:  # the same on all ranks: they look at the same sums
                 self.fail(str(error), error)
-        return {name: values.get(name, math.nan) for name in self.measures}
+        scalars = [name for name in self.measures if not MEASURES[name].by_class]
+        return {**dict.fromkeys(scalars, math.nan), **values}
 
     def _compute(self, metric: NeuralCollapse) -> dict[str, float]:
         if self._kept is not None:
@@ -118,7 +120,8 @@ class LayerSums:
                 metric.update(features, labels)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            values = {name: value.item() for name, value in metric.compute().items()}
+            found = metric.compute()
+            values = {key: number for name, value in found.items() for key, number in _numbers(name, value)}
         # torchmetrics also warns of a rank that had no samples, which is no problem here.
         if reasons := [str(w.message).rstrip(".") for w in caught if "undefined" in str(w.message)]:
             first = -1 if self._first_not_finite is None else int(self._first_not_finite)
@@ -135,6 +138,16 @@ class LayerSums:
         found = torch.where(features.isfinite().all(), torch.full_like(number, -1), number)
         first = self._first_not_finite
         self._first_not_finite = found if first is None else torch.where(first < 0, found, first)
+
+
+def _numbers(name: str, value: Tensor) -> Iterator[tuple[str, float]]:
+    """Name the numbers of a measure: by class, or by pair for the closest of them."""
+    if not MEASURES[name].by_class:
+        yield name, value.item()
+    elif value.ndim == 1:
+        yield from ((f"{name}/{label}", number) for label, number in enumerate(value.tolist()))
+    else:
+        yield from ((f"{name}/{k}|{other}", number) for k, other, number in closest_pairs(value, CLOSEST_PAIRS))
 
 
 def device_of_sums(device: torch.device) -> torch.device:
