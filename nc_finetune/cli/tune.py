@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from nc_finetune.cli.options import Images, NonNegativeInt, Pixels, PositiveFloat
+from nc_finetune.cli.options import Images, NonNegativeFloat, NonNegativeInt, Pixels, PositiveFloat
 
 _NAME = ("metavar", "NAME")
 
@@ -24,6 +24,10 @@ def tune(
     label_column: Annotated[str | None, _NAME] = None,
     group: Annotated[str | None, _NAME] = None,
     force: bool = False,
+    executor: Literal["serial", "ray"] = "serial",
+    ray_address: Annotated[str | None, ("metavar", "HOST:PORT")] = None,
+    cpus: PositiveFloat = 1,
+    gpus: NonNegativeFloat = 0,
 ) -> int:
     """Turn labelled images into a classifier, the best one that there is in the time; no label is wasted.
 
@@ -44,12 +48,17 @@ def tune(
         label_column: column of the labels in a table (default: found)
         group: column, or pattern of file names, of images that belong together (default: none)
         force: go on where images would spoil the model or its test
+        executor: candidates one after the other in this process, or as tasks of Ray, extra ray
+        ray_address: an existing Ray cluster (default: start one on this machine)
+        cpus: CPUs that a candidate reserves with --executor ray
+        gpus: GPUs that a candidate reserves with --executor ray, e.g. 0.5 for two a GPU
 
     Examples:
         nc-finetune tune photos
         nc-finetune tune photos --minutes 30 --test 0.2 --backbones resnet50 tf_efficientnet_lite0=package
     """  # noqa: E501
     from nc_finetune._common.terminal import open_console
+    from nc_finetune.run.ray_tasks import RayTasks
     from nc_finetune.tuning import DEFAULT_BACKBONE
     from nc_finetune.tuning import tune as run
 
@@ -67,6 +76,7 @@ def tune(
         label_column=label_column,
         group=group,
         force=force,
+        executor=None if executor == "serial" else RayTasks(ray_address, cpus=cpus, gpus=gpus),
         tell=lambda line: console.print(line, soft_wrap=True),
     )
     if backbones is None:

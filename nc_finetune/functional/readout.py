@@ -172,7 +172,7 @@ class ColumnChoice:
         name: Of the group that was chosen.
         accuracies: Leave-one-out accuracy of each group, by name.
         samples: How many samples were looked at.
-        head: Solved on the group that was chosen, where all samples were looked at.
+        head: Solved on the group that was chosen by all samples, where it is there.
     """
 
     name: str
@@ -191,6 +191,7 @@ def choose_columns(
     shrinkage: float | Sequence[float] | None = None,
     priors: Priors = "equal",
     max_samples: int = _MAX_COMPARED,
+    solved: SolvedHead | None = None,
 ) -> ColumnChoice:
     """Choose a group of columns by leave-one-out likelihood: the preferred one, unless another is clearly better.
 
@@ -205,6 +206,7 @@ def choose_columns(
         shrinkage: As for :func:`~nc_finetune.functional.linear_discriminant`.
         priors: Likewise.
         max_samples: Of more rows so many are looked at, four a class at least, drawn at random, the same each time.
+        solved: The head on the preferred columns of all rows, where it is there already.
 
     Returns:
         The choice.
@@ -217,14 +219,17 @@ def choose_columns(
         'signal'
     """
     rows = _some_rows(target, max(max_samples, 4 * num_classes))
-    few, labels = features[rows], target[rows]
+    few, labels, whole = features[rows], target[rows], len(rows) == len(target)
     heads = {
-        name: _solve(few[:, columns], labels, num_classes, None, shrinkage, priors) for name, columns in groups.items()
+        name: solved
+        if whole and solved is not None and name == prefer
+        else _solve(few[:, columns], labels, num_classes, None, shrinkage, priors)
+        for name, columns in groups.items()
     }
     losses = {name: F.cross_entropy(head.logits, labels, reduction="none") for name, head in heads.items()}
     name = clearly_best(losses, prefer)
     accuracies = {name: head.accuracy for name, head in heads.items()}
-    return ColumnChoice(name, accuracies, len(rows), heads[name] if len(rows) == len(target) else None)
+    return ColumnChoice(name, accuracies, len(rows), heads[name] if whole else (solved if name == prefer else None))
 
 
 def clearly_best(losses: Mapping[str, Tensor], prefer: str) -> str:

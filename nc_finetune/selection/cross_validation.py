@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from nc_finetune._common.atomic_files import write_atomically
 from nc_finetune._common.explain import explain
+from nc_finetune._common.quiet import quietly
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData, TrainingFold, training_folds
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.passes.evaluation import random_state_kept
-from nc_finetune.selection.held_out import HeldOut, joined
-from nc_finetune.selection.shared_caches import prefix_caches
+from nc_finetune.selection.held_out import FORMAT, HeldOut, joined, read_held_out, write_held_out
+from nc_finetune.selection.shared_caches import pixel_folder, prefix_caches
 from nc_finetune.selection.trainer import StopAfter, quiet_trainer
 
 _MOST_EPOCHS = 20  # after which held-out images are looked at
-_FORMAT = 1
 
 Build = Callable[[], ImageClassifier]
+Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 
 
 class FoldError(TrainingStoppedError):
@@ -98,6 +95,7 @@ class CrossValidation:
         self._progress = progress
         self._identity = identity
         self._before = 0.0
+        self._elsewhere: dict[Path, Exception | None] = {}
 
     @property
     def seconds_before(self) -> float:
@@ -128,16 +126,50 @@ class CrossValidation:
         parts = []
         for number, fold in enumerate(self.folds[:folds]):
             place = self._place(name, fold)
-            part = None if place is None else _read(place)
+            if place is not None and (failed := self._elsewhere.get(place)) is not None:
+                raise failed
+            part = None if place is None else read_held_out(place)
             if part is None:
-                part = self._judge_fold(name, build, number, fold)
+                part = self.judge_fold(name, build, number)
                 if place is not None:
-                    _write(part, place)
-            else:
+                    write_held_out(part, place)
+            elif place not in self._elsewhere:
                 self._before += part.seconds
             parts.append(part)
             advance()
         return joined(parts)
+
+    def judge_ahead(self, candidates: Mapping[str, Build], folds: Sequence[int], each: Each) -> None:
+        """Judge candidates on some folds in other processes, and keep what comes, so that :meth:`judge` finds it.
+
+        Args:
+            candidates: What builds each, by its name; processes must be able to take it over.
+            folds: Their numbers.
+            each: Calls a function with each of several tuples of arguments, and yields the place of each call and what
+                it returned, or the exception with which it ended.
+
+        Raises:
+            ValueError: If nothing is kept here.
+        """
+        if self._progress is None:
+            raise ValueError("what other processes judge is kept in a folder; give progress")
+        for data in (self.data, *self.folds):
+            data.trainer = None  # of the last fit, with its model
+        calls, places = [], []
+        for number in folds:
+            for name, build in candidates.items():
+                place = self._place(name, self.folds[number])
+                assert place is not None  # noqa: S101 - there is a folder
+                if not place.exists():
+                    calls.append((self, name, build, number))
+                    places.append(place)
+        for call, found in each(_judge_here, calls):
+            if isinstance(found, HeldOut):
+                write_held_out(found, places[call])
+                found = None
+            elif not isinstance(found, DivergedError | FoldError):  # a worker was lost
+                found = FoldError(f"fold {calls[call][-1] + 1} of {len(self.folds)}, {calls[call][1]}: {found}")
+            self._elsewhere[places[call]] = found
 
     def refit(self, build: Build, epochs: int, callbacks: Iterable[L.Callback] = ()) -> tuple[L.Trainer, Any]:
         """Train a model on all training images, and on no others, for some of the epochs; nothing is validated.
@@ -170,7 +202,14 @@ class CrossValidation:
     def _length(self, model: ImageClassifier) -> int:
         return self.epochs if model.method.trains else 1
 
-    def _judge_fold(self, name: str, build: Build, number: int, fold: TrainingFold) -> HeldOut:
+    def judge_fold(self, name: str, build: Build, number: int) -> HeldOut:
+        """Train a candidate on all folds but one, and judge it there; nothing is kept.
+
+        Raises:
+            DivergedError: If the loss was not finite.
+            FoldError: If the fold failed.
+        """
+        fold = self.folds[number]
         where, start = f"fold {number + 1} of {len(self.folds)}, {name}", time.perf_counter()
         try:
             with random_state_kept(), warnings.catch_warnings():
@@ -183,6 +222,8 @@ class CrossValidation:
                 trainer.fit(model, datamodule=fold)
         except DivergedError as error:
             raise DivergedError(f"{where}: {error}") from error
+        except FoldError:
+            raise
         except Exception as error:
             raise FoldError(f"{where}: {explain(error) or f'{type(error).__name__}: {error}'}") from error
         images = self.data.images("train")
@@ -205,9 +246,17 @@ class CrossValidation:
             return None
         data = self.data
         of_data = data.fingerprint, data.splits_hash, data.image_size, data.interpolation, data.batch_size
-        parts = (_FORMAT, self._identity, name, *of_data, fold.held_out, self.epochs, self.seed)
+        parts = (FORMAT, self._identity, name, *of_data, fold.held_out, self.epochs, self.seed)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
         return self._progress / f"{digest}.safetensors"
+
+
+def _judge_here(judging: CrossValidation, name: str, build: Build, number: int) -> HeldOut:
+    """Judge a fold in a process that was given everything."""
+    if judging.data.pixel_cache is not None:
+        judging.data.pixel_cache = pixel_folder()
+    with quietly():
+        return judging.judge_fold(name, build, number)
 
 
 class _LogitWatcher(L.Callback):
@@ -250,23 +299,3 @@ def _looked_at(epochs: int) -> tuple[int, ...]:
     """
     number = min(epochs, _MOST_EPOCHS)
     return tuple(-(-epochs * place // number) for place in range(1, number + 1))
-
-
-def _write(part: HeldOut, path: Path) -> None:
-    tensors = {"logits": part.logits, "targets": part.targets, "items": part.items, "folds": part.folds}
-    said = {"epochs": part.epochs, "independent_classes": part.independent_classes, "seconds": part.seconds}
-    metadata = {"format": str(_FORMAT), "said": json.dumps(said)}
-    write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}, metadata))
-
-
-def _read(path: Path) -> HeldOut | None:
-    """Return what was kept of a fold; ``None`` where nothing is, or it is damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("logits", "targets", "items", "folds")}
-            said = json.loads(file.metadata()["said"])
-        return HeldOut(**tensors, **{**said, "epochs": tuple(said["epochs"])})
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        return None

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from nc_finetune._common.atomic_files import write_atomically
 from nc_finetune.metrics import AveragePrecision
 
+FORMAT = 1  # of what is kept of a fold
 _AS_GOOD = 0.005  # in shares of accuracy
 
 
@@ -145,3 +151,24 @@ def joined(parts: list[HeldOut]) -> HeldOut:
         independent_classes=parts[0].independent_classes,
         seconds=sum(part.seconds for part in parts),
     )
+
+
+def write_held_out(part: HeldOut, path: Path) -> None:
+    """Keep a fold in a safetensors file: all of it, or nothing."""
+    tensors = {"logits": part.logits, "targets": part.targets, "items": part.items, "folds": part.folds}
+    said = {"epochs": part.epochs, "independent_classes": part.independent_classes, "seconds": part.seconds}
+    metadata = {"format": str(FORMAT), "said": json.dumps(said)}
+    write_atomically(path, save({name: value.contiguous() for name, value in tensors.items()}, metadata))
+
+
+def read_held_out(path: Path) -> HeldOut | None:
+    """Return what was kept of a fold; ``None`` where nothing is, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("logits", "targets", "items", "folds")}
+            said = json.loads(file.metadata()["said"])
+        return HeldOut(**tensors, **{**said, "epochs": tuple(said["epochs"])})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None

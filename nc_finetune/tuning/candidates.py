@@ -24,7 +24,7 @@ from nc_finetune.methods import (
 from nc_finetune.selection.profile import block_costs
 
 _DEPTHS = (0.7, 0.85, 0.55)  # shares of the network that come before the key block, best bet first
-_RATE_FACTOR = 3.0
+_RATE_FACTOR, _MOST_STEPS = 3.0, 3
 _FULL_RATE = 1e-3
 _BACKWARD = 1.5  # a second of training does less arithmetic than one of a forward pass
 _LEAST = 0.02  # of a forward pass: what an epoch takes however little it computes
@@ -42,6 +42,7 @@ class Candidate:
         make: Builds the method.
         layers: Of the readout where training begins, which are then what the head sees; ``None`` begins with a random
             cosine head on the feature.
+        augmented: Whether training images are flipped and cropped.
     """
 
     kind: str
@@ -50,13 +51,15 @@ class Candidate:
     epochs: int
     make: Callable[[], FinetuningMethod]
     layers: LayerChoice | None = None
+    augmented: bool = False
 
     @property
     def name(self) -> str:
         """What it is called."""
         where = f" of {self.block}" if self.block else ""
         start = "" if self.layers is None else " from the readout"
-        return f"{self.kind}{where}{start}, rate {self.learning_rate:g}"
+        shown = ", flipped and cropped" if self.augmented else ""
+        return f"{self.kind}{where}{start}{shown}, rate {self.learning_rate:g}"
 
     def build(self, backbone: Backbone, num_classes: int) -> ImageClassifier:
         """Return a model on a copy of a network.
@@ -77,8 +80,10 @@ class Candidate:
         return replace(self, learning_rate=float(f"{self.learning_rate * factor:.3g}"))
 
 
-def proposals(backbone: Backbone, layers: LayerChoice, epochs: int, scores: Mapping[str, float]) -> Iterator[Candidate]:
-    """Propose ways to tune a network one after another, in view of how those before have done.
+def proposals(
+    backbone: Backbone, layers: LayerChoice, epochs: int, scores: Mapping[str, float]
+) -> Iterator[list[Candidate]]:
+    """Propose ways to tune a network, some at a time, in view of how those before have done.
 
     A copy of one block beside the network first, at three depths, then the best block at other rates; then, from where
     the readout ends, that block in the network, and the whole network. Rates and starts were measured on digits and
@@ -100,11 +105,11 @@ def proposals(backbone: Backbone, layers: LayerChoice, epochs: int, scores: Mapp
     beside = [_of_block("side FT", SideFinetuning, block, epochs) for block in blocks]
     inside = [Candidate("full FT", "", _FULL_RATE, epochs, FullFinetuning, layers)]
     if beside:
-        yield from beside
+        yield list(beside)
         yield from _other_rates(best(beside), scores, beside)
         block = _of_block("SCL-FT", SkipConnectionFinetuning, best(beside).block, epochs)
         inside.insert(0, replace(block, layers=layers))
-    yield from inside
+    yield list(inside)
     yield from _other_rates(best(inside), scores, inside)
 
 
@@ -112,18 +117,21 @@ def _of_block(kind: str, method: type[LayerFinetuning], block: str, epochs: int)
     return Candidate(kind, block, method.default_learning_rate or 1e-3, epochs, lambda: method(block))
 
 
-def _other_rates(middle: Candidate, scores: Mapping[str, float], tried: list[Candidate]) -> Iterator[Candidate]:
-    """Propose the rates beside that of a candidate, and further ones in the direction that does better."""
+def _other_rates(middle: Candidate, scores: Mapping[str, float], tried: list[Candidate]) -> Iterator[list[Candidate]]:
+    """Propose the rates beside that of a candidate, then further ones in the direction that does better."""
     if middle.name not in scores:
         return
-    for factor in (_RATE_FACTOR, 1 / _RATE_FACTOR):
-        at, moved = middle, middle.at_rate(factor)
-        for _ in range(2):
-            tried.append(moved)
-            yield moved
+    ways = {factor: middle.at_rate(factor) for factor in (_RATE_FACTOR, 1 / _RATE_FACTOR)}
+    tried += ways.values()
+    yield list(ways.values())
+    for factor, moved in ways.items():
+        at = middle
+        for _ in range(_MOST_STEPS):
             if scores.get(moved.name, float("-inf")) <= scores[at.name]:
                 break
             at, moved = moved, moved.at_rate(factor)
+            tried.append(moved)
+            yield [moved]
 
 
 class Costs:

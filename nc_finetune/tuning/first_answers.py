@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -123,7 +124,7 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
     work.data.image_size = size
     kept = work.folder.read(_step(name, size))
     if kept is None:
-        found = read_out(backbone, work.data, work.folds, work.groups)
+        found = read_out(backbone, work.data, work.folds, work.groups, partial(_first_answer, work, backbone))
         work.folder.write(_step(name, size), found.step())
         _say_what_is_bad(work)
     else:
@@ -148,6 +149,21 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
         f" {found.seconds:.1f} s, {each:.1f} ms an image"
     )
     return found
+
+
+def _first_answer(work: Work, backbone: Backbone, found: Readout) -> None:
+    """Save the first readout of all, and say how good it is, before others are looked at."""
+    if work.judged or work.lost or _is_finished(work):
+        return
+    work.save(found.build(backbone, work.data.num_classes))
+    known = found.logits.isfinite().all(1)
+    if work.groups is not None or not known.any():
+        said = "folds will tell how good it is"
+    else:
+        said = f"{estimate_accuracy([right(found.logits, work.labels)[known]])}, leaving one image out"
+    work.tell(
+        f"first answer: a readout at {found.image_size} pixels, saved after one pass of {found.seconds:.1f} s; {said}"
+    )
 
 
 def _say_what_is_bad(work: Work) -> None:

@@ -89,12 +89,38 @@ def _same_classes(source: str, data: ImageData, options: dict[str, Any]) -> Test
     return TestImages(other.test_set if len(other.test_set) else other.images("train"), other.class_names, source)
 
 
-def check_images(data: ImageData, test: TestImages | None) -> list[str]:
+@dataclass(frozen=True)
+class Hashes:
+    """The hash of each image by what is in it; empty of one that cannot be read.
+
+    Attributes:
+        train: Of those that are learnt from.
+        test: Of those of the test.
+    """
+
+    train: list[str]
+    test: list[str]
+
+
+def hashes_of(data: ImageData, test: TestImages | None) -> Hashes:
+    """Read all images once, and return their hashes.
+
+    Args:
+        data: The training images.
+        test: Those of the test.
+    """
+    train = data.images("train")
+    tested = [] if test is None else row_hashes(test.images.table, test.images.indices)
+    return Hashes(row_hashes(train.table, train.indices), tested)
+
+
+def check_images(data: ImageData, test: TestImages | None, hashes: Hashes) -> list[str]:
     """Return what would spoil a model or its test, a sentence each.
 
     Args:
         data: The training images.
         test: Those of the test.
+        hashes: Of both.
     """
     train = data.images("train")
     names, counts = data.class_names, data.class_counts
@@ -102,7 +128,7 @@ def check_images(data: ImageData, test: TestImages | None) -> list[str]:
     if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
         found.append(f"{len(missing)} classes have no image to learn from: {_listed(missing)}")
     by_hash: dict[str, list[int]] = defaultdict(list)
-    for place, digest in enumerate(hashes(train)):
+    for place, digest in enumerate(hashes.train):
         if digest:
             by_hash[digest].append(place)
     labels = train.labels
@@ -112,25 +138,20 @@ def check_images(data: ImageData, test: TestImages | None) -> list[str]:
         said = [f"{name_of(train, p[0])} ({' and '.join(own)})" for p, own in zip(torn, classes, strict=True)]
         found.append(f"{len(torn)} images are in two classes: {_listed(said)}")
     if test is not None:
-        leaked = [place for place, digest in enumerate(hashes(test.images)) if digest in by_hash]
+        leaked = [place for place, digest in enumerate(hashes.test) if digest in by_hash]
         if leaked:
             said = [name_of(test.images, place) for place in leaked]
             found.append(f"{len(leaked)} images of {test.name} are among those to learn from: {_listed(said)}")
     return found
 
 
-def hashes(images: LabelledImages) -> list[str]:
-    """Return the hash of each image; empty of one that cannot be read."""
-    return row_hashes(images.table, images.indices)
-
-
-def labelled_hashes(data: ImageData, test: TestImages | None) -> Iterator[tuple[str, str]]:
+def labelled_hashes(data: ImageData, test: TestImages | None, hashes: Hashes) -> Iterator[tuple[str, str]]:
     """Give the hash of each image, and its split and class."""
-    splits = [("train", data.images("train"), data.class_names)]
+    splits = [("train", hashes.train, data.images("train"), data.class_names)]
     if test is not None:
-        splits.append(("test", test.images, test.class_names))
-    for split, images, names in splits:
-        for digest, label in zip(hashes(images), images.labels, strict=True):
+        splits.append(("test", hashes.test, test.images, test.class_names))
+    for split, digests, images, names in splits:
+        for digest, label in zip(digests, images.labels, strict=True):
             yield digest, f"{split} {names[label]}"
 
 

@@ -25,9 +25,8 @@ from nc_finetune.tuning.folder import MODEL
 from nc_finetune.tuning.images import name_of
 from nc_finetune.tuning.judged import Judged, common_places, right
 from nc_finetune.tuning.readouts import FOLDS
-from nc_finetune.tuning.work import Work
+from nc_finetune.tuning.work import MEASURED, Work
 
-_MEASURED = 2000  # images
 _SHOWN_IMAGES, _SHOWN_CLASSES, _SHOWN_PAIRS = 12, 20, 8
 _THUMBNAIL = 160  # pixels
 _TIMED = 64  # images
@@ -56,7 +55,7 @@ def describe(
     """
     data, labels = work.data, work.labels
     logits = best.logits if best.readout is None else best.readout.logits
-    batches = list(subset_batches(data, "train", _MEASURED, work.seed))
+    batches = list(subset_batches(data, "train", MEASURED, work.seed))
     features, drawn = method_features(model.method, model.backbone, batches)
     features, drawn = features.cpu(), drawn.cpu()
     return TunedPage(
@@ -102,7 +101,7 @@ def _nc1_by_state(
 
 def _layers(backbone: Backbone, data: ImageData, seed: int) -> dict[str, float]:
     try:
-        found = measure_blocks(backbone, data, validate=False, max_images=_MEASURED, seed=seed)
+        found = measure_blocks(backbone, data, validate=False, max_images=MEASURED, seed=seed)
     except (TypeError, ValueError):  # outputs of blocks that cannot be pooled
         return {}
     return {layer.block: layer.nc1 for layer in found}

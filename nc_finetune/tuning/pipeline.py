@@ -25,11 +25,12 @@ from nc_finetune.data.labelled_images import LabelledImages, SkippingLoader, col
 from nc_finetune.deployment import load_delta
 from nc_finetune.report import check_report_extra
 from nc_finetune.report.tuned_page import render_tuned_page
+from nc_finetune.run.ray_tasks import RayTasks
 from nc_finetune.selection.shared_caches import pixel_folder
 from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
 from nc_finetune.tuning.first_answers import choose_backbone, read_out_at_sizes
 from nc_finetune.tuning.folder import MODEL, PREDICTIONS, REPORT, Identity, Step, TuneFolder
-from nc_finetune.tuning.images import TestImages, all_labelled, check_images, labelled_hashes
+from nc_finetune.tuning.images import Hashes, TestImages, all_labelled, check_images, hashes_of, labelled_hashes
 from nc_finetune.tuning.judged import Judged, best_of, estimate_best
 from nc_finetune.tuning.page import describe
 from nc_finetune.tuning.search import Search
@@ -98,6 +99,7 @@ def tune(
     label_column: str | None = None,
     group: str | None = None,
     force: bool = False,
+    executor: RayTasks | None = None,
     tell: Tell = lambda line: None,
 ) -> Tuned:
     """Find the best classifier for some labelled images in the time that there is; no label is wasted.
@@ -124,6 +126,8 @@ def tune(
         label_column: Likewise.
         group: Column, or pattern of file names, of what belongs together and is never parted by folds.
         force: Go on where images would spoil the model or its test.
+        executor: Spreads candidates over processes of a Ray cluster (extra ``ray``), which all find the images and the
+            weights under the same names; ``None`` judges one after the other here.
         tell: Called with each line of progress.
 
     Returns:
@@ -155,14 +159,15 @@ def tune(
         )
         named = str(Path(source).resolve()) if Path(source).exists() else str(source)
         settings |= {"seed": seed, **options, **_weight_files(backbones)}
-        identity = Identity.of(named, settings, labelled_hashes(data, tested))
+        hashes = hashes_of(data, tested)
+        identity = Identity.of(named, settings, labelled_hashes(data, tested, hashes))
         changes = folder.open_for(identity)
         if changes:
             tell(f"since the last time {', '.join(changes)}; what was found then lies in {folder.path / 'earlier'}")
-        _check(data, tested, force, tell)
+        _check(data, tested, hashes, force, tell)
         if _fits_on_disk(data):
             data.pixel_cache = pixel_folder()
-        work = Work(folder, data, tested, clock, seed, tell, notes=notes)
+        work = Work(folder, data, tested, hashes, clock, seed, tell, notes=notes, executor=executor)
         work.tell_notes()
         return _run(work, list(backbones), image_size)
 
@@ -183,7 +188,7 @@ def _fits_on_disk(data: ImageData) -> bool:
     return 3 * _LARGEST**2 * len(data.images("train")) < _SHARE_OF_DISK * free
 
 
-def _check(data: ImageData, tested: TestImages | None, force: bool, tell: Tell) -> None:
+def _check(data: ImageData, tested: TestImages | None, hashes: Hashes, force: bool, tell: Tell) -> None:
     """Refuse what would spoil the model."""
     counts = data.class_counts
     if max(counts) < 2:
@@ -191,7 +196,7 @@ def _check(data: ImageData, tested: TestImages | None, force: bool, tell: Tell) 
             f"each of the {sum(map(bool, counts))} classes of {data.source} has one image alone: classes are the names"
             " of folders, or of a column; give each at least two images"
         )
-    faults = check_images(data, tested)
+    faults = check_images(data, tested, hashes)
     if faults and not force:
         raise ValueError(f"{'; '.join(faults)}; mend the images, or go on as they are with --force")
     for fault in faults:
@@ -208,7 +213,7 @@ def _run(work: Work, backbones: list[str], image_size: int | None) -> Tuned:
     search.run()
     best, model = _best_fitted(work, backbone, search)
     estimate = estimate_best(work.judged, work.labels, work.seed, work.lost)
-    decision = _in_words(best, work, estimate)
+    decision = _in_words(best, work, estimate, search.said_of_rate(best))
     work.tell(decision)
     test = None if work.tested is None else _test(model, work)
     found = Tuned(model, estimate, test, decision, work.judged, work.left_out, work.folder.path, work.clock.spent)
@@ -252,10 +257,11 @@ def _unfitted(work: Work, best: Judged, backbone: Backbone) -> ImageClassifier:
     return built.build(backbone, work.data.num_classes)
 
 
-def _in_words(best: Judged, work: Work, estimate: Estimate) -> str:
+def _in_words(best: Judged, work: Work, estimate: Estimate, rate: str) -> str:
     others = f", the best of {len(work.judged)} that were judged" if len(work.judged) > 1 else ""
     missing = f"; {len(work.left_out)} more were not tried for want of time" if work.left_out else ""
-    return f"chosen: {best.name}{others}{missing}; to be expected on new images: {estimate}"
+    rate = rate and f", {rate}"
+    return f"chosen: {best.name}{rate}{others}{missing}; to be expected on new images: {estimate}"
 
 
 def _test(model: ImageClassifier, work: Work) -> Estimate | None:

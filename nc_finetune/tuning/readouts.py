@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from nc_finetune.backbones import Backbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData, TrainingFold, training_folds
-from nc_finetune.functional.readout import choose_columns, solve_head
+from nc_finetune.functional.readout import SolvedHead, choose_columns, solve_head
 from nc_finetune.heads import set_width_
 from nc_finetune.methods import LayerReadout
 from nc_finetune.methods.readout import LayerGroup
@@ -88,15 +88,22 @@ class Readout:
 
 
 def read_out(
-    backbone: Backbone, data: ImageData, folds: Sequence[TrainingFold] = (), groups: Sequence[str] | None = None
+    backbone: Backbone,
+    data: ImageData,
+    folds: Sequence[TrainingFold] = (),
+    groups: Sequence[str] | None = None,
+    first: Callable[[Readout], None] = lambda readout: None,
 ) -> Readout:
     """Solve a readout on all training images in one pass, and on those outside of each fold.
+
+    The preferred layers are solved first, and handed over at once; then others are compared, and folds solved.
 
     Args:
         backbone: The network, on the device to compute on.
         data: The images.
         folds: Of the training images.
         groups: The group of each training image, of which none judges the others.
+        first: Called with the readout of the preferred layers, its logits by leaving one image out.
 
     Raises:
         ValueError: If there are too many images to keep their features, none decodes, features are not finite, no class
@@ -113,12 +120,12 @@ def read_out(
         )
     batches = subset_batches(data, "train")
     try:
-        found = method_features(method, backbone, batches)
+        given = method_features(method, backbone, batches)
     except (RuntimeError, ValueError) as error:
         if len(good_places(data)):
             raise
         raise ValueError(f"no training image of {data.source} decodes; look by nc-finetune data check") from error
-    features, labels = (part.cpu() for part in found)
+    features, labels = (part.cpu() for part in given)
     seconds = time.perf_counter() - start
     if not features.isfinite().all():
         raise ValueError(
@@ -126,23 +133,40 @@ def read_out(
             " or look for broken images"
         )
     preferred = _PREFERRED if _PREFERRED in columns else next(iter(columns))
-    choice = choose_columns(features, labels, data.num_classes, columns, preferred)
-    features = features[:, columns[choice.name]]
     places = good_places(data)
     unknown = torch.full((len(data.images("train")), data.num_classes), torch.nan)
-    with warnings.catch_warnings():  # the check of the data has said so
-        warnings.filterwarnings("ignore", message="there (is no sample of class|are too few samples)")
-        head = choice.head or solve_head(features, labels, data.num_classes)
+
+    def answer(name: str, head: SolvedHead, by_layers: dict[str, float]) -> Readout:
         logits = unknown.clone()
         logits[places] = head.logits.float().cpu()
-        fold_logits = unknown.clone()
+        return Readout(
+            image_size=data.image_size,
+            layers=cast(LayerGroup, name),
+            shrinkage=head.shrinkage,
+            weight=head.weight.float().cpu(),
+            bias=head.bias.float().cpu(),
+            logits=logits,
+            fold_logits=unknown.clone(),
+            seconds=seconds,
+            by_layers=by_layers,
+        )
 
-        def judge(found: Tensor, held_out: Sequence[int]) -> None:
+    with warnings.catch_warnings():  # the check of the data has said so
+        warnings.filterwarnings("ignore", message="there (is no sample of class|are too few samples)")
+        head = solve_head(features[:, columns[preferred]], labels, data.num_classes)
+        first(answer(preferred, head, {}))
+        choice = choose_columns(features, labels, data.num_classes, columns, preferred, solved=head)
+        features = features[:, columns[choice.name]]
+        head = choice.head or solve_head(features, labels, data.num_classes)
+        found = answer(choice.name, head, choice.accuracies)
+        logits, fold_logits = found.logits, found.fold_logits
+
+        def judge(into: Tensor, held_out: Sequence[int]) -> None:
             held = torch.isin(places, torch.tensor(held_out))
             if not held.any() or labels[~held].bincount().max() < 2:
                 return
             inside = solve_head(features[~held], labels[~held], data.num_classes, shrinkage=head.shrinkage)
-            found[places[held]] = (features[held].double() @ inside.weight.T + inside.bias).float().cpu()
+            into[places[held]] = (features[held].double() @ inside.weight.T + inside.bias).float().cpu()
 
         for fold in folds:
             judge(fold_logits, fold.held_out)
@@ -153,17 +177,7 @@ def read_out(
         if folds and len(labels) <= _MOST_IN_TURN:
             for fold in training_folds(data, TURNS if len(labels) <= _FEW else TURNS // 2, groups=groups):
                 judge(logits, fold.held_out)
-    return Readout(
-        image_size=data.image_size,
-        layers=cast(LayerGroup, choice.name),
-        shrinkage=head.shrinkage,
-        weight=head.weight.float().cpu(),
-        bias=head.bias.float().cpu(),
-        logits=logits,
-        fold_logits=fold_logits,
-        seconds=seconds,
-        by_layers=choice.accuracies,
-    )
+    return replace(found, logits=logits)
 
 
 def _layers(backbone: Backbone) -> tuple[LayerReadout, dict[str, Tensor]]:

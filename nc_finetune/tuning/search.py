@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,21 +18,47 @@ from torch import Tensor
 from nc_finetune.backbones import Backbone
 from nc_finetune.callbacks import SolveHead
 from nc_finetune.classifier import DivergedError, ImageClassifier
+from nc_finetune.data import RandomCropFlip
 from nc_finetune.functional import temperature
 from nc_finetune.heads import MeanHead
 from nc_finetune.selection import CrossValidation, HeldOut
 from nc_finetune.selection.cross_validation import FoldError
+from nc_finetune.selection.shared_caches import prefix_caches
 from nc_finetune.tuning.candidates import Candidate, Costs, proposals
 from nc_finetune.tuning.folder import Step
 from nc_finetune.tuning.judged import Judged, best_of, right
 from nc_finetune.tuning.readouts import FOLDS, Readout
-from nc_finetune.tuning.work import MOST_SECONDS, Work
+from nc_finetune.tuning.work import MEASURED, MOST_SECONDS, Work
 
 _EPOCHS = 15
 _FULL_FT_PASSES = 3 * _EPOCHS  # forward passes that full fine-tuning takes: a backward pass is two of them
-_PASSES_AT_THE_END, _SECONDS_AT_THE_END = 3, 3.0  # for the page and the test
+_SECONDS_AT_THE_END = 3.0  # for the page
+_LEAST_CROP = (0.5, 1.0)  # of an image, in shares of its area
 _FEWEST = 4  # images a class on average
 _CLEARLY = 1.0  # standard errors
+
+
+class OutOfTimeError(FoldError):
+    """A fit was stopped since there was no more time for it."""
+
+
+class _Company(L.Callback):
+    """What accompanies a fit: caches of frozen parts, and itself, which stops it when time is up.
+
+    Attributes:
+        until: The moment, in seconds of :func:`time.time`.
+    """
+
+    def __init__(self) -> None:
+        self.until = math.inf
+
+    def __call__(self, model: ImageClassifier) -> list[L.Callback]:
+        return [*prefix_caches(model), self]
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Stop the fit when time is up."""
+        if time.time() > self.until:
+            raise OutOfTimeError("there was no more time for it")
 
 
 class Search:
@@ -45,6 +76,8 @@ class Search:
         self.backbone = backbone
         self.readout = readout
         self._name = name
+        self._company = _Company()
+        self._tried: list[Candidate] = []
 
     def run(self) -> None:
         """Judge candidates from cheap to dear while time is left; they are added to what was judged."""
@@ -59,17 +92,34 @@ class Search:
             work.clock.budget = min(MOST_SECONDS, _FULL_FT_PASSES * readout.seconds)
         work.data.image_size = readout.image_size
         costs, scores = Costs(self.backbone, work.data, readout.seconds), dict[str, float]()
-        for candidate in proposals(self.backbone, readout.layers, _EPOCHS, scores):
-            if self._has_time(candidate, costs):
-                found = self._judge(candidate, costs)
-                if found is not None:
-                    scores[candidate.name] = found
+        with nullcontext() if work.executor is None else work.executor.cluster():
+            for together in proposals(self.backbone, readout.layers, _EPOCHS, scores):
+                self._judge_ahead(together, costs)
+                for candidate in together:
+                    found = self._judge(candidate, costs) if self._has_time(candidate, costs) else None
+                    if found is not None:
+                        scores[candidate.name] = found
+                        self._tried.append(candidate)
+
+    def said_of_rate(self, best: Judged) -> str:
+        """Return a word on where the learning rate of the best lies among those tried; empty where it is inside."""
+        if best.candidate is None:
+            return ""
+        same = replace(best.candidate, learning_rate=0.0)
+        rates = sorted(one.learning_rate for one in self._tried if replace(one, learning_rate=0.0) == same)
+        if len(rates) < 2:
+            return "at the only learning rate that was tried"
+        ends = {rates[0]: "smallest", rates[-1]: "largest"}
+        where = ends.get(best.candidate.learning_rate)
+        return f"at the {where} of {len(rates)} learning rates" if where else ""
 
     def fit_to_all(self, best: Judged) -> ImageClassifier:
         """Fit a candidate to all training images, and where it is a mean, the readout beside it."""
         assert best.candidate is not None  # noqa: S101 - what calls this has looked
         self.work.data.image_size = best.image_size
-        _, model = self._judging.refit(self._builder(best.candidate), best.epochs, self._beside(best))
+        self._company.until = math.inf
+        with self._augmented(best.candidate):
+            _, model = self._judging.refit(self._builder(best.candidate), best.epochs, self._beside(best))
         if best.scales is not None and isinstance(model.head, MeanHead):
             model.head.scales.copy_(torch.tensor(best.scales))
         found: ImageClassifier = model.eval()
@@ -88,6 +138,7 @@ class Search:
             FOLDS,
             epochs=_EPOCHS,
             seed=work.seed,
+            callbacks=self._company,
             progress=work.folder.path / "steps",
             identity=f"{self._name} {self.readout.image_size}",
             groups=work.groups,
@@ -97,35 +148,90 @@ class Search:
         """Tell whether a candidate can be judged, and fitted, in the time that is left; what was decided stays so."""
         work = self.work
         name = f"{candidate.name} {self.readout.image_size}"
-        if work.folder.read(f"begun {name}") is not None:
-            return True
         known = work.folder.read(f"left out {name}")
         if known is not None and known.facts["budget"] >= work.clock.budget:
-            work.left_out.append(candidate.name)
+            self._leave_out(candidate)
             return False
-        need = costs.fits(candidate, FOLDS)  # FOLDS - 1 in all on folds, and one to all images
-        reserve = _PASSES_AT_THE_END * self.readout.seconds + _SECONDS_AT_THE_END
-        if need + reserve > work.clock.left:
-            work.left_out.append(candidate.name)
-            work.folder.write(f"left out {name}", Step({"budget": work.clock.budget}))
+        if work.folder.read(f"begun {name}") is not None:
+            return True
+        workers = 1 if work.executor is None else min(FOLDS, work.executor.workers)
+        need = costs.fits(candidate, FOLDS - 1) / workers  # each fold is FOLDS - 1 of FOLDS parts
+        if need + self._afterwards(candidate, costs) > work.clock.left:
+            self._leave_out(candidate)
             return False
         work.folder.write(f"begun {name}", Step())
         return True
 
+    def _leave_out(self, candidate: Candidate) -> None:
+        work = self.work
+        if candidate.name not in work.left_out:
+            work.left_out.append(candidate.name)
+        work.folder.write(f"left out {candidate.name} {self.readout.image_size}", Step({"budget": work.clock.budget}))
+
+    def _afterwards(self, candidate: Candidate, costs: Costs) -> float:
+        """Return the seconds to keep for fitting the candidate, or the best so far, to all images, and for the end."""
+        work, every = self.work, len(self.work.labels)
+        best = best_of(work.judged, work.labels).candidate
+        fits = [costs.fits(one, 1.0) for one in (candidate, best) if one is not None]
+        others = len(work.tested.images if work.tested else ()) + len(work.data.files or ())
+        passes = 1 + 3 * min(1.0, MEASURED / every) + others / every
+        return max(fits) + passes * self.readout.seconds + _SECONDS_AT_THE_END
+
+    def _judge_ahead(self, together: Sequence[Candidate], costs: Costs) -> None:
+        """Let other processes judge candidates, first on one fold, then on all those that are not behind there."""
+        work, judging = self.work, self._judging
+        if work.executor is None:
+            return
+        begun = [candidate for candidate in together if self._has_time(candidate, costs)]
+        first, others = [0], list(range(1, len(judging.folds)))
+        for folds in (first, others):
+            for augmented in {candidate.augmented for candidate in begun}:
+                wanted = [one for one in begun if one.augmented is augmented]
+                self._company.until = min(
+                    (time.time() + work.clock.left - self._afterwards(one, costs) for one in wanted), default=math.inf
+                )
+                with self._augmented(wanted[0]):
+                    builders = {one.name: self._builder(one) for one in wanted}
+                    judging.judge_ahead(builders, folds, work.executor.each)
+            begun = [one for one in begun if self._goes_on(one)]
+
+    def _goes_on(self, candidate: Candidate) -> bool:
+        try:
+            part = self._judging.judge(candidate.name, self._builder(candidate), folds=1)
+        except (DivergedError, FoldError):  # told where it is judged
+            return False
+        return self._behind(part) is None
+
+    @contextmanager
+    def _augmented(self, candidate: Candidate) -> Iterator[None]:
+        """Show flipped and cropped images while a candidate is trained that wants them."""
+        data = self.work.data
+        data.batch_transform = RandomCropFlip(scale=_LEAST_CROP) if candidate.augmented else None
+        try:
+            yield
+        finally:
+            data.batch_transform = None
+
     def _judge(self, candidate: Candidate, costs: Costs) -> float | None:
         """Judge a candidate on the first fold, and where it is not clearly behind there, on all; return its score."""
         work, judging = self.work, self._judging
-        before = work.clock.spent
+        earlier, afterwards = judging.seconds_before, self._afterwards(candidate, costs)
+        self._company.until = time.time() + work.clock.left - afterwards
         try:
-            part = judging.judge(candidate.name, self._builder(candidate), folds=1)
-            costs.learn(candidate, 1 - 1 / FOLDS, part.seconds)
-            behind = self._behind(part)
-            if behind is None:
-                part = judging.judge(candidate.name, self._builder(candidate))
+            with self._augmented(candidate):
+                part = judging.judge(candidate.name, self._builder(candidate), folds=1)
+                costs.learn(candidate, 1 - 1 / FOLDS, part.seconds)
+                behind = self._behind(part)
+                if behind is None:
+                    part = judging.judge(candidate.name, self._builder(candidate))
+        except OutOfTimeError:
+            work.tell(f"{candidate.name}: takes longer than there is time, and was stopped")
+            self._leave_out(candidate)
+            return None
         except (DivergedError, FoldError) as error:
             work.tell(f"{candidate.name}: {error}")
             return None
-        work.clock.count(part.seconds - (work.clock.spent - before))
+        work.clock.count(judging.seconds_before - earlier)
         said = f"{candidate.name}: {100 * part.score:.1f} % of {len(part.items)} held-out images"
         if behind is not None:
             work.tell(f"{said}, {100 * behind:.1f} points behind the best there: given up")
@@ -157,7 +263,13 @@ class Search:
         return scales[0] * folds + scales[1] * logits, (scales[0], scales[1])
 
     def _builder(self, candidate: Candidate) -> Callable[[], ImageClassifier]:
-        return lambda: candidate.build(self.backbone, self.work.data.num_classes)
+        backbone = self.backbone if self.work.executor is None else self._portable
+        return partial(candidate.build, backbone, self.work.data.num_classes)
+
+    @cached_property
+    def _portable(self) -> Backbone:
+        """The network where every process can take it over."""
+        return deepcopy(self.backbone).cpu()
 
     def _behind(self, part: HeldOut) -> float | None:
         """Return by how much a candidate is behind the best on the same images, where that is clear."""

@@ -13,12 +13,14 @@ from torch import Tensor
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData, TrainingFold, training_folds
 from nc_finetune.files import save_delta
+from nc_finetune.run.ray_tasks import RayTasks
 from nc_finetune.tuning.folder import MODEL, TuneFolder
-from nc_finetune.tuning.images import TestImages, hashes
+from nc_finetune.tuning.images import Hashes, TestImages
 from nc_finetune.tuning.judged import Judged
 from nc_finetune.tuning.readouts import FOLDS
 
 MOST_SECONDS = 600.0
+MEASURED = 2000  # images that the page measures
 
 
 class Clock:
@@ -63,12 +65,14 @@ class Work:
         folder: Where everything is kept.
         data: The training images; their size changes from step to step.
         tested: Those of the test.
+        hashes: Of the images.
         clock: The time.
         seed: Of everything that is drawn.
         tell: Called with lines of progress.
         judged: What was judged so far, from cheap to dear.
         left_out: What was not tried for want of time.
         lost: What was judged of networks that were not chosen.
+        executor: Spreads candidates over processes; ``None`` judges them here.
         notes: What has been said of the data and not been told yet.
         done_here: Steps of this process.
         bad_said: Whether bad images have been named.
@@ -77,12 +81,14 @@ class Work:
     folder: TuneFolder
     data: ImageData
     tested: TestImages | None
+    hashes: Hashes
     clock: Clock
     seed: int
     tell: Callable[[str], None]
     judged: list[Judged] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     lost: list[Judged] = field(default_factory=list)
+    executor: RayTasks | None = None
     notes: dict[str, None] = field(default_factory=dict)
     done_here: set[str] = field(default_factory=set)
     bad_said: bool = False
@@ -98,8 +104,7 @@ class Work:
         """What is never parted: the groups of the data, or where images are there more than once, their copies."""
         if self.data.train_groups is not None:
             return self.data.train_groups
-        found = hashes(self.data.images("train"))
-        named = [digest or f"no {place}" for place, digest in enumerate(found)]
+        named = [digest or f"no {place}" for place, digest in enumerate(self.hashes.train)]
         return named if len(set(named)) < len(named) else None
 
     @cached_property
