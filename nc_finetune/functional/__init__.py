@@ -15,6 +15,7 @@ from nc_finetune.functional.discriminant import LinearDiscriminant as LinearDisc
 from nc_finetune.functional.discriminant import linear_discriminant as linear_discriminant
 from nc_finetune.functional.gaussians import ClassGaussians as ClassGaussians
 from nc_finetune.functional.gaussians import class_gaussians as class_gaussians
+from nc_finetune.functional.label_margin import label_margin as label_margin
 from nc_finetune.functional.mahalanobis import LeftOutDistances as LeftOutDistances
 from nc_finetune.functional.mahalanobis import left_out_distances as left_out_distances
 from nc_finetune.functional.mahalanobis import mahalanobis as mahalanobis
