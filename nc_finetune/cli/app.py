@@ -16,6 +16,7 @@ from nc_finetune._common.stopping import ToldToEnd, told_to_end
 from nc_finetune.cli.benchmark import benchmark
 from nc_finetune.cli.data import check
 from nc_finetune.cli.export import export
+from nc_finetune.cli.labels import labels
 from nc_finetune.cli.options import CommandParser, add_command
 from nc_finetune.cli.predict import predict
 from nc_finetune.cli.profile import profile
@@ -41,6 +42,7 @@ examples:
   nc-finetune rank photos --backbones resnet50 vit_base_patch32_224      which backbone to take
   nc-finetune recipes                                     what there is; --copy NAME takes one home
   nc-finetune data check photos                           counts, classes, broken and doubled images
+  nc-finetune data labels photos                          labels that are probably wrong, worst first
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
   nc-finetune fit --help                                  every key of a recipe
@@ -107,7 +109,9 @@ def _parser() -> CommandParser:
     for function in (tune, benchmark, report, profile, rank, recipes, export):
         add_command(commands, function)
     data = commands.add_parser("data", help="look at a source of images before training on it")
-    add_command(data.add_subparsers(required=True, metavar="ACTION"), check)
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    add_command(actions, check)
+    add_command(actions, labels)
     return parser
 
 

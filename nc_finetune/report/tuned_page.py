@@ -9,6 +9,7 @@ from importlib import resources
 
 from nc_finetune.report._tables.tables import Entry, Table
 from nc_finetune.report.figures import altair, log_axis, vegalite_version
+from nc_finetune.report.image_address import image_address
 
 _TEMPLATES = "report/templates"
 _WIDTH, _HEIGHT, _WIDTH_PER_LAYER = 520, 280, 24
@@ -78,8 +79,7 @@ class Doubtful:
     @property
     def address(self) -> str:
         """The thumbnail as an address that needs no network."""
-        kind = "png" if self.thumbnail.startswith(b"\x89PNG") else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(self.thumbnail).decode()}" if self.thumbnail else ""
+        return image_address(self.thumbnail)
 
 
 @dataclass(frozen=True)

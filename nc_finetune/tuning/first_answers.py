@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from nc_finetune.backbones import Backbone, create_backbone
+from nc_finetune.data import ImageData
 from nc_finetune.selection.device import best_device
 from nc_finetune.tuning.estimate import estimate_accuracy
 from nc_finetune.tuning.judged import Judged, right
@@ -43,7 +44,7 @@ def choose_backbone(work: Work, names: Sequence[str], image_size: int | None) ->
     scores: dict[str, float] = {}
     for name in names:
         backbone = build_network(name, work.seed)
-        found = _read_out(work, name, backbone, _sizes(work, backbone, image_size)[0])
+        found = _read_out(work, name, backbone, first_size(work.data, backbone, image_size))
         scores[name] = log_likelihoods(found.logits, work.labels).nanmean().item()
         if scores[name] == max(scores.values()) and not _is_finished(work):
             work.save(found.build(backbone, work.data.num_classes))
@@ -85,7 +86,7 @@ def read_out_at_sizes(work: Work, name: str, backbone: Backbone, image_size: int
     Returns:
         The best of them, which is saved.
     """
-    sizes = _sizes(work, backbone, image_size)
+    sizes = _sizes(work.data, backbone, image_size)
     last = best = _read_out(work, name, backbone, sizes[0])
     if not _is_finished(work):
         work.save(best.build(backbone, work.data.num_classes))
@@ -108,7 +109,21 @@ def read_out_at_sizes(work: Work, name: str, backbone: Backbone, image_size: int
     return best
 
 
-def _sizes(work: Work, backbone: Backbone, image_size: int | None) -> list[int]:
+def first_size(data: ImageData, backbone: Backbone, image_size: int | None = None) -> int:
+    """Return the size of images for a first pass: the one that is given, or that of typical images, from 64 to 128.
+
+    Args:
+        data: The images.
+        backbone: The network.
+        image_size: The only size; ``None`` takes a small one.
+
+    Raises:
+        ValueError: If the network takes no images of the size that is given.
+    """
+    return _sizes(data, backbone, image_size)[0]
+
+
+def _sizes(data: ImageData, backbone: Backbone, image_size: int | None) -> list[int]:
     if image_size is not None:
         if not takes_size(backbone, image_size):
             raise ValueError(
@@ -116,7 +131,7 @@ def _sizes(work: Work, backbone: Backbone, image_size: int | None) -> list[int]:
                 f" {backbone.preprocessing.image_size}"
             )
         return [image_size]
-    return image_sizes(backbone, typical_side(work.data) or backbone.preprocessing.image_size)
+    return image_sizes(backbone, typical_side(data) or backbone.preprocessing.image_size)
 
 
 def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages
@@ -160,6 +163,20 @@ def name_of(images: LabelledImages, place: int) -> str:
     row = images.indices[place]
     path = images.table.encoded(row)["path"]
     return Path(path).name if path else f"row {row}"
+
+
+def thumbnail(images: LabelledImages, place: int, pixels: int = 160) -> bytes:
+    """Return a PNG or JPEG file of an image, so many pixels wide or high at the most; empty if it does not decode."""
+    encoded = images.table.encoded(images.indices[place])
+    try:
+        with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
+            small = image.convert("RGB")
+            small.thumbnail((pixels, pixels))
+    except (OSError, ValueError, TypeError):
+        return b""
+    packed = io.BytesIO()
+    small.save(packed, "PNG" if max(small.size) < pixels // 2 else "JPEG")
+    return packed.getvalue()
 
 
 def _listed(names: Sequence[str]) -> str:

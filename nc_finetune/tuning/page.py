@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nc_finetune.backbones import Backbone, weights_hash
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
-from nc_finetune.data.labelled_images import LabelledImages
-from nc_finetune.functional import class_collapse, nc1, temperature
+from nc_finetune.functional import class_collapse, nc1
 from nc_finetune.report.tuned_page import ClassRow, Compared, Doubtful, TunedPage
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.profile import measure_blocks
+from nc_finetune.tuning.doubts import doubts
 from nc_finetune.tuning.estimate import estimate_accuracy
 from nc_finetune.tuning.folder import MODEL
-from nc_finetune.tuning.images import name_of
+from nc_finetune.tuning.images import name_of, thumbnail
 from nc_finetune.tuning.judged import Judged, common_places, right
 from nc_finetune.tuning.readouts import FOLDS
 from nc_finetune.tuning.work import MEASURED, Work
 
 _SHOWN_IMAGES, _SHOWN_CLASSES, _SHOWN_PAIRS = 12, 20, 8
-_THUMBNAIL = 160  # pixels
 _TIMED = 64  # images
 _HEAD = "seen by the head"
 
@@ -146,44 +143,17 @@ def doubtful_labels(data: ImageData, logits: Tensor, labels: Tensor, most: int =
         labels: Shape ``(N,)``.
         most: How many at the most.
     """
-    known = logits.isfinite().all(1)
-    if not known.any():
-        return []
-    places = known.nonzero().squeeze(1)
-    scaled = logits[known] / temperature(logits[known], labels[known])
-    logs = scaled.log_softmax(1)
-    given = logs.gather(1, labels[known].unsqueeze(1)).squeeze(1)
-    margins = given - logs.scatter(1, labels[known].unsqueeze(1), -torch.inf).max(1).values
-    images = data.images("train")
-    found = []
-    for place in margins.argsort()[:most].tolist():
-        if margins[place] >= 0:
-            break
-        item, suggested = int(places[place]), int(logs[place].argmax())
-        found.append(
-            Doubtful(
-                name_of(images, item),
-                data.class_names[int(labels[item])],
-                data.class_names[suggested],
-                logs[place, suggested].exp().item(),
-                thumbnail(images, item),
-            )
+    images, names = data.images("train"), data.class_names
+    return [
+        Doubtful(
+            name_of(images, one.place),
+            names[one.label],
+            names[one.suggested],
+            one.probability,
+            thumbnail(images, one.place),
         )
-    return found
-
-
-def thumbnail(images: LabelledImages, place: int) -> bytes:
-    """Return a small PNG of an image; empty where it does not decode."""
-    encoded = images.table.encoded(images.indices[place])
-    try:
-        with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
-            small = image.convert("RGB")
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    except (OSError, ValueError, TypeError):
-        return b""
-    packed = io.BytesIO()
-    small.save(packed, "PNG" if max(small.size) < _THUMBNAIL // 2 else "JPEG")
-    return packed.getvalue()
+        for one in doubts(logits, labels, most)
+    ]
 
 
 def _facts(

@@ -29,6 +29,7 @@ from nc_finetune.cli.report import report
         ("rank", ["--backbones NAME[=WEIGHTS] [NAME[=WEIGHTS] ...]", "[--results [DIR ...]]", "(default: rank.csv)"]),
         ("recipes", ["--copy NAME", "--to DIR", "(default: here)", "nc-finetune recipes --copy quickstart --to mine"]),
         ("data check", ["--label-column NAME", "--workers N", "(default: 0, this one alone)", "--out FILE"]),
+        ("data labels", ["--backbone NAME[=WEIGHTS]", "--most N", "(default: 100)", "--apply CSV", "--out DIR"]),
         ("export", ["--to {state-dict,program,onnx}", "[--uint8]", "model a delta", "--out OUT"]),
         (
             "predict x.ckpt",
@@ -60,6 +61,7 @@ def test_help_says_words_and_defaults(command: str, said: list[str], capsys: pyt
         ("benchmark quickstart --gpus inf", "--gpus: must be at least 0, got inf"),
         ("data check x --workers -1", "--workers: must be a whole number of at least 0, got -1"),
         ("data check x --min-per-class 0", "--min-per-class: must be a whole number of at least 1, got 0"),
+        ("data labels x --most 0", "--most: must be a whole number of at least 1, got 0"),
         (
             "export x.ckpt --to onnx --out y --image-size -1",
             "--image-size: must be a whole number of at least 1, got -1",

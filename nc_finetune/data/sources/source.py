@@ -72,7 +72,7 @@ def _from_datasets(found: dict[str, datasets.Dataset], image: str | None, label:
         tables[name] = ImageTable(
             _some(rows, known), image, numbers, sets, None if rest_of_row is None else _some(rest_of_row, known)
         )
-    source = _checked(Source(tables, names, unlabelled))
+    source = _checked(Source(tables, names, unlabelled, label))
     _say_what_has_no_label(unlabelled, tables)
     return source
 

@@ -118,11 +118,13 @@ class Source:
         splits: ``"train"`` and, where the source has them, ``"val"`` and ``"test"``.
         class_names: K names; the label is the index.
         unlabelled: Images without a label, by the split that they were in: for predicting.
+        label_column: What the column of the labels is called.
     """
 
     splits: dict[str, ImageTable]
     class_names: tuple[str, ...]
     unlabelled: dict[str, EncodedImages] = field(default_factory=dict)
+    label_column: str = "label"
 
     @property
     def multi_label(self) -> bool:
@@ -136,6 +138,13 @@ class Source:
         train = self.splits["train"].followed_by(self.splits["val"])
         rest = {name: table for name, table in self.splits.items() if name not in ("train", "val")}
         return replace(self, splits={"train": train, **rest})
+
+    def with_all_in_train(self) -> Source:
+        """Return the same with the images of every split in the train split, one split behind the other."""
+        train, *others = self.splits.values()
+        for table in others:
+            train = train.followed_by(table)
+        return replace(self, splits={"train": train})
 
     def fingerprint(self) -> str:
         """Hash what is there: the labels and the content of the images of every split, whatever the files are called.

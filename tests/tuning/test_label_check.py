@@ -1,0 +1,172 @@
+"""Wrong labels are found, whatever the source, and what cannot be judged is said."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tuning_photos import write_photos
+
+import nc_finetune.tuning
+from nc_finetune.cli import main
+from nc_finetune.data import ImageData
+from nc_finetune.tuning import LabelCheck
+
+QUICK: dict[str, Any] = {"backbone": "test_resnet=null", "image_size": 32, "batch_size": 16}
+
+
+def check_labels(source: Path | str, out: Path, **options: Any) -> LabelCheck:
+    return nc_finetune.tuning.check_labels(source, out, **{**QUICK, **options})
+
+
+def write_plain(folder: Path, each: int = 8, seed: int = 0) -> Path:
+    """Write images of three colours that any network tells apart."""
+    for label, colour in enumerate(((200, 40, 40), (40, 200, 40), (40, 40, 200))):
+        for number in range(each):
+            path = folder / f"class{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shade = tuple(value + 3 * number + seed for value in colour)
+            Image.new("RGB", (32, 32), shade).save(path)
+    return folder
+
+
+def swap(folder: Path, first: str, second: str) -> None:
+    """Let two images have each other's labels."""
+    shutil.move(folder / first, folder / "other.png")
+    shutil.move(folder / second, folder / first)
+    shutil.move(folder / "other.png", folder / second)
+
+
+def rows_of(found: LabelCheck) -> list[dict[str, str]]:
+    return list(csv.DictReader(found.table.open(encoding="utf-8")))
+
+
+def test_swapped_labels_of_all_splits_are_found_and_mended(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    for seed, split in enumerate(("train", "val", "test")):
+        write_plain(source / split, each=8, seed=seed)
+    swap(source, "train/class0/3.png", "test/class1/2.png")
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    lines: list[str] = []
+    found = check_labels(source, tmp_path / "out", tell=lines.append)
+    assert lines[0] == "72 images of 3 classes (train 24, val 24, test 24)"
+    assert (found.differing, found.judged) == (2, 72)
+    assert lines[-1] == str(found)
+    rows = rows_of(found)
+    assert {(row["file"], row["label"], row["corrected"]) for row in rows} == {
+        ("train/class0/3.png", "class0", "class1"),
+        ("test/class1/2.png", "class1", "class0"),
+    }
+    assert {row["split"] for row in rows} == {"train", "test"}
+    assert all(float(row["probability_of_label"]) < 0.5 < float(row["probability"]) for row in rows)
+    page = found.page.read_text(encoding="utf-8")
+    assert page.count("data:image/") == 2 * (1 + 2 * 3)  # each, and three typical ones of both classes
+    assert "<script" not in page
+    assert f"--apply {found.table}" in page
+
+    assert main(["data", "labels", str(source), "--apply", str(found.table), "--out", str(tmp_path / "new")]) == 0
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+    assert check_labels(tmp_path / "new", tmp_path / "again").differing == 0
+
+
+def test_no_label_is_suspected_where_none_is_wrong(tmp_path: Path) -> None:
+    found = check_labels(write_plain(tmp_path / "photos"), tmp_path / "out")
+    assert str(found) == "None of 24 images looks more like another class than its own."
+    assert rows_of(found) == []
+    assert "Look at these labels" not in found.page.read_text()
+
+
+def test_most_bounds_the_list_and_not_the_count(tmp_path: Path) -> None:
+    source = write_photos(tmp_path / "photos")
+    for number in range(3):
+        swap(source, f"class0/{number}.png", f"class1/{number}.png")
+    found = check_labels(source, tmp_path / "out", most=2)
+    assert len(rows_of(found)) == len(found.suspected) == 2 < found.differing
+    every = check_labels(source, tmp_path / "every")
+    assert [image.file for image in every.suspected[:2]] == [image.file for image in found.suspected]
+
+
+def test_copies_do_not_vouch_for_each_other(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "photos")
+    for number in range(4):  # four copies of a red one among the green ones
+        shutil.copy(source / "class0" / "3.png", source / "class1" / f"copy{number}.png")
+    lines: list[str] = []
+    found = check_labels(source, tmp_path / "out", tell=lines.append)
+    assert {row["file"] for row in rows_of(found)} >= {f"class1/copy{number}.png" for number in range(4)}
+    assert "note: 1 images are in two classes: 3.png (class0 and class1)" in lines
+
+
+def test_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "photos")
+    (source / "class0" / "0.png").write_bytes(b"no image")
+    (source / "single").mkdir()
+    Image.new("RGB", (32, 32), "white").save(source / "single" / "1.png")
+    lines: list[str] = []
+    found = check_labels(source, tmp_path / "out", tell=lines.append)
+    assert found.judged == 23
+    notes = " ".join(lines)
+    assert "note: 1 images do not decode and are left out: " in notes
+    assert (
+        "of 1 images nothing can be said, since without them, and their copies, their class has none: single" in notes
+    )
+
+
+def test_groups_do_not_judge_themselves(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "photos", each=9)
+    found = check_labels(source, tmp_path / "out", group=r"(\d)\.png")
+    assert found.judged == 27
+
+
+def test_images_without_a_label_are_left_alone(tmp_path: Path) -> None:
+    write_plain(tmp_path / "photos" / "train")
+    (tmp_path / "photos" / "test").mkdir()
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "photos" / "test" / "1.png")
+    lines: list[str] = []
+    assert check_labels(tmp_path / "photos", tmp_path / "out", tell=lines.append).judged == 24
+    assert any("the test split has no labels" in line for line in lines)
+
+
+def test_names_of_files_and_classes_are_not_acted_upon(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "photos")
+    (source / "class0").rename(source / "=1+1")
+    (source / "class1").rename(source / "<b>x")
+    swap(source, "=1+1/3.png", "<b>x/2.png")
+    found = check_labels(source, tmp_path / "out")
+    page = found.page.read_text()
+    assert "<b>x" not in page
+    assert "&lt;b&gt;x" in page
+    assert {row["corrected"] for row in rows_of(found)} == {"'=1+1", "<b>x"}
+    assert main(["data", "labels", str(source), "--apply", str(found.table), "--out", str(tmp_path / "new")]) == 0
+    assert set(ImageData(str(tmp_path / "new")).class_names) == {"=1+1", "<b>x", "class2"}
+
+
+def test_errors_say_what_to_do_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_plain(tmp_path / "photos")
+    singles = write_plain(tmp_path / "singles", each=1)
+    (tmp_path / "several").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "several" / "1.png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "several" / "2.png")
+    (tmp_path / "several" / "labels.csv").write_text("file,label\n1.png,a|b\n2.png,a\n")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "suspects.csv").write_text("edited for hours")
+    cases = {
+        f"{singles} --out {tmp_path / 'out'}": "each of the 3 classes of",
+        f"{tmp_path / 'several'} --out {tmp_path / 'out'}": "have several labels each",
+        f"{source} --out {tmp_path / 'used'}": "holds files already, such as suspects.csv",
+        f"{source} --out {source / 'labels'}": "lies within",
+        f"{source} --out {tmp_path / 'used' / 'suspects.csv'}": "is a file; choose another",
+        f"{tmp_path / 'nothing'} --out {tmp_path / 'out'}": "no folder of images or tables",
+        f"{source} --out {tmp_path / 'out'} --backbone nonsense": "nonsense",
+        f"{source} --out {tmp_path / 'out'} --most 0": "--most: must be a whole number of at least 1",
+    }
+    for words, said in cases.items():
+        assert main(["data", "labels", *words.split()]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "used" / "suspects.csv").read_text() == "edited for hours"
+    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+        check_labels(source, tmp_path / "out", most=0)
