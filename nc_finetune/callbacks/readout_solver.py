@@ -31,6 +31,7 @@ class ReadoutSolver(L.Callback):
 
     Attributes:
         solved: The head, and what leaving one out says of it; ``None`` before.
+        leaves_its_head: Whether it is that of a readout, which nothing trains from there.
         choice: Of the layers; ``None`` where these were given.
 
     Example:
@@ -43,6 +44,7 @@ class ReadoutSolver(L.Callback):
         self.solved: SolvedHead | None = None
         self.choice: ColumnChoice | None = None
         self._unsaid: SolvedHead | None = None
+        self.leaves_its_head = False
 
     @staticmethod
     def is_needed(model: Any) -> bool:
@@ -74,7 +76,8 @@ class ReadoutSolver(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take the features, choose, and solve; of a readout leave nothing to train."""
-        if _leaves_its_head(pl_module):
+        self.leaves_its_head = _leaves_its_head(pl_module)
+        if self.leaves_its_head:
             self._solve_readout(trainer, pl_module)
             leave_nothing_to_train(trainer, pl_module)
         elif _waiting(pl_module):

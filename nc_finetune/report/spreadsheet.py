@@ -13,7 +13,10 @@ from nc_finetune.results.identity import configured
 from nc_finetune.results.result import Result
 
 # Long, and drawn in the page: they stay in the JSON files. Or in columns of their own.
-_LEFT_OUT = ("learning_curve", "class_names", "confusion", "provenance", "schema_version", "collapse", "config")
+_LEFT_OUT = (
+    *("learning_curve", "class_names", "confusion", "class_spread"),
+    *("provenance", "schema_version", "collapse", "config"),
+)
 _HASHES = ("git_commit", "data_fingerprint", "weights_hash")
 
 

@@ -58,6 +58,16 @@ class Result:
             records that are older than it. Of images with several labels also ``multilabel_variability``,
             ``multilabel_etf_distance`` and ``multilabel_scaled_average``, see
             :class:`~nc_finetune.functional.MultilabelCollapse`.
+        class_spread: By class, the spread of what the classifier sees over the squared distance to the nearest other
+            class, on the training split, see :func:`~nc_finetune.functional.class_collapse`; empty where images have
+            several labels, and in records that are older than it.
+        closest_pairs: CDNV of the five pairs of classes that are closest there, by ``<class>|<class>``, see
+            :func:`~nc_finetune.functional.pair_cdnv`; empty likewise.
+        calibration_error: Expected calibration error on the test split in per cent, 15 bins, of the probabilities as
+            the head was fitted; ``None`` where images have several labels, and in records that are older than it.
+        tempered_calibration_error: The same at :attr:`temperature`.
+        temperature: What logits are divided by, as images say that the model was not fitted to: of the validation
+            split, of folds, or of a readout each training image, left out; ``None`` where there are none.
         tuned_parameters: Parameters that were trained, the head's included.
         total_parameters: Parameters of the backbone without its original classifier, and of the head.
         tuned_percent: ``100 * tuned_parameters / total_parameters``.
@@ -119,6 +129,11 @@ class Result:
     nc1_normalize: str = "none"
     nc1_layers: dict[str, float | None] = field(default_factory=dict)
     collapse: dict[str, float | None] = field(default_factory=dict)
+    class_spread: dict[str, float | None] = field(default_factory=dict)
+    closest_pairs: dict[str, float | None] = field(default_factory=dict)
+    calibration_error: float | None = None
+    tempered_calibration_error: float | None = None
+    temperature: float | None = None
     tuned_parameters: int | None = None
     total_parameters: int | None = None
     tuned_percent: float | None = None

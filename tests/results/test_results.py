@@ -27,6 +27,17 @@ def test_record_from_before_the_collapse_measures_is_read(tmp_path: Path) -> Non
     assert read_result(path).collapse == {}
 
 
+def test_record_from_before_classes_and_calibration_is_read(tmp_path: Path) -> None:
+    path = write_result(make_result(calibration_error=3.0, class_spread={"cat": 1.0}), tmp_path)
+    record = json.loads(path.read_text())
+    for name in ("class_spread", "closest_pairs", "calibration_error", "tempered_calibration_error", "temperature"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    found = read_result(path)
+    assert (found.class_spread, found.closest_pairs) == ({}, {})
+    assert (found.calibration_error, found.tempered_calibration_error, found.temperature) == (None, None, None)
+
+
 def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
     path = write_result(make_result(nc1=float("nan"), nc1_layers={"stem": float("inf")}), tmp_path)
     record = json.loads(path.read_text(), parse_constant=pytest.fail)

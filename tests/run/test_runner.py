@@ -82,6 +82,13 @@ def test_collapse_measures_of_the_penultimate_feature_are_kept(finished: Result)
     assert all((finished.collapse[name] or 0) > 0 for name in nc2)
 
 
+def test_classes_and_closest_pairs_of_the_penultimate_feature_are_kept(finished: Result) -> None:
+    assert list(finished.class_spread) == finished.class_names == [str(digit) for digit in range(10)]
+    assert all((spread or 0) > 0 for spread in finished.class_spread.values())
+    assert len(finished.closest_pairs) == 5
+    assert all(set(pair.split("|")) <= set(finished.class_names) for pair in finished.closest_pairs)
+
+
 def test_measures_of_the_classifier_need_one_that_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Cell, "build_model", lambda cell, net, data, _: ImageClassifier(net, data.num_classes, head=_Curved)
@@ -295,7 +302,8 @@ def test_results_are_the_same_without_the_cache(method: str, monkeypatch: pytest
     assert cached.learning_curve.keys() == plain.learning_curve.keys()
     for name, values in cached.learning_curve.items():
         assert values == pytest.approx(plain.learning_curve[name], rel=1e-5)
-    rounded = ("collapse", "nc1_layers", "nc1", "learning_curve")
+    of_classes = ("class_spread", "closest_pairs", "temperature", "calibration_error", "tempered_calibration_error")
+    rounded = ("collapse", "nc1_layers", "nc1", "learning_curve", *of_classes)
     changing = ("epoch_seconds", "run_seconds", "peak_memory_bytes", *rounded)
     assert replace(cached, **dict.fromkeys(changing)) == replace(plain, **dict.fromkeys(changing))
     assert make_cell(method=method, cache=False).run_id == make_cell(method=method).run_id

@@ -173,11 +173,12 @@ def worst_classes(runs: Sequence[Result]) -> list[tuple[str, float, str]]:
     names = runs[0].class_names or [str(label) for label in range(len(matrix))]
     recalls = [(100 * row[label] / sum(row), label) for label, row in enumerate(matrix) if sum(row)]
     return [
-        (names[label], recall, _taken_for(matrix[label], label, names)) for recall, label in sorted(recalls)[:_WORST]
+        (names[label], recall, taken_for(matrix[label], label, names)) for recall, label in sorted(recalls)[:_WORST]
     ]
 
 
-def _taken_for(row: Sequence[int], label: int, names: Sequence[str]) -> str:
+def taken_for(row: Sequence[int], label: int, names: Sequence[str]) -> str:
+    """Name what a class is most often taken for, from its row of the confusion matrix; a dash for nothing."""
     others = [(count, other) for other, count in enumerate(row) if other != label and count]
     return names[max(others)[1]] if others else NOTHING
 

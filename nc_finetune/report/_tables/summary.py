@@ -41,6 +41,8 @@ class Row:
         epoch_seconds: Mean time of one training pass.
         peak_memory_bytes: The largest peak memory.
         delta_bytes: Mean size of what was tuned.
+        calibration_error: Mean expected calibration error in per cent.
+        tempered_calibration_error: The same at the temperature that other images than the test split chose.
         train_size: Mean number of training images.
         balanced_accuracy: Mean recall over classes, in per cent, mean over seeds.
         uneven: Whether the test classes differ so much in size that accuracy tells too little.
@@ -65,6 +67,8 @@ class Row:
     epoch_seconds: float | None
     peak_memory_bytes: int | None
     delta_bytes: float | None = None
+    calibration_error: float | None = None
+    tempered_calibration_error: float | None = None
     train_size: float | None = None
     balanced_accuracy: float | None = None
     uneven: bool = False
@@ -141,6 +145,8 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
         epoch_seconds=_mean(finite(run.epoch_seconds for run in runs)),
         peak_memory_bytes=max(peaks, default=None),
         delta_bytes=_mean(finite(run.delta_bytes for run in runs)),
+        calibration_error=_mean(finite(run.calibration_error for run in runs)),
+        tempered_calibration_error=_mean(finite(run.tempered_calibration_error for run in runs)),
         train_size=_mean(finite(run.train_size for run in runs)),
         balanced_accuracy=_mean(finite(map(balanced_accuracy, runs))),
         uneven=any(map(has_uneven_classes, runs)),

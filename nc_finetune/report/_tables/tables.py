@@ -12,6 +12,7 @@ from nc_finetune.report._tables.summary import Row, best_rows, by_group, row_lab
 
 NOTHING = "\N{EN DASH}"
 AT_EDGE = " \N{DOUBLE DAGGER}"  # behind learning rates that were not bracketed
+CALIBRATION = ("calibration error %", "tempered %")
 _PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
 
 
@@ -148,22 +149,29 @@ def cost_text(column: str, value: float | None) -> str:
 def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
     """Name the columns of a table of rows; recalls are averaged where accuracy tells too little."""
     balanced = ("balanced %",) if any(row.uneven for row in rows) else ()
+    calibration = CALIBRATION if _is_calibration_known(rows) else ()
     return (
-        *("method", "tuned %", measure_column(rows), *balanced, "NC1", "NC2", "learning rate"),
+        *("method", "tuned %", measure_column(rows), *balanced, *calibration, "NC1", "NC2", "learning rate"),
         *("s/epoch", "peak memory", "delta size", "seeds"),
     )
 
 
-def _cells(row: Row, best: bool, balanced: bool) -> tuple[Entry, ...]:
+def _is_calibration_known(rows: Sequence[Row]) -> bool:
+    return any(row.calibration_error is not None for row in rows)
+
+
+def _cells(row: Row, best: bool, balanced: bool, calibration: bool) -> tuple[Entry, ...]:
     """Write one row of the table of a group."""
     costs = {name: Entry(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
     rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
+    errors = [number(row.calibration_error, "{:.1f}"), number(row.tempered_calibration_error, "{:.1f}")]
     recall = Entry(_percent(row.balanced_accuracy), value=row.balanced_accuracy)
     return (
         Entry(row.label),
         costs["tuned %"],
         Entry(accuracy_text(row), best, row.accuracy),
         *([recall] if balanced else []),
+        *(errors if calibration else []),
         Entry(measure_text(row.nc1, row.nc1_sd), value=row.nc1),
         Entry(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
         Entry(f"{rates}{AT_EDGE if row.at_edge else ''}", value=max(row.learning_rates, default=None)),
@@ -181,7 +189,8 @@ def _percent(value: float | None) -> str:
 def group_table(rows: Sequence[Row]) -> Table:
     """Tabulate one group: a row for each method."""
     best, balanced = best_rows(rows), any(row.uneven for row in rows)
-    lines = tuple(_cells(row, row in best, balanced) for row in rows)
+    calibration = _is_calibration_known(rows)
+    lines = tuple(_cells(row, row in best, balanced, calibration) for row in rows)
     return Table(_columns(rows), lines)
 
 
@@ -200,7 +209,7 @@ def long_table(rows: Sequence[Row]) -> Table:
     vary = vary or {"data set": "dataset"}
     lines = []
     for row in rows:
-        cells = _cells(row, id(row) in best, balanced)
+        cells = _cells(row, id(row) in best, balanced, _is_calibration_known(rows))
         lines.append((cells[0], *(_place_cell(part, row) for part in vary.values()), *cells[1:]))
     columns = _columns(rows)
     return Table((columns[0], *vary, *columns[1:]), tuple(lines))

@@ -14,6 +14,7 @@ from nc_finetune._common.explain import explain
 from nc_finetune.backbones import PENULTIMATE, weights_hash
 from nc_finetune.data import ImageData
 from nc_finetune.results.result import Result
+from nc_finetune.run._cell.calibration import HeadLogits, calibrated
 from nc_finetune.run._cell.recording import TestConfusion, delta_size, solved_head
 from nc_finetune.run._cell.training import Fit, score_name
 from nc_finetune.run.cell import Cell, options_of
@@ -98,6 +99,8 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
     # Where a class has no image, or labels never stand alone, NC1 is undefined whatever the network does.
     collapsed = math.isnan(nc1) and not data.multi_label and not unmeasured
     undefined = math.isnan(nc1) and bool(unmeasured)
+    logits = [part.of("test") for part in fit.trainer.callbacks if isinstance(part, HeadLogits)]  # type: ignore[attr-defined]
+    calibration = calibrated(logits[0] if logits else None, fit.temperature, fit.tempered)
     measured = {name.removeprefix("test/"): 100 * value for name, value in test.items()}
     validated = {} if math.isnan(fit.val_score) else {score_name(data): fit.val_score}
     return replace(
@@ -122,6 +125,11 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
         readout=solved_head(fit.trainer, model),
         learning_curve=fit.learning_curve,
         confusion=confusions[0].rows if confusions else [],
+        class_spread=dict(fit.class_spread),
+        closest_pairs=dict(fit.closest_pairs),
+        calibration_error=calibration.error,
+        tempered_calibration_error=calibration.tempered_error,
+        temperature=calibration.temperature,
         status="diverged" if collapsed else "ok",
         error="NC1 is undefined: the class means coincide" if collapsed else None,
         bad_images=[str(bad) for bad in data.bad_images()],

@@ -46,7 +46,7 @@ class EpochTimer(L.Callback):
         self._start = None
 
 
-class _HeadWatcher(L.Callback):
+class HeadWatcher(L.Callback):
     """Base of those that look at the logits as they come, at no cost but their own arithmetic."""
 
     def _watch(self, pl_module: L.LightningModule) -> None:
@@ -57,7 +57,7 @@ class _HeadWatcher(L.Callback):
         self._logits = logits.detach()
 
 
-class LearningCurve(_HeadWatcher):
+class LearningCurve(HeadWatcher):
     """Mean loss, and accuracy in per cent, of each training epoch, as the batches went by.
 
     Args:
@@ -96,7 +96,7 @@ class LearningCurve(_HeadWatcher):
         self._handle.remove()
 
 
-class TestConfusion(_HeadWatcher):
+class TestConfusion(HeadWatcher):
     """Confusion matrix of the test split, true classes downwards."""
 
     __test__ = False  # pytest would take it for a test

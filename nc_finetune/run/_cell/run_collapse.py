@@ -21,7 +21,7 @@ _OF_CLASSIFIER = ("nc3_etf_distance", "nc4")
 
 
 class RunCollapse(LayerwiseNC1):
-    """Measure, in the last epoch, NC1 of every layer and NC1-NC4 of what the classifier sees.
+    """Measure, in the last epoch, NC1 of every layer, and NC1-NC4 and each class of what the classifier sees.
 
     NC3 and NC4 are there where the decision of the head is linear in the feature: where it has a ``weight``.
 
@@ -34,12 +34,14 @@ class RunCollapse(LayerwiseNC1):
     """
 
     def __init__(self, normalize: Normalize = "none", **options: Any) -> None:
+        options = {"by_class": True, **options}
         super().__init__(None, None, normalize, measures=(*_OF_FEATURES, *_OF_CLASSIFIER), **options)
 
     def choose_measures(self, network: NetworkLayers) -> dict[str, tuple[str, ...]]:
         """NC1 of every layer, all measures of the penultimate one."""
         linear = isinstance(getattr(network.classifier, "weight", None), torch.Tensor)
-        last = (*_OF_FEATURES, *(_OF_CLASSIFIER if linear else ()))
+        given = super().choose_measures(network)[PENULTIMATE]
+        last = tuple(name for name in given if linear or name not in _OF_CLASSIFIER)
         return {layer: last if layer == PENULTIMATE else ("nc1",) for layer in network.layer_names}
 
     @property
@@ -47,7 +49,7 @@ class RunCollapse(LayerwiseNC1):
         """The measures of what the classifier sees, by name; empty before the measurement."""
         last = self.history[-1] if self.history else {}
         end = f"/{PENULTIMATE}"
-        return {key.removesuffix(end): float(value) for key, value in last.items() if key.endswith(end)}
+        return {name: float(last[f"{name}{end}"]) for name in self.measures if f"{name}{end}" in last}
 
 
 class MultilabelRunCollapse(RunCollapse):
@@ -63,7 +65,7 @@ class MultilabelRunCollapse(RunCollapse):
     """
 
     def __init__(self, normalize: Normalize = "none") -> None:
-        super().__init__(normalize, unpack=_with_one_label)
+        super().__init__(normalize, unpack=_with_one_label, by_class=False)
         self._together: dict[str, float] = {}
 
     @property

@@ -13,8 +13,10 @@ from typing import Any
 
 import lightning as L
 
+from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.run._cell.calibration import HeadLogits, Judged, found_temperature
 from nc_finetune.run._cell.recording import EpochTimer, LearningCurve, TestConfusion
 from nc_finetune.run._cell.run_collapse import MultilabelRunCollapse, RunCollapse
 from nc_finetune.run.cell import Cell
@@ -37,6 +39,10 @@ class Fit:
     learning_curve: dict[str, list[float]]
     epoch_seconds: float
     epochs: int
+    class_spread: dict[str, float]
+    closest_pairs: dict[str, float]
+    temperature: float | None  # of images that it was not fitted to
+    tempered: float  # by what its logits have been divided already
 
 
 @dataclass
@@ -69,12 +75,13 @@ class _Notes:
     def __init__(self, cell: Cell, data: ImageData) -> None:
         self.measure = (MultilabelRunCollapse if data.multi_label else RunCollapse)(cell.settings.normalize)
         self.timer, self.curve = EpochTimer(), LearningCurve(data.multi_label)
-        self._confusion = [] if data.multi_label else [TestConfusion(data.num_classes)]
+        one_label: list[L.Callback] = [TestConfusion(data.num_classes), HeadLogits()]
+        self._tested = [] if data.multi_label else one_label
         self._solver = cell.method.solver()
 
     @property
     def callbacks(self) -> list[L.Callback]:
-        return [self.measure, self.timer, self.curve, *self._confusion, *([self._solver] if self._solver else [])]
+        return [self.measure, self.timer, self.curve, *self._tested, *([self._solver] if self._solver else [])]
 
     @property
     def solved_score(self) -> float | None:
@@ -83,7 +90,17 @@ class _Notes:
         score = None if found is None or found.taken is None else found.scores.get(found.taken)
         return None if score is None else score.accuracy
 
-    def of(self, model: ImageClassifier, trainer: L.Trainer, rate: float | None, score: float) -> Fit:
+    def of(
+        self,
+        model: ImageClassifier,
+        trainer: L.Trainer,
+        rate: float | None,
+        score: float,
+        judged: Judged | None = None,
+    ) -> Fit:
+        known = [judged, *(part.of("validation") for part in self._tested if isinstance(part, HeadLogits))]
+        callbacks: Sequence[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        found, done = found_temperature(next((one for one in known if one is not None), None), callbacks)
         return Fit(
             model=model,
             trainer=trainer,
@@ -94,6 +111,10 @@ class _Notes:
             learning_curve=self.curve.values,
             epoch_seconds=statistics.median(self.timer.seconds),
             epochs=len(self.timer.seconds),
+            class_spread=self.measure.class_values.get(PENULTIMATE, {}),
+            closest_pairs=self.measure.closest_pairs.get(PENULTIMATE, {}),
+            temperature=found,
+            tempered=done,
         )
 
 
@@ -210,7 +231,8 @@ def _by_folds(cell: Cell, data: ImageData, advance: Callable[[], None], progress
         return trained
     finally:
         advance()
-    trained.fit = notes.of(model, trainer, known, _per_cent(chosen.score))
+    judged = None if chosen.multi_label else (chosen.chosen_logits, chosen.targets)
+    trained.fit = notes.of(model, trainer, known, _per_cent(chosen.score), judged)
     return trained
 
 
