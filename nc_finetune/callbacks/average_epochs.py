@@ -99,4 +99,5 @@ def catch_up(model: Any) -> None:
         copied: Any = getattr(average, "module", average)
         device = next(copied.parameters()).device
         copied.method, copied.head = (copy.deepcopy(part).to(device) for part in (model.method, model.head))
+        copied.doubt = None if model.doubt is None else copy.deepcopy(model.doubt).to(device)
         copied.load_state_dict(model.state_dict())

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from nc_finetune._common.lightning_internals import is_attached
 from nc_finetune.callbacks._discriminants import Seen, gather_features, solve_gathered
+from nc_finetune.callbacks._feature_sums import Gathered
 from nc_finetune.callbacks._solving import end_solved_epoch, leave_nothing_to_train, training_loader
 from nc_finetune.functional.readout import ColumnChoice, SolvedHead
 from nc_finetune.heads import DiscriminantHead, set_width_
@@ -33,6 +34,7 @@ class ReadoutSolver(L.Callback):
         solved: The head, and what leaving one out says of it; ``None`` before.
         leaves_its_head: Whether it is that of a readout, which nothing trains from there.
         choice: Of the layers; ``None`` where these were given.
+        gathered: What the head was solved from, where :class:`~nc_finetune.callbacks.KeepStatistics` asks for it.
 
     Example:
         >>> from nc_finetune import ImageClassifier
@@ -43,19 +45,25 @@ class ReadoutSolver(L.Callback):
     def __init__(self) -> None:
         self.solved: SolvedHead | None = None
         self.choice: ColumnChoice | None = None
+        self.gathered: Gathered | None = None
+        self._keeps = False
         self._unsaid: SolvedHead | None = None
         self.leaves_its_head = False
+
+    def keep_features(self) -> None:
+        """Keep what a readout is solved from until it is taken, so that nobody needs another pass for it."""
+        self._keeps = True
 
     @staticmethod
     def is_needed(model: Any) -> bool:
         """Tell whether a model's head is to be solved, and nobody in its trainer does so yet."""
         there = is_attached(model) and any(isinstance(part, ReadoutSolver) for part in model.trainer.callbacks)
-        return not there and (_leaves_its_head(model) or bool(_waiting(model)))
+        return not there and (leaves_its_head(model) or bool(_waiting(model)))
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be solved."""
         waiting = _waiting(pl_module)
-        if not (waiting or _leaves_its_head(pl_module)):
+        if not (waiting or leaves_its_head(pl_module)):
             return
         refuse_sharded(trainer, type(self).__name__)
         if pl_module.multilabel:
@@ -76,7 +84,7 @@ class ReadoutSolver(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Take the features, choose, and solve; of a readout leave nothing to train."""
-        self.leaves_its_head = _leaves_its_head(pl_module)
+        self.leaves_its_head = leaves_its_head(pl_module)
         if self.leaves_its_head:
             self._solve_readout(trainer, pl_module)
             leave_nothing_to_train(trainer, pl_module)
@@ -94,13 +102,14 @@ class ReadoutSolver(L.Callback):
             "train/shrinkage": solved.shrinkage,
             "train/temperature": solved.temperature,
         }
-        at_end = _leaves_its_head(pl_module)
+        at_end = leaves_its_head(pl_module)
         pl_module.log_dict(values | ({"train/loss": solved.loss} if at_end else {}), batch_size=1)
         if at_end:
             end_solved_epoch(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Let other fits train."""
+        self.gathered = None
         pl_module.nothing_to_train = False
 
     def _solve_readout(self, trainer: L.Trainer, model: Any) -> None:
@@ -113,6 +122,8 @@ class ReadoutSolver(L.Callback):
             method.freeze(model.backbone)
         if solved.weight.shape != model.head.weight.shape:
             set_width_(model.head, solved.weight.shape[1])
+        if self._keeps and self.gathered is not None and self.choice is not None and self.gathered.statistics is None:
+            self.gathered = self.gathered._replace(features=self.gathered.features[:, self._columns[self.choice.name]])
         with torch.no_grad():
             model.head.weight.copy_(solved.weight)
             model.head.bias.copy_(solved.bias)
@@ -123,12 +134,14 @@ class ReadoutSolver(L.Callback):
         gathered = gather_features(trainer, model, seen, loader)
         found = solve_gathered(gathered, seen, model.num_classes)
         self.choice, solved = trainer.strategy.broadcast(found)
+        self.gathered, self._columns = (gathered, seen.groups) if self._keeps else (None, {})
         self.solved = self._unsaid = solved
         rank_zero_info(_in_words(self.choice, solved))
         return solved
 
 
-def _leaves_its_head(model: Any) -> bool:
+def leaves_its_head(model: Any) -> bool:
+    """Tell whether a model is a readout that trains nothing, and whose head stays as it is solved."""
     method = getattr(model, "method", None)
     return isinstance(method, LayerReadout) and not method.trains
 

@@ -14,7 +14,10 @@ import lightning as L
 import torch
 from torch import nn
 
+from nc_finetune._common.lightning_internals import is_attached
 from nc_finetune.backbones import Backbone, Preprocessing
+from nc_finetune.doubt import DoubtState
+from nc_finetune.doubt.state import PREFIX
 from nc_finetune.errors import unsafe_content
 from nc_finetune.files.class_config import build, describe, describe_if_possible
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
@@ -215,9 +218,11 @@ def load_state(model: Any, content: Mapping[str, Any], where: str, strict: bool 
     Raises:
         ValueError: If they are not of this model.
     """
+    take_doubt(model, content)
     known, state = model.state_dict(), content["state_dict"]
     state = {name: value for name, value in state.items() if not name.startswith("loss.") or name in known}
-    dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
+    own = (value for name, value in state.items() if not name.startswith(PREFIX))
+    dtypes = {value.dtype for value in own if value.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
     try:
@@ -259,6 +264,24 @@ def take_key_layer(method: FinetuningMethod, backbone: Backbone, checkpoint: Map
         return False
     method.set_key_layer(found)
     return True
+
+
+def take_doubt(model: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Keep the statistics of training images that a checkpoint holds; a fit that goes on from it makes them old.
+
+    Args:
+        model: An :class:`~nc_finetune.ImageClassifier`.
+        checkpoint: With a ``state_dict``, out of which they are taken where a fit goes on.
+
+    Raises:
+        ValueError: If they are damaged, or of other classes.
+    """
+    state = checkpoint.get("state_dict", {})
+    if is_attached(model) and model.trainer.state.fn == "fit":
+        for name in [name for name in state if name.startswith(PREFIX)]:
+            del state[name]
+    found = DoubtState.of_state(state, model.num_classes)
+    model.doubt = None if found is None else found.to(model.device)
 
 
 def take_layers(model: Any, checkpoint: Mapping[str, Any]) -> None:

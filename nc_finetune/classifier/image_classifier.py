@@ -39,9 +39,11 @@ from nc_finetune.classifier.checkpoint import (
     hyperparameters,
     load_state,
     read_checkpoint,
+    take_doubt,
     take_key_layer,
     take_layers,
 )
+from nc_finetune.doubt import Doubts, DoubtState
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.files.class_config import describe_if_possible
 from nc_finetune.files.delta import record_base
@@ -59,6 +61,10 @@ from nc_finetune.passes.batches import changes_batches
 from nc_finetune.passes.evaluation import is_sharded
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
+NO_STATISTICS = (
+    "the model has no statistics of its training images, which the callback KeepStatistics keeps: fit it anew with"
+    " that, or by nc-finetune tune"
+)
 
 
 class DivergedError(TrainingStoppedError):
@@ -110,6 +116,8 @@ class ImageClassifier(L.LightningModule):
     Attributes:
         split: The backbone in two parts, while :class:`~nc_finetune.callbacks.PrefixCache` keeps what the first gives;
             batches may then hold that in place of images. See :class:`~nc_finetune.backbones.FrozenPrefix`.
+        doubt: What :class:`~nc_finetune.callbacks.KeepStatistics` has kept of the training images; ``None`` where that
+            is nothing, as from the beginning of a fit on.
         taken_head: What :class:`~nc_finetune.callbacks.SolveHead` takes in place of the trained head, and back.
         nothing_to_train: Let epochs end before their first step, once :class:`~nc_finetune.callbacks.ProbePath` has
             solved the head.
@@ -171,6 +179,7 @@ class ImageClassifier(L.LightningModule):
         self.nothing_to_train = False
         self._diverged = torch.tensor(False)  # no buffer: nobody is to average or to broadcast it
         self._resting: list[nn.Parameter] = []
+        self.doubt: DoubtState | None = None
         self.taken_head = TakenHead(self)
         self._frozen = FrozenPart(self)
         self._modes = TrainModes()
@@ -241,6 +250,23 @@ class ImageClassifier(L.LightningModule):
         with resumed(images, self.split) as given:
             return self.method.features(self.backbone, given)
 
+    @torch.no_grad()
+    def doubts(self, images: Tensor, coverage: float = 0.9) -> Doubts:
+        """Return tempered probabilities, how unlike the training images are, and sets of classes, of images.
+
+        Args:
+            images: Shape ``(N, 3, H, W)``.
+            coverage: How often the set is to hold the right class.
+
+        Raises:
+            ValueError: If the model has no statistics of its training images, or the coverage is out of range.
+        """
+        if self.doubt is None:
+            raise ValueError(NO_STATISTICS)
+        features = self.features(images)
+        found: Doubts = self.doubt(features, self.head(features), coverage)
+        return found
+
     def freeze_untuned(self) -> None:
         """Leave gradients and train mode to what the method tunes; every fit begins with it.
 
@@ -304,6 +330,7 @@ class ImageClassifier(L.LightningModule):
         fits = is_attached(self) and self.trainer.state.fn == "fit"
         if fits:
             self.taken_head.put_back()
+            self.doubt = None  # it is of the weights before
             put_in_order(self.trainer.callbacks)  # type: ignore[attr-defined]
         brought: list[L.Callback] = [HeadAlignment()] if HeadAlignment.is_needed(self.head) else []
         if fits:
@@ -429,11 +456,12 @@ class ImageClassifier(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return class probabilities, shape ``(N, num_classes)``, of images or of (images, ...).
 
-        A softmax, also for several labels an image where a pick-all-labels loss trains it, which draws the
-        probabilities of m labels to 1/m each; a sigmoid of each class where the loss treats classes on their own, as
-        ``BCEWithLogitsLoss`` does.
+        A softmax, at the temperature that statistics of the training images give where they are kept; also for several
+        labels an image where a pick-all-labels loss trains it, which draws the probabilities of m labels to 1/m each. A
+        sigmoid of each class where the loss treats classes on their own, as ``BCEWithLogitsLoss`` does.
         """
-        return self._probabilities(self(images_of(batch)))
+        logits = self(images_of(batch))
+        return self._probabilities(logits) if self.doubt is None else self.doubt.probabilities(logits)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how the model is built, so that it can be exported and used without its recipe."""
@@ -448,6 +476,7 @@ class ImageClassifier(L.LightningModule):
                 one.
         """
         self.taken_head.follow(checkpoint)
+        take_doubt(self, checkpoint)
         match_loss_state(self.loss, checkpoint.get("state_dict", {}))
         adopt_older_schedules(checkpoint)
         take_layers(self, checkpoint)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from nc_finetune._common.atomic_files import write_atomically
 from nc_finetune.backbones import state_hash, weights_hash
+from nc_finetune.doubt import DoubtState
+from nc_finetune.doubt.state import PREFIX
 from nc_finetune.files.model_config import ModelConfig, describe_model
 
 METADATA_KEY = "nc_finetune"
@@ -59,23 +61,26 @@ def tuned_state(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[s
     """Return what makes a model differ from its base.
 
     That is every parameter of the backbone that the method tunes, the buffers of the modules that it tunes as a whole
-    (statistics of BatchNorm; what tunes single parameters leaves them alone), and the whole head.
+    (statistics of BatchNorm; what tunes single parameters leaves them alone), and the whole head; beside them the
+    statistics that are kept of the training images.
 
     Args:
         model: Anything with ``backbone``, ``head`` and ``method``.
         state: A state dict of the model, such as one of averaged weights; ``None`` is its own.
 
     Returns:
-        Tensors by name (``backbone.…``, ``head.…``, ``method.…``), not copied.
+        Tensors by name (``backbone.…``, ``head.…``, ``method.…``, ``doubt.…``), not copied.
     """
     own = _own_tuned_state(model)
-    return own if state is None else {name: state[name] for name in own}
+    if state is None:
+        return own
+    return {name: value if name.startswith(PREFIX) else state[name] for name, value in own.items()}
 
 
 def _own_tuned_state(model: Any) -> dict[str, Tensor]:
     state = _backbone_state(model)
     tuned = _tuned_names(model)
-    parts: dict[str, Any] = {"head": model.head, "method": model.method}
+    parts: dict[str, Any] = {"head": model.head, "method": model.method, "doubt": getattr(model, "doubt", None)}
     beside = {
         f"{part}.{name}": value
         for part, module in parts.items()
@@ -201,11 +206,13 @@ def apply_delta(delta: Delta, model: Any) -> None:
 
     Raises:
         ValueError: If architecture, method, head, number of classes, preprocessing, a shape or the frozen weights are
-            others than those of the delta.
+            others than those of the delta, or statistics of its training images are damaged or of other classes.
     """
     _check_config(delta.config, describe_model(model))
     cast = delta.dtype if number_type(model) is not None else None
-    _check_tensors(delta.tensors, {name: _cast(value, cast) for name, value in tuned_state(model).items()})
+    doubt = DoubtState.of_state(delta.tensors, model.num_classes)
+    tensors = _weights(delta.tensors)
+    _check_tensors(tensors, {name: _cast(value, cast) for name, value in _weights(tuned_state(model)).items()})
     found = frozen_hash(model, cast)
     if found != delta.frozen_sha256:
         base = f" (the base as a whole: {delta.base_sha256})" if delta.base_sha256 else ""
@@ -218,9 +225,16 @@ def apply_delta(delta: Delta, model: Any) -> None:
         for part in (model.backbone, model.head, model.method):
             part.to(cast)
     state = tuned_state(model)
-    for name, value in delta.tensors.items():
+    for name, value in tensors.items():
         state[name].copy_(value)
     model.backbone.base_hash = delta.base_sha256
+    if hasattr(model, "doubt"):
+        model.doubt = None if doubt is None else doubt.to(next(model.backbone.parameters()).device)
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all but the statistics of the training images, which a model may have or not."""
+    return {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}
 
 
 def _check_whole_base(delta: Delta, model: Any) -> None:
