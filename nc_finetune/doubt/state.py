@@ -99,7 +99,7 @@ class DoubtState(nn.Module):
             value = tensors[name].detach()
             self.register_buffer(name, value.float().clone() if value.is_floating_point() else value.clone())
         self._prepare()
-        self.register_load_state_dict_post_hook(_prepare)
+        self.register_load_state_dict_post_hook(_prepare)  # type: ignore[no-untyped-call]
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor], num_classes: int) -> Self | None:
@@ -226,7 +226,7 @@ class DoubtState(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to a device, not to another type: distances need the digits."""
-        applied: Self = super()._apply(lambda value: value.to(fn(value).device), recurse)
+        applied: Self = super()._apply(lambda value: value.to(fn(value).device), recurse)  # type: ignore[no-untyped-call]
         return applied
 
 
