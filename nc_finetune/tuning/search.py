@@ -93,7 +93,7 @@ class Search:
         work.data.image_size = readout.image_size
         costs, scores = Costs(self.backbone, work.data, readout.seconds), dict[str, float]()
         with nullcontext() if work.executor is None else work.executor.cluster():
-            for together in proposals(self.backbone, readout.layers, _EPOCHS, scores):
+            for together in proposals(self.backbone, readout.layers, _EPOCHS, scores, readout.image_size):
                 self._judge_ahead(together, costs)
                 for candidate in together:
                     found = self._judge(candidate, costs) if self._has_time(candidate, costs) else None

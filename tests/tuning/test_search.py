@@ -141,7 +141,7 @@ def ways() -> tuple[Any, dict[str, float]]:
 def followed(ways: tuple[Any, dict[str, float]], score: Any) -> list[list[Candidate]]:
     backbone, scores = ways
     found = []
-    for together in proposals(backbone, "later_half", 15, scores):
+    for together in proposals(backbone, "later_half", 15, scores, 32):
         found.append(together)
         scores.update({one.name: score(one) for one in together})
     return found
@@ -158,19 +158,19 @@ def test_rates_go_on_until_the_best_is_inside(ways: tuple[Any, dict[str, float]]
         assert len(full) in (1, 6)  # another candidate was better, or it ran out of steps
 
 
-def test_decision_says_where_the_rate_lies(photos: Path, tmp_path: Path, one_epoch: None) -> None:
-    lines: list[str] = []
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr("nc_finetune.tuning.pipeline.best_of", lambda judged, labels: judged[-1])
-        patch.setattr("nc_finetune.tuning.judged.best_of", lambda judged, labels: judged[-1])
-        patch.setattr(search.Search, "_behind", lambda self, part: None)
-        found = tune(photos, tmp_path / "out", tell=lines.append)
-    assert "learning rate" in found.decision
-
-
 def test_what_is_judged_elsewhere_needs_a_folder(photos: Path) -> None:
     data = nc_finetune.ImageData(str(photos), image_size=32, val_size=0, test_size=0)
     judging = CrossValidation(data, folds=2, epochs=1)
     with pytest.raises(ValueError, match="kept in a folder; give progress"):
         judging.judge_ahead({}, [0], lambda function, calls: iter(()))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_mambaout"])
+def test_what_is_proposed_can_be_built(name: str) -> None:
+    backbone = TimmBackbone(name, None)
+    size = 160 if name == "test_vit" else 64
+    images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    found = [one for together in proposals(backbone, "later_half", 1, {}, size) for one in together]
+    assert {"side FT", "SCL-FT", "full FT", "LoRA"} == {one.kind for one in found}
+    for candidate in found:
+        assert candidate.build(backbone, 3).features(images).shape[0] == 2

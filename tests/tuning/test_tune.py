@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nc_finetune.classifier import DivergedError
 from nc_finetune.cli.app import main
 from nc_finetune.deployment import load_delta, predict_folder
 from nc_finetune.tuning import Tuned, judged, search
+from nc_finetune.tuning.candidates import Candidate
 
 QUICK: dict[str, Any] = {"backbones": ["test_resnet=null"], "image_size": 32, "batch_size": 8, "minutes": 0.01}
 
@@ -47,6 +48,19 @@ def photos(tmp_path: Path) -> Path:
 def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates of one epoch, which are always worth the time."""
     monkeypatch.setattr(search, "_EPOCHS", 1)
+
+
+def one_of_a_kind(proposals: Callable[..., Iterator[list[Candidate]]]) -> Callable[..., Iterator[list[Candidate]]]:
+    """Propose the first candidate of each kind alone."""
+
+    def propose(*arguments: Any) -> Iterator[list[Candidate]]:
+        seen: set[str] = set()
+        for together in proposals(*arguments):
+            new = {one.kind: one for one in reversed(together) if one.kind not in seen}
+            seen |= new.keys()
+            yield list(reversed(new.values()))
+
+    return propose
 
 
 def test_first_answer_is_a_model_that_predicts(photos: Path, tmp_path: Path, network: str) -> None:
@@ -76,11 +90,13 @@ def test_what_is_tuned_is_judged_on_folds_and_fitted_to_all(
     monkeypatch.setattr("nc_finetune.tuning.pipeline.best_of", lambda judged, labels: judged[-1])
     monkeypatch.setattr("nc_finetune.tuning.judged.best_of", lambda judged, labels: judged[-1])
     monkeypatch.setattr(search.Search, "_behind", lambda self, part: None)
+    monkeypatch.setattr(search, "proposals", one_of_a_kind(search.proposals))
     lines: list[str] = []
     found = tune(photos, tmp_path / "out", backbones=[network], minutes=5, tell=lines.append)
     best = found.judged[-1]
     assert best.candidate is not None
     assert best.name in found.decision
+    assert "at the only learning rate that was tried" in found.decision
     assert f"{best.name}: fitted to all 36 images, 1 epochs" in lines
     assert not found.left_out
     names = [one.name for one in found.judged]
