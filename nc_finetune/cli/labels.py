@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from nc_finetune.cli.options import Images, Pixels
 
@@ -16,8 +16,8 @@ def labels(
     *,
     backbone: Annotated[str | None, ("metavar", "NAME[=WEIGHTS]")] = None,
     image_size: Pixels | None = None,
-    most: Images = 100,
-    batch_size: Images = 32,
+    most: Images | None = None,
+    batch_size: Images | None = None,
     image_column: Annotated[str | None, _NAME] = None,
     label_column: Annotated[str | None, _NAME] = None,
     group: Annotated[str | None, _NAME] = None,
@@ -35,8 +35,8 @@ def labels(
         source: a folder with one folder a class, a table of labels, a short name or a hub id
         backbone: pre-trained network; weights are a tag, a file, package, or null for random ones (default: tf_efficientnet_lite0=package)
         image_size: height and width (default: that of typical images, from 64 to 128)
-        most: images in the table and on the page
-        batch_size: images a step
+        most: images in the table, of which the page shows up to 200 (default: 100)
+        batch_size: images a step (default: 32)
         image_column: column of the images in a table (default: found)
         label_column: column of the labels in a table (default: found)
         group: column, or pattern of file names, of images that do not judge each other (default: none)
@@ -47,31 +47,40 @@ def labels(
         nc-finetune data labels photos
         nc-finetune data labels photos --apply labels/suspects.csv --out photos_corrected
     """  # noqa: E501
+    given: dict[str, Any] = {"backbone": backbone, "image_size": image_size, "most": most}
+    given |= {"batch_size": batch_size, "group": group}
+    given = {name: value for name, value in given.items() if value is not None}
     if apply is not None:
+        _refuse(given)
         return _apply(source, apply, out or Path("corrected"), image_column, label_column)
     from nc_finetune._common.terminal import open_console
-    from nc_finetune.tuning import DEFAULT_BACKBONE, check_labels
+    from nc_finetune.tuning import check_labels
 
     console = open_console()
     found = check_labels(
         source,
         out or Path("labels"),
-        backbone=backbone or DEFAULT_BACKBONE,
-        image_size=image_size,
-        most=most,
-        batch_size=batch_size,
         image_column=image_column,
         label_column=label_column,
-        group=group,
         tell=lambda line: console.print(line, soft_wrap=True),
+        **given,
     )
     for image in found.suspected[:_NAMED]:
-        said = (
-            f"{image.label} ({100 * image.given:.1f} %), looks like {image.suggested} ({100 * image.probability:.0f} %)"
+        console.print(
+            f"  {image.file}, {image.split}: labelled {image.label} ({100 * image.given:.2g} %), looks like"
+            f" {image.suggested} ({100 * image.probability:.0f} %)",
+            soft_wrap=True,
         )
-        console.print(f"  {image.file}: labelled {said}", soft_wrap=True)
     console.print(f"Page: {found.page}\nTable, to be edited and applied: {found.table}", soft_wrap=True)
     return 0
+
+
+def _refuse(given: dict[str, Any]) -> None:
+    if given:
+        raise ValueError(
+            f"--{next(iter(given)).replace('_', '-')} is for looking for wrong labels, and --apply writes those of a"
+            " table; leave one of them out"
+        )
 
 
 def _apply(source: str, table: Path, out: Path, image_column: str | None, label_column: str | None) -> int:

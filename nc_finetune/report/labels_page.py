@@ -74,5 +74,11 @@ def render_labels_page(page: LabelsPage) -> str:
     return template.render(
         page=page,
         css=folder.joinpath("report.css").read_text(encoding="utf-8"),
+        percent=_percent,
         typical={name: [image_address(image) for image in images if image] for name, images in page.typical.items()},
     )
+
+
+def _percent(share: float) -> str:
+    """Return per cent, none of them 0 or 100 that is not."""
+    return "under 1\u00a0%" if 0 < share < 0.005 else f"{100 * share:.0f}\u00a0%"

@@ -18,6 +18,7 @@ from nc_finetune.tuning.images import thumbnail
 from nc_finetune.tuning.labelled_pool import LabelledPool
 
 TABLE, PAGE = "suspects.csv", "suspects.html"
+_MOST_SHOWN = 200  # on the page, of some 25 kB each
 _TYPICAL, _SMALL = 3, 80
 _COLUMNS = ("split", "row", "file", "label", "probability_of_label", "suggested", "probability", "corrected", "image")
 _ADVICE = (
@@ -36,8 +37,8 @@ def write_suspects(folder: Path, said: str, pool: LabelledPool, found: Sequence[
         found: Those to show, worst first.
         logits: Of all images, shape ``(N, K)``.
     """
-    suspected = suspects(pool, found, thumbnails=True)
-    shown = {label for one in found for label in (one.label, one.suggested)}
+    on_page = found[:_MOST_SHOWN]
+    shown = {label for one in on_page for label in (one.label, one.suggested)}
     names, labels = pool.data.class_names, torch.tensor(pool.images.labels)
     typical = {
         names[label]: [thumbnail(pool.images, place, _SMALL) for place in places]
@@ -46,14 +47,19 @@ def write_suspects(folder: Path, said: str, pool: LabelledPool, found: Sequence[
     command = _command(pool, folder / TABLE)
     page = LabelsPage(
         f"Labels of {pool.data.source}",
-        [said, _ADVICE] if found else [said],
-        suspected,
+        _summary(said, len(found)),
+        suspects(pool, on_page, thumbnails=True),
         typical,
         [command] if found else [],
     )
-    texts = {PAGE: render_labels_page(page), TABLE: _table(pool, found, suspected)}
+    texts = {PAGE: render_labels_page(page), TABLE: _table(pool, found)}
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
+
+
+def _summary(said: str, number: int) -> list[str]:
+    more = [f"This page shows the first {_MOST_SHOWN}."] if number > _MOST_SHOWN else []
+    return [said, *more, *([_ADVICE] if number else [])]
 
 
 def suspects(pool: LabelledPool, found: Sequence[Doubt], *, thumbnails: bool = False) -> list[Suspected]:
@@ -73,7 +79,7 @@ def suspects(pool: LabelledPool, found: Sequence[Doubt], *, thumbnails: bool = F
     ]
 
 
-def _table(pool: LabelledPool, found: Sequence[Doubt], suspected: Sequence[Suspected]) -> str:
+def _table(pool: LabelledPool, found: Sequence[Doubt]) -> str:
     lines = [
         [
             *pool.places[one.place],
@@ -85,7 +91,7 @@ def _table(pool: LabelledPool, found: Sequence[Doubt], suspected: Sequence[Suspe
             image.suggested,
             image_key(pool.encoded(one.place)),
         ]
-        for one, image in zip(found, suspected, strict=True)
+        for one, image in zip(found, suspects(pool, found), strict=True)
     ]
     return csv_text([_COLUMNS, *lines])
 

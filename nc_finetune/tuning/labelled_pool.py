@@ -59,10 +59,10 @@ class LabelledPool:
         root = Path(self.data.source).expanduser().absolute()
         root = root if root.is_dir() else root.parent
         found = []
-        for name, (split, row) in zip(self.images.table.names(), self.places, strict=True):
+        for name, (_, row) in zip(self.images.table.names(), self.places, strict=True):
             path = Path(name)
             below = path.is_absolute() and path.is_relative_to(root)
-            found.append(str(path.relative_to(root)) if below else name or f"row {row} of {split}")
+            found.append(str(path.relative_to(root)) if below else name or f"row {row}")
         return found
 
     def __str__(self) -> str:

@@ -17,6 +17,12 @@ def test_page_without_suspects_stands_alone() -> None:
     assert "//" not in page
 
 
+def test_what_is_hardly_probable_is_not_called_0_percent() -> None:
+    page = render_labels_page(LabelsPage("", [], [Suspected("1.png", "train", "cat", 1e-5, "dog", 0.6)]))
+    assert "under 1\u00a0%" in page
+    assert "60\u00a0%" in page
+
+
 def test_page_holds_images_of_both_classes_and_escapes_names() -> None:
     page = render_labels_page(
         LabelsPage(
@@ -31,6 +37,6 @@ def test_page_holds_images_of_both_classes_and_escapes_names() -> None:
     assert "&lt;script&gt;" in page
     assert page.count(base64.b64encode(IMAGE).decode()) == 3  # itself, and as typical of its class, twice
     assert page.count(base64.b64encode(b"JPEG").decode()) == 6
-    assert "2 %" in page
-    assert "97 %" in page
+    assert "2\u00a0%" in page
+    assert "97\u00a0%" in page
     assert 'src=""' not in page

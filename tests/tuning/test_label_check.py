@@ -80,13 +80,16 @@ def test_no_label_is_suspected_where_none_is_wrong(tmp_path: Path) -> None:
     assert "Look at these labels" not in found.page.read_text()
 
 
-def test_most_bounds_the_list_and_not_the_count(tmp_path: Path) -> None:
+def test_most_bounds_the_list_and_not_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_photos(tmp_path / "photos")
     for number in range(3):
         swap(source, f"class0/{number}.png", f"class1/{number}.png")
     found = check_labels(source, tmp_path / "out", most=2)
     assert len(rows_of(found)) == len(found.suspected) == 2 < found.differing
+    monkeypatch.setattr("nc_finetune.tuning.label_files._MOST_SHOWN", 3)
     every = check_labels(source, tmp_path / "every")
+    assert every.page.read_text().count("<article") == 3 < len(rows_of(every))
+    assert "This page shows the first 3." in every.page.read_text()
     assert [image.file for image in every.suspected[:2]] == [image.file for image in found.suspected]
 
 
@@ -161,6 +164,7 @@ def test_errors_say_what_to_do_and_leave_nothing(tmp_path: Path, capsys: pytest.
         f"{source} --out {tmp_path / 'used' / 'suspects.csv'}": "is a file; choose another",
         f"{tmp_path / 'nothing'} --out {tmp_path / 'out'}": "no folder of images or tables",
         f"{source} --out {tmp_path / 'out'} --backbone nonsense": "nonsense",
+        f"{source} --out {tmp_path / 'out'} --apply x.csv --most 9": "--most is for looking for wrong labels",
         f"{source} --out {tmp_path / 'out'} --most 0": "--most: must be a whole number of at least 1",
     }
     for words, said in cases.items():
