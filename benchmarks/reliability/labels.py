@@ -39,9 +39,9 @@ standard deviation; of caltech100 all have the same images, 31 to 40 a class, an
 Ours is the log-probability of the given label by the readout of all other images, as `nc-finetune data labels` ranks
 (layers are not chosen here); the margin is `functional.label_margin`, with the same shrinkage. Cleanlab gets
 probabilities of logistic regression on the standardised features (scikit-learn, L-BFGS, {folds} folds, at most
-{iterations} iterations), its C of {strengths} the one with the highest average precision on
-the first sample, which flatters it (of caltech100 {many:g}, without a choice); its score is self-confidence. Seconds are those of the processor, of scoring alone:
-without the pass that takes the features, and without that choice.
+{iterations} iterations), its C of {strengths} the one with the highest average precision on the first sample, which
+flatters it (of caltech100 {many:g}, without a choice); its score is self-confidence. Seconds are those of the
+processor, of scoring alone: without the pass that takes the features, and without that choice.
 
 {found}
 
