@@ -198,16 +198,7 @@ class LayerwiseNC1(CollapseCallback):
             for name, value in found.items()
             if name == measure
         }
-        by_class = {
-            f"{name.partition('/')[0]}/{self._classes_in(name.partition('/')[2])}/{layer}": value
-            for layer, found in values.items()
-            for name, value in found.items()
-            if "/" in name
-        }
-        return {**named, **by_class}
-
-    def _classes_in(self, labels: str) -> str:
-        return "|".join(self._class_names[int(label)] for label in labels.split("|"))
+        return {**named, **self.name_by_class(values)}
 
     def draw(self) -> dict[str, Any]:
         """Draw each measure of each split against depth, and the spread of each class."""

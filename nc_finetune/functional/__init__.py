@@ -11,6 +11,7 @@ from nc_finetune.functional.collapse_by_class import ClassCollapse as ClassColla
 from nc_finetune.functional.collapse_by_class import class_collapse as class_collapse
 from nc_finetune.functional.collapse_by_class import closest_pairs as closest_pairs
 from nc_finetune.functional.collapse_by_class import pair_cdnv as pair_cdnv
+from nc_finetune.functional.collapse_by_class import pair_overlap as pair_overlap
 from nc_finetune.functional.conformal import conformal_scores as conformal_scores
 from nc_finetune.functional.conformal import conformal_threshold as conformal_threshold
 from nc_finetune.functional.discriminant import LinearDiscriminant as LinearDiscriminant

@@ -78,6 +78,21 @@ def class_collapse(features: Tensor, target: Tensor, num_classes: int | None = N
     return class_spread(class_statistics(features, target, num_classes))
 
 
+def _on_both_sides(values: Tensor, number: int) -> Tensor:
+    """Put values of pairs, in the order of ``torch.triu_indices``, into a matrix with ``nan`` on its diagonal."""
+    found = values.new_full((number, number), torch.nan)
+    first, second = torch.triu_indices(number, number, 1, device=values.device)
+    found[first, second] = found[second, first] = values
+    return found
+
+
+def _ratios(by_class: Tensor, means: Tensor) -> Tensor:
+    """Return ``(a_k + a_l) / |m_k - m_l|^2`` of pairs."""
+    distances = _squared_distances(means)
+    first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
+    return (by_class[first] + by_class[second]) / distances[first, second]
+
+
 def pair_ratios(statistics: ClassStatistics) -> Tensor:
     """Return the class-distance normalised variance of pairs of classes in the order of ``torch.triu_indices``.
 
@@ -92,9 +107,7 @@ def pair_ratios(statistics: ClassStatistics) -> Tensor:
         >>> pair_ratios(statistics).round(decimals=4).tolist()
         [0.0278]
     """
-    variances, distances = statistics.spreads / statistics.counts, _squared_distances(statistics.means)
-    first, second = torch.triu_indices(len(distances), len(distances), 1, device=distances.device)
-    return (variances[first] + variances[second]) / (2 * distances[first, second])
+    return _ratios(statistics.spreads / statistics.counts / 2, statistics.means)
 
 
 def pair_cdnv_of(statistics: ClassStatistics) -> Tensor:
@@ -108,11 +121,7 @@ def pair_cdnv_of(statistics: ClassStatistics) -> Tensor:
         >>> pair_cdnv_of(statistics).round(decimals=4).tolist()
         [[nan, 0.0278], [0.0278, nan]]
     """
-    number = len(statistics.counts)
-    found = statistics.means.new_full((number, number), torch.nan)
-    first, second = torch.triu_indices(number, number, 1, device=found.device)
-    found[first, second] = found[second, first] = pair_ratios(statistics)
-    return found
+    return _on_both_sides(pair_ratios(statistics), len(statistics.counts))
 
 
 def pair_cdnv(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
@@ -140,6 +149,33 @@ def pair_cdnv(features: Tensor, target: Tensor, num_classes: int | None = None) 
         0.027...
     """
     return pair_cdnv_of(class_statistics(features, target, num_classes))
+
+
+def pair_overlap(statistics: ClassStatistics) -> Tensor:
+    """How far apart chance alone would put the means of two classes, over how far they are, squared.
+
+    ``(u_k/n_k + u_l/n_l) / |m_k - m_l|^2`` with u_k the trace of class k's own covariance, divided by ``n_k - 1``: the
+    numerator is what to expect of the denominator where both classes have one mean.
+
+    Args:
+        statistics: Sums of a pass.
+
+    Returns:
+        Symmetric, shape ``(K, K)``, float64, in ``[0, inf]``; about 1 and more where the samples do not tell two means
+        apart; ``nan`` on the diagonal and for classes of fewer than two samples.
+
+    Source:
+        The trace of Hotelling 1931, The generalization of Student's ratio, 10.1214/aoms/1177732979, as for wide
+        features in Dempster 1958, 10.1214/aoms/1177706437.
+
+    Example:
+        >>> statistics = class_statistics(torch.tensor([[2.0], [4.0], [-2.0], [-4.0]]), torch.tensor([0, 0, 1, 1]))
+        >>> pair_overlap(statistics)[0, 1].item()  # (2/2 + 2/2) / 6^2
+        0.055...
+    """
+    counts = statistics.counts
+    noise = (statistics.spreads / (counts - 1)).masked_fill(counts < 2, torch.nan) / counts
+    return _on_both_sides(_ratios(noise, statistics.means), len(counts))
 
 
 def closest_pairs(cdnvs: Tensor, most: int) -> list[tuple[int, int, float]]:

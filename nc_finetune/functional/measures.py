@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nc_finetune.functional.between_class import Between
 from nc_finetune.functional.class_statistics import ClassStatistics
-from nc_finetune.functional.collapse_by_class import class_spread, pair_cdnv_of
+from nc_finetune.functional.collapse_by_class import class_spread, pair_cdnv_of, pair_overlap
 from nc_finetune.functional.self_duality import nc3_etf_distance, nc3_of_distance
 from nc_finetune.functional.simplex_etf import (
     effective_rank,
@@ -64,6 +64,7 @@ MEASURES = {
     "cdnv": Measure(lambda seen: _cdnv_compute(seen.statistics)),
     "class_spread": Measure(lambda seen: class_spread(seen.statistics).spread, by_class=True),
     "pair_cdnv": Measure(lambda seen: pair_cdnv_of(seen.statistics), by_class=True),
+    "pair_overlap": Measure(lambda seen: pair_overlap(seen.statistics), by_class=True),
     "vci": Measure(lambda seen: _vci_compute(seen.statistics), needs_scatter=True),
     "h_score": Measure(lambda seen: _h_score_compute(seen.statistics), needs_scatter=True),
     "effective_rank": Measure(lambda seen: effective_rank(seen.statistics.means)),

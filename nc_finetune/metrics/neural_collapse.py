@@ -71,6 +71,7 @@ class NeuralCollapse(Metric):
     ``ncc_accuracy``      :func:`nc_finetune.functional.ncc_accuracy`; 2         1
     ``class_spread``      :func:`nc_finetune.functional.class_collapse`; K       0
     ``pair_cdnv``         :func:`nc_finetune.functional.pair_cdnv`; K            0
+    ``pair_overlap``      :func:`nc_finetune.functional.pair_overlap`; K         0
     ====================  =====================================================  ==============
 
     C: needs :meth:`set_classifier`. 2: looks at every sample again once the class means are known, in a second pass:

@@ -6,7 +6,7 @@ import torch
 from reference import neural_collapse as reference
 from torch import Tensor
 
-from nc_finetune.functional import cdnv, class_collapse, closest_pairs, pair_cdnv
+from nc_finetune.functional import cdnv, class_collapse, class_statistics, closest_pairs, pair_cdnv, pair_overlap
 
 MakeSample = Callable[..., tuple[Tensor, Tensor]]
 SHAPES = [(5, 8), (2, 1), (12, 4)]
@@ -27,6 +27,15 @@ def test_pairs_equal_the_oracle_and_their_mean_is_the_cdnv(make_sample: MakeSamp
     found = pair_cdnv(features, target)
     np.testing.assert_allclose(found, reference.pair_cdnv(features.numpy(), target.numpy(), classes), rtol=1e-9)
     assert found.nanmean().item() == pytest.approx(cdnv(features, target).item(), rel=1e-12)
+
+
+def test_overlaps_equal_the_oracle_and_are_one_where_means_are_the_same(make_sample: MakeSample) -> None:
+    features, target = make_sample()
+    features, target = torch.cat([features, features[:1]]), torch.cat([target, torch.tensor([6])])
+    found = pair_overlap(class_statistics(features, target))
+    np.testing.assert_allclose(found, reference.pair_overlap(features.numpy(), target.numpy(), 7), rtol=1e-9)
+    same = torch.randn(2000, 400, dtype=torch.float64)
+    assert pair_overlap(class_statistics(same, torch.arange(2000) % 2))[0, 1].item() == pytest.approx(1, abs=0.2)
 
 
 def test_absent_classes_are_nan_and_nobodys_nearest(make_sample: MakeSample) -> None:

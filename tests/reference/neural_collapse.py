@@ -62,6 +62,18 @@ def pair_cdnv(features: Array, target: Labels, num_classes: int) -> Array:
     return found
 
 
+def pair_overlap(features: Array, target: Labels, num_classes: int) -> Array:
+    """What chance would put between two means of one class, over what lies between these."""
+    found = np.full((num_classes, num_classes), np.nan)
+    for k in range(num_classes):
+        for j in set(range(num_classes)) - {k}:
+            own, other = features[target == k], features[target == j]
+            if min(len(own), len(other)) > 1:
+                noise = own.var(axis=0, ddof=1).sum() / len(own) + other.var(axis=0, ddof=1).sum() / len(other)
+                found[k, j] = noise / ((own.mean(axis=0) - other.mean(axis=0)) ** 2).sum()
+    return found
+
+
 def class_spread(features: Array, target: Labels, num_classes: int) -> tuple[list[float], list[int]]:
     """Own spread over the squared distance to the nearest mean, and whose that is."""
     spreads, nearest = [float("nan")] * num_classes, [-1] * num_classes

@@ -117,6 +117,22 @@ class CollapseCallback(L.Callback):
     def name_values(self, values: Values) -> dict[str, float]:
         """Name the measures by layer of one split as they are kept, without the split."""
 
+    def name_by_class(self, values: Values) -> dict[str, float]:
+        """Name what is of single classes, or pairs of them, ``<measure>/<class>/<layer>``."""
+        parts = (
+            (*name.partition("/"), layer, value)
+            for layer, found in values.items()
+            for name, value in found.items()
+            if "/" in name
+        )
+        return {
+            f"{measure}/{'|'.join(self._class_names[int(label)] for label in labels.split('|'))}/{layer}": value
+            for measure, _, labels, layer, value in parts
+        }
+
+    def look_at_history(self) -> None:
+        """Called on the first process after each row of a fit."""
+
     @abstractmethod
     def draw(self) -> dict[str, Any]:
         """Draw the history: figures by name."""
@@ -383,6 +399,8 @@ class CollapseCallback(L.Callback):
         add_row(self.history, *moment, values, first=self._first_row)
         self._recorded = True
         self._output.write_table(trainer, self, self.history)
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            self.look_at_history()
         return dict(values)
 
     def _log(self, pl_module: L.LightningModule, values: Mapping[str, float]) -> None:

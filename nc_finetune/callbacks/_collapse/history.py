@@ -12,9 +12,10 @@ from nc_finetune._common.csv_text import csv_text
 Row = dict[str, float]
 _MOMENT = ("epoch", "step")
 LOADER_SUFFIX = re.compile(r"/dataloader_idx_\d+$")
-CLASS_SPREAD, PAIR_CDNV = "class_spread", "pair_cdnv"
+CLASS_SPREAD, PAIR_CDNV, PAIR_OVERLAP = "class_spread", "pair_cdnv", "pair_overlap"
 _BY_CLASS = re.compile(
-    rf"(?P<split>.*?)(?P<measure>{CLASS_SPREAD}|{PAIR_CDNV})/(?P<of>.*)/(?P<layer>[^/]*?)(?P<loader>/dataloader_idx_\d+)?"
+    rf"(?P<split>.*?)(?P<measure>{CLASS_SPREAD}|{PAIR_CDNV}|{PAIR_OVERLAP})/(?P<of>.*)/(?P<layer>[^/]*?)"
+    r"(?P<loader>/dataloader_idx_\d+)?"
 )
 
 
@@ -134,7 +135,7 @@ def class_tables(history: Sequence[Row], measure: str) -> dict[str, dict[str, di
 
     Args:
         history: The table.
-        measure: ``"class_spread"`` or ``"pair_cdnv"``.
+        measure: ``"class_spread"``, ``"pair_cdnv"`` or ``"pair_overlap"``.
 
     Returns:
         By split and loader as they stand in front of and behind keys, by layer and class; in the order of the keys.
