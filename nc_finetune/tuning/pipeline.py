@@ -301,7 +301,8 @@ def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone) -> N
     write_text_atomically(found.report, render_tuned_page(page))
     if page.doubtful:
         named = (f"{image.file} ({image.label}, looks like {image.suggested})" for image in page.doubtful[:_NAMED])
-        work.tell(f"labels to look at first: {', '.join(named)}")
+        more = f"all of them, to be mended: nc-finetune data labels {quote(work.data.source)}"
+        work.tell(f"labels to look at first: {', '.join(named)}; {more}")
 
 
 def _predict(work: Work, model: ImageClassifier) -> None:

@@ -114,9 +114,9 @@ def read_out(
     size = 4 * method.num_features(backbone) * len(data.images("train"))
     if size > _MOST_BYTES:
         raise ValueError(
-            f"features of {len(data.images('train')):,} images take {size / 1e9:.0f} GB, and tune keeps up to"
-            f" {_MOST_BYTES / 1e9:.0f} GB of them in memory; fit a readout of so many images by a recipe"
-            " (nc-finetune fit ... methods/readout), or tune on fewer of them"
+            f"features of {len(data.images('train')):,} images take {size / 1e9:.0f} GB, and up to"
+            f" {_MOST_BYTES / 1e9:.0f} GB of them are kept in memory; take fewer images, or fit a readout of so many by a"
+            " recipe (nc-finetune fit ... methods/readout)"
         )
     batches = subset_batches(data, "train")
     try:

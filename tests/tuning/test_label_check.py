@@ -80,6 +80,20 @@ def test_no_label_is_suspected_where_none_is_wrong(tmp_path: Path) -> None:
     assert "Look at these labels" not in found.page.read_text()
 
 
+def test_tune_names_the_same_images_and_the_command(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "photos")
+    swap(source, "class0/3.png", "class1/2.png")
+    lines: list[str] = []
+    network = {"backbones": [QUICK["backbone"]], "image_size": 32, "minutes": 0.01}
+    nc_finetune.tuning.tune(source, tmp_path / "tuned", tell=lines.append, **network)
+    (said,) = [line for line in lines if line.startswith("labels to look at first: ")]
+    found = [image.file for image in check_labels(source, tmp_path / "out").suspected]
+    assert sorted(found) == ["class0/3.png", "class1/2.png"]
+    assert "3.png (class0, looks like class1)" in said
+    assert "2.png (class1, looks like class0)" in said
+    assert said.endswith(f"; all of them, to be mended: nc-finetune data labels {source}")
+
+
 def test_most_bounds_the_list_and_not_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_photos(tmp_path / "photos")
     for number in range(3):
