@@ -115,8 +115,8 @@ def read_out(
     if size > _MOST_BYTES:
         raise ValueError(
             f"features of {len(data.images('train')):,} images take {size / 1e9:.0f} GB, and up to"
-            f" {_MOST_BYTES / 1e9:.0f} GB of them are kept in memory; take fewer images, or fit a readout of so many by a"
-            " recipe (nc-finetune fit ... methods/readout)"
+            f" {_MOST_BYTES / 1e9:.0f} GB of them are kept in memory; take fewer images, or fit a readout of so many by"
+            " a recipe (nc-finetune fit ... methods/readout)"
         )
     batches = subset_batches(data, "train")
     try:
