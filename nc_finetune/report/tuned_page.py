@@ -49,6 +49,7 @@ class ClassRow:
         recognised: Share of them, each by a model that was not trained on it.
         spread: Variance of its features over the squared distance to the nearest other class mean; low is collapsed.
         nearest: That class.
+        shown: Some of its images, files of PNG or JPEG.
     """
 
     name: str
@@ -56,6 +57,24 @@ class ClassRow:
     recognised: float
     spread: float
     nearest: str
+    shown: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True)
+class Confused:
+    """How often images of one class were taken for another.
+
+    Attributes:
+        label: The class that they were given.
+        taken: The other one.
+        images: How many.
+        shown: Some of them, files of PNG or JPEG.
+    """
+
+    label: str
+    taken: str
+    images: int
+    shown: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ class TunedPage:
     left_out: Sequence[str] = ()
     nc1: dict[str, dict[str, float]] = field(default_factory=dict)
     classes: Sequence[ClassRow] = ()
-    pairs: Sequence[tuple[str, str, int]] = ()
+    pairs: Sequence[Confused] = ()
     doubtful: Sequence[Doubtful] = ()
     commands: Sequence[str] = ()
     facts: dict[str, str] = field(default_factory=dict)
@@ -129,7 +148,9 @@ def render_tuned_page(page: TunedPage) -> str:
         css=folder.joinpath("report.css").read_text(encoding="utf-8"),
         compared=_compared_table(page.compared),
         classes=_class_table(page.classes),
+        class_images=[_addresses(row.shown) for row in page.classes],
         pairs=_pair_table(page.pairs),
+        pair_images=[_addresses(pair.shown) for pair in page.pairs],
         picture=_nc1_picture(page.nc1),
     )
 
@@ -172,11 +193,15 @@ def _class_table(rows: Sequence[ClassRow]) -> Table:
     )
 
 
-def _pair_table(pairs: Sequence[tuple[str, str, int]]) -> Table:
+def _pair_table(pairs: Sequence[Confused]) -> Table:
     return Table(
         ("class", "taken for", "images"),
-        tuple((Entry(true), Entry(taken), Entry(str(number))) for true, taken, number in pairs),
+        tuple((Entry(pair.label), Entry(pair.taken), Entry(str(pair.images))) for pair in pairs),
     )
+
+
+def _addresses(images: Sequence[bytes]) -> list[str]:
+    return [image_address(image) for image in images if image]
 
 
 def _nc1_picture(nc1: dict[str, dict[str, float]]) -> str:

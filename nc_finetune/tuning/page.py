@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -14,7 +15,7 @@ from nc_finetune.backbones import Backbone, weights_hash
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.functional import class_collapse, nc1
-from nc_finetune.report.tuned_page import ClassRow, Compared, Doubtful, TunedPage
+from nc_finetune.report.tuned_page import ClassRow, Compared, Confused, Doubtful, TunedPage
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.profile import measure_blocks
 from nc_finetune.tuning.doubts import doubts
@@ -26,6 +27,7 @@ from nc_finetune.tuning.readouts import FOLDS
 from nc_finetune.tuning.work import MEASURED, Work
 
 _SHOWN_IMAGES, _SHOWN_CLASSES, _SHOWN_PAIRS = 12, 20, 8
+_PICTURED, _PICTURES = 8, 3  # classes, and images of each
 _TIMED = 64  # images
 _HEAD = "seen by the head"
 
@@ -122,16 +124,29 @@ def _class_rows(data: ImageData, logits: Tensor, labels: Tensor, features: Tenso
                 data.class_names[int(collapse.nearest[label])],
             )
         )
-    return sorted(rows, key=lambda row: -row.spread)[:_SHOWN_CLASSES]
+    rows = sorted(rows, key=lambda row: -row.spread)[:_SHOWN_CLASSES]
+    sure = -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    for place, row in enumerate(rows[:_PICTURED]):
+        own = (known & (labels == data.class_names.index(row.name))).nonzero().squeeze(1)
+        rows[place] = replace(row, shown=_thumbnails(data, own[sure[own].argsort()]))
+    return rows
 
 
-def _confused(data: ImageData, logits: Tensor, labels: Tensor) -> list[tuple[str, str, int]]:
+def _thumbnails(data: ImageData, places: Tensor) -> list[bytes]:
+    return [thumbnail(data.images("train"), place) for place in places[:_PICTURES].tolist()]
+
+
+def _confused(data: ImageData, logits: Tensor, labels: Tensor) -> list[Confused]:
     known = logits.isfinite().all(1)
     taken = logits.argmax(1)
     wrong = known & (taken != labels)
     pairs = Counter(zip(labels[wrong].tolist(), taken[wrong].tolist(), strict=True))
     names = data.class_names
-    return [(names[true], names[found], number) for (true, found), number in pairs.most_common(_SHOWN_PAIRS)]
+    found = []
+    for (label, other), number in pairs.most_common(_SHOWN_PAIRS):
+        places = (wrong & (labels == label) & (taken == other)).nonzero().squeeze(1)
+        found.append(Confused(names[label], names[other], number, _thumbnails(data, places)))
+    return found
 
 
 def doubtful_labels(data: ImageData, logits: Tensor, labels: Tensor, most: int = _SHOWN_IMAGES) -> list[Doubtful]:
