@@ -162,6 +162,12 @@ class Search:
         work.folder.write(f"begun {name}", Step())
         return True
 
+    def _check_time(self, candidate: Candidate, costs: Costs) -> None:
+        """Go on with a candidate only if its other folds can be done by what the first has taken."""
+        others = costs.fits(candidate, (FOLDS - 1) * (1 - 1 / FOLDS))
+        if self.work.executor is None and time.time() + others > self._company.until:
+            raise OutOfTimeError("its other folds take longer")
+
     def _leave_out(self, candidate: Candidate) -> None:
         work = self.work
         if candidate.name not in work.left_out:
@@ -223,6 +229,8 @@ class Search:
                 costs.learn(candidate, 1 - 1 / FOLDS, part.seconds)
                 behind = self._behind(part)
                 if behind is None:
+                    if judging.seconds_before == earlier:  # nothing was there already
+                        self._check_time(candidate, costs)
                     part = judging.judge(candidate.name, self._builder(candidate))
         except OutOfTimeError:
             work.tell(f"{candidate.name}: takes longer than there is time, and was stopped")
