@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune.backbones import Backbone, LayerChoice
@@ -28,7 +30,7 @@ from nc_finetune.selection.profile import block_costs
 _DEPTHS = (0.7, 0.85, 0.55)  # shares of the network that come before the key block, best bet first
 _RATE_FACTOR, _MOST_STEPS = 3.0, 3
 _FULL_RATE = 1e-3
-_BACKWARD = 1.5  # a second of training does less arithmetic than one of a forward pass
+_STEPS = 3  # by which the time of training is measured
 _LEAST = 0.02  # of a forward pass: what an epoch takes however little it computes
 
 
@@ -180,21 +182,26 @@ def _other_rates(middle: Candidate, scores: Mapping[str, float], tried: list[Can
 
 
 class Costs:
-    """How long candidates take, by counted arithmetic and what earlier ones took.
+    """How long candidates take, by the time of training steps, counted arithmetic, and what earlier ones took.
 
     Args:
         backbone: The network.
         data: The training images.
         pass_seconds: What one forward pass over all of them takes.
+
+    Attributes:
+        epoch: What an epoch of full fine-tuning takes, in seconds.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, pass_seconds: float) -> None:
-        costs = {found.block: found for found in block_costs(backbone, data)}
+        self._blocks = {found.block: found.cached_flops for found in block_costs(backbone, data)}
         blank = torch.zeros(1, 3, data.image_size, data.image_size, dtype=torch.uint8)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             backbone(blank.to(next(backbone.parameters()).device))
-        self._costs, self._forward = costs, max(1, counter.get_total_flops())
-        self._pass, self._slower = pass_seconds, 1.0
+        self._full = max(1, 3 * counter.get_total_flops())
+        self._pass = pass_seconds
+        self.epoch = len(data.images("train")) * _training_seconds(backbone, blank, data.batch_size)
+        self._slower = {True: 1.0, False: 1.0}  # behind a prefix that is kept, or without one
 
     def fits(self, candidate: Candidate, images: float = 1.0) -> float:
         """Return the seconds of fits of a candidate, which share what a frozen prefix gives.
@@ -203,22 +210,37 @@ class Costs:
             candidate: What is fitted.
             images: On how many in all, in shares of the training images: 3 for three fits to all.
         """
-        once, each = self._passes(candidate)
-        return self._pass * (once + self._slower * images * candidate.epochs * each)
+        once, each = self._seconds(candidate)
+        return once + self._slower[once > 0] * images * candidate.epochs * each
 
     def learn(self, candidate: Candidate, images: float, seconds: float) -> None:
         """Take note of what the first fits of a candidate took."""
-        once, each = self._passes(candidate)
-        epochs = max(seconds / self._pass - once, 0.0)
-        self._slower = max(0.5, min(20.0, epochs / (images * candidate.epochs * each)))
+        once, each = self._seconds(candidate)
+        found = (seconds - once) / (images * candidate.epochs * each)
+        self._slower[once > 0] = max(0.5, min(20.0, found))
 
-    def _passes(self, candidate: Candidate) -> tuple[float, float]:
-        """Count what is run once for each image, and then in each epoch, in forward passes."""
-        names, first = list(self._costs), candidate.block.split(" ")[0]
-        if first not in self._costs:
-            return 0.0, 3 * _BACKWARD
-        each = self._costs[first].cached_flops
+    def _seconds(self, candidate: Candidate) -> tuple[float, float]:
+        """Return what is spent once on all images, and then in each epoch."""
+        names, first = list(self._blocks), candidate.block.split(" ")[0]
+        if first not in self._blocks:
+            return 0.0, self.epoch
+        flops = self._blocks[first]
         after = names[names.index(first) + 1 :]
         if candidate.kind == "side FT" and after:
-            each -= self._costs[after[0]].cached_flops
-        return 1.0, max(_BACKWARD * each / self._forward, _LEAST)
+            flops -= self._blocks[after[0]]
+        return self._pass, max(self.epoch * flops / self._full, _LEAST * self._pass)
+
+
+def _training_seconds(backbone: Backbone, blank: Tensor, batch_size: int) -> float:
+    """Return the seconds of training the whole network on an image."""
+    network, images = deepcopy(backbone).requires_grad_(True).train(), blank.expand(batch_size, -1, -1, -1)
+    images = images.to(next(backbone.parameters()).device)
+    times = []
+    with torch.enable_grad():
+        for _ in range(_STEPS):
+            start = time.perf_counter()
+            network(images).sum().backward()
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return min(times) / batch_size

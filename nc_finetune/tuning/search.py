@@ -31,7 +31,6 @@ from nc_finetune.tuning.readouts import FOLDS, Readout
 from nc_finetune.tuning.work import MEASURED, MOST_SECONDS, Work
 
 _EPOCHS = 15
-_FULL_FT_PASSES = 3 * _EPOCHS  # forward passes that full fine-tuning takes: a backward pass is two of them
 _SECONDS_AT_THE_END = 3.0  # for the page
 _LEAST_CROP = (0.5, 1.0)  # of an image, in shares of its area
 _FEWEST = 4  # images a class on average
@@ -88,10 +87,10 @@ class Search:
                 f"with fewer than {_FEWEST} images a class on average nothing is judged on folds: the readout stays"
             )
             return
-        if work.clock.given is None:
-            work.clock.budget = min(MOST_SECONDS, _FULL_FT_PASSES * readout.seconds)
         work.data.image_size = readout.image_size
         costs, scores = Costs(self.backbone, work.data, readout.seconds), dict[str, float]()
+        if work.clock.given is None:
+            work.clock.budget = self._budget(costs)
         with nullcontext() if work.executor is None else work.executor.cluster():
             for together in proposals(self.backbone, readout.layers, _EPOCHS, scores, readout.image_size):
                 self._judge_ahead(together, costs)
@@ -100,6 +99,15 @@ class Search:
                     if found is not None:
                         scores[candidate.name] = found
                         self._tried.append(candidate)
+
+    def _budget(self, costs: Costs) -> float:
+        """Return what one full fine-tuning takes, as it was measured the first time."""
+        name = f"budget {self._name} {self.readout.image_size}"
+        kept = self.work.folder.read(name)
+        if kept is None:
+            kept = Step({"seconds": min(MOST_SECONDS, _EPOCHS * costs.epoch)})
+            self.work.folder.write(name, kept)
+        return float(kept.facts["seconds"])
 
     def said_of_rate(self, best: Judged) -> str:
         """Return a word on where the learning rate of the best lies among those tried; empty where it is inside."""
