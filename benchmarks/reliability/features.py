@@ -28,6 +28,7 @@ class Setting:
         pixels: Height and width of the images.
         each: Training images a class, or what there is.
         shared: Whether all samples have the same training images, for want of others.
+        samples: How many samples there are.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Setting:
     pixels: int
     each: int
     shared: bool = False
+    samples: int = SAMPLES
 
     def source(self, data: Path) -> str:
         return self.folder if ":" in self.folder else str(data / self.folder)
@@ -45,7 +47,7 @@ SETS = {
     "cifar10": Setting("cifar10-jpeg", "cifar10", 64, 40),
     "dtd10": Setting("dtd10", "dtd10", 128, 40),
     "cifar10-100": Setting("cifar10-jpeg", "cifar10", 64, 100),
-    "caltech101": Setting("caltech100", "caltech101", 128, 40, shared=True),
+    "caltech101": Setting("caltech100", "caltech101", 128, 40, shared=True, samples=3),
 }
 
 
@@ -83,14 +85,14 @@ def features_of(setting: Setting, data: Path, folder: Path) -> Features:
         save_file(_taken(setting, data), partial)
         partial.replace(path)
     found = load_file(path)
-    return Features(found["values"], found["labels"], tuple(found[f"sample/{seed}"] for seed in range(SAMPLES)))
+    return Features(found["values"], found["labels"], tuple(found[f"sample/{seed}"] for seed in range(setting.samples)))
 
 
 @torch.inference_mode()
 def _taken(setting: Setting, data: Path) -> dict[str, Tensor]:
     images = ImageData(setting.source(data), image_size=setting.pixels, val_size=0, test_size=0).images("train")
     labels = torch.tensor(images.labels)
-    samples = [draw(labels, setting.each, 0 if setting.shared else seed) for seed in range(SAMPLES)]
+    samples = [draw(labels, setting.each, 0 if setting.shared else seed) for seed in range(setting.samples)]
     drawn = torch.cat(samples).unique()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SAMPLES))
     rows = torch.cat([drawn, order[~torch.isin(order, drawn)][:HELD_OUT]])
