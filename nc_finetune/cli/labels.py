@@ -27,9 +27,9 @@ def labels(
     """Find labels that are probably wrong, or write the tables of a source with corrected ones.
 
     One pass through a frozen network, in which nothing is trained: each image of every split is judged by what all
-    others teach, and the least probable labels come first. The table suspects.csv has a column "corrected": write
-    another class there, or nothing where the label is right, and give it back by --apply. That writes new tables; the
-    images and their tables stay as they are.
+    others teach, and the least probable labels come first. The column "corrected" of suspects.csv holds what is
+    suggested: write another class there, or nothing where the label is right, and give the table back by --apply. That
+    writes new tables; the images and their tables stay as they are.
 
     Args:
         source: a folder with one folder a class, a table of labels, a short name or a hub id
