@@ -10,6 +10,7 @@ from nc_finetune.callbacks.delta_checkpoint import DeltaCheckpoint as DeltaCheck
 from nc_finetune.callbacks.head_alignment import HeadAlignment as HeadAlignment
 from nc_finetune.callbacks.keep_statistics import KeepStatistics as KeepStatistics
 from nc_finetune.callbacks.layerwise_nc1 import LayerwiseNC1 as LayerwiseNC1
+from nc_finetune.callbacks.prediction_writer import Prediction as Prediction
 from nc_finetune.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from nc_finetune.callbacks.prefix_cache import PrefixCache as PrefixCache
 from nc_finetune.callbacks.probe_path import ProbePath as ProbePath

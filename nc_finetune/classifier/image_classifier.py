@@ -44,6 +44,7 @@ from nc_finetune.classifier.checkpoint import (
     take_layers,
 )
 from nc_finetune.doubt import Doubts, DoubtState
+from nc_finetune.doubt.state import NO_STATISTICS
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.files.class_config import describe_if_possible
 from nc_finetune.files.delta import record_base
@@ -61,10 +62,6 @@ from nc_finetune.passes.batches import changes_batches
 from nc_finetune.passes.evaluation import is_sharded
 
 Batch = tuple[Tensor | PrefixOutput, Tensor]
-NO_STATISTICS = (
-    "the model has no statistics of its training images, which the callback KeepStatistics keeps: fit it anew with"
-    " that, or by nc-finetune tune"
-)
 
 
 class DivergedError(TrainingStoppedError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nc_finetune.cli.options import Pixels
+from nc_finetune.cli.options import Pixels, Share
 
 
 def export(
@@ -16,6 +16,8 @@ def export(
     to: Literal["state-dict", "program", "onnx"],
     out: Path,
     uint8: bool = False,
+    doubt: bool = False,
+    coverage: Share | None = None,
 ) -> int:
     """Turn a delta or a checkpoint into a model for other programs.
 
@@ -29,18 +31,24 @@ def export(
         to: timm's own weights, .pt2, or ONNX
         out: file to write
         uint8: images come as uint8 in 0...255, not as floats in 0...1
+        doubt: give tempered probabilities, the share of the training images that lie further out, and sets, too
+        coverage: how often the set is to hold the right class, beside --doubt; default: 0.9
 
     Examples:
         nc-finetune export delta.safetensors --to onnx --out model.onnx --uint8
+        nc-finetune export tuned/model.safetensors --to onnx --out model.onnx --doubt
         nc-finetune export last.ckpt --to state-dict --out weights.safetensors
     """
     from nc_finetune.deployment import export_onnx, export_program, export_state_dict, load_model
 
     classifier, config = load_model(model, trust=trust)
     if to == "state-dict":
+        if doubt or coverage is not None:
+            raise ValueError("a state dict has no place for doubts; export a program or ONNX, or leave them out")
         export_state_dict(classifier, out)
     else:
         write = {"program": export_program, "onnx": export_onnx}[to]
-        write(classifier, out, image_size=image_size or config.image_size, uint8=uint8)
+        size = image_size or config.image_size
+        write(classifier, out, image_size=size, uint8=uint8, doubt=doubt, coverage=coverage)
     print(f"Model: {out}")  # noqa: T201
     return 0

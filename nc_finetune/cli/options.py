@@ -101,5 +101,6 @@ NonNegativeInt = Annotated[int, _where(int, lambda number: number >= 0, "a whole
 PositiveInt = Annotated[int, _where(int, lambda number: number >= 1, "a whole number of at least 1")]
 NonNegativeFloat = Annotated[float, _where(float, lambda number: 0 <= number < math.inf, "at least 0")]
 PositiveFloat = Annotated[float, _where(float, lambda number: 0 < number < math.inf, "above 0")]
+Share = Annotated[float, _where(float, lambda number: 0 < number < 1, "between 0 and 1, such as 0.9")]
 Images = Annotated[PositiveInt, ("metavar", "N")]
 Pixels = Annotated[PositiveInt, ("metavar", "PIXELS")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nc_finetune.cli.options import Images, Pixels
+from nc_finetune.cli.options import Images, Pixels, Share
 
 
 def predict(
@@ -16,9 +16,15 @@ def predict(
     trust: bool = False,
     out: Path = Path("predictions.csv"),
     batch_size: Images = 32,
+    coverage: Share | None = None,
+    unlabelled_report: Path | None = None,
     on_bad_image: Literal["raise", "skip"] = "raise",
 ) -> int:
-    """Write the class and the probability of every class of each image of a folder to a CSV file.
+    """Write class, probabilities and doubts of each image of a folder to a CSV file.
+
+    label, its probability, set (classes that hold the right one as often as --coverage says), unlike (share of the
+    training images that lie further out), stranger (yes beyond 95 %), and the probability of every class. Models of a
+    fit without KeepStatistics know no doubts: of them prediction, and the probabilities.
 
     Of tables, archives or a data set of the hub those images that have no label, or all where each has one.
 
@@ -29,25 +35,42 @@ def predict(
         trust: let the file name classes of other packages, whose code then runs; only for files whose origin you know
         out: file to write, a line an image
         batch_size: images a batch
+        coverage: how often the set is to hold the right class; default: 0.9, where the model knows sets
+        unlabelled_report: HTML page to write, of the strangest images and those of which the model is least sure
         on_bad_image: stop at an image that does not decode, or leave it out and name it at the end
 
     Examples:
         nc-finetune predict delta.safetensors photos --out predictions.csv --on-bad-image skip
+        nc-finetune predict tuned/model.safetensors photos --coverage 0.95 --unlabelled-report page.html
     """
+    from nc_finetune._common.atomic_files import write_text_atomically
     from nc_finetune._common.terminal import say
-    from nc_finetune.deployment import predict_folder
+    from nc_finetune.deployment import predict_images
+    from nc_finetune.doubt.state import NO_STATISTICS
+    from nc_finetune.report import check_report_extra
+    from nc_finetune.report.unlabelled_page import describe_predictions, render_unlabelled_page
 
-    skipped = predict_folder(
+    if unlabelled_report is not None:
+        check_report_extra()
+    found = predict_images(
         model,
         folder,
         out,
         image_size=image_size,
         batch_size=batch_size,
+        coverage=coverage,
         trust=trust,
         on_bad_image=on_bad_image,
         progress=True,
+        need_doubts=unlabelled_report is not None,
     )
-    if skipped:
-        say(f"Skipped {len(skipped)} images: {', '.join(skipped)}")
+    if found.skipped:
+        say(f"Skipped {len(found.skipped)} images: {', '.join(found.skipped)}")
+    if not found.knows_doubts and not found.multilabel:
+        say(f"No sets, and no word on strangers: {NO_STATISTICS}")
+    if unlabelled_report is not None:
+        page = describe_predictions(found, f"What {model.name} says of {folder}")
+        write_text_atomically(unlabelled_report, render_unlabelled_page(page))
+        print(f"Page: {unlabelled_report}")  # noqa: T201
     print(f"Predictions: {out}")  # noqa: T201
     return 0

@@ -21,6 +21,7 @@ from nc_finetune.data.labelled_images import SkippingLoader, collate
 from nc_finetune.data.sources.file_listing import LeftOut, visible_files
 from nc_finetune.data.sources.source import load_unlabelled
 from nc_finetune.data.sources.tables import EncodedImages
+from nc_finetune.data.thumbnails import thumbnail_of
 from nc_finetune.errors import check_name
 
 
@@ -71,6 +72,10 @@ class UnlabelledImages(Dataset[Tensor]):
                 self.bad[item] = 1
         return found
 
+    def kept_places(self) -> list[int]:
+        """Return the places of the images that have not been skipped so far, in their order."""
+        return [place for place in range(len(self)) if self.bad is None or not self.bad[place]]
+
     def kept(self) -> tuple[str, ...]:
         """Return the names of the images in their order, without those that were skipped so far."""
         return self._named(0)
@@ -110,6 +115,14 @@ class _UnlabelledData(L.LightningDataModule):
     def skipped(self) -> tuple[str, ...]:
         """The images that did not decode so far."""
         return self._images.skipped()
+
+    def thumbnail(self, place: int) -> bytes:
+        """Return a small PNG or JPEG file of an image.
+
+        Args:
+            place: In the order of ``files``.
+        """
+        return thumbnail_of(self._images.encoded[self._images.kept_places()[place]]())
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """Return the images in the order of ``files``."""

@@ -6,4 +6,6 @@ from nc_finetune.deployment.export import export_state_dict as export_state_dict
 from nc_finetune.deployment.load import build_model as build_model
 from nc_finetune.deployment.load import load_delta as load_delta
 from nc_finetune.deployment.load import load_model as load_model
+from nc_finetune.deployment.predict import Predicted as Predicted
 from nc_finetune.deployment.predict import predict_folder as predict_folder
+from nc_finetune.deployment.predict import predict_images as predict_images

@@ -17,7 +17,9 @@ FOLDS, _ENOUGH = 10, 500  # images, after which no further fold is looked at
 _BESIDE, _POWERS = 16, 2  # of the range finder
 
 
-def held_out_distances(features: Tensor, target: Tensor, num_classes: int, shrinkage: float, rank: int) -> Tensor:
+def held_out_distances(
+    features: Tensor, target: Tensor, num_classes: int, shrinkage: float, rank: int, folds: Tensor | None = None
+) -> Tensor:
     """Measure images, each against what others give: the nearest class mean, and less the mean of all.
 
     Where ``rank`` eigenvectors are all that there are, each by all the others, exactly. Otherwise leaving one out is no
@@ -30,6 +32,8 @@ def held_out_distances(features: Tensor, target: Tensor, num_classes: int, shrin
         num_classes: K.
         shrinkage: s.
         rank: Eigenvectors that are kept.
+        folds: Which images are held out together, shape ``(N,)``, numbers from 0 on, or -1 for one that never is: where
+            some images, as copies, must not judge each other. ``None`` leaves one out, or tenths.
 
     Returns:
         Squared and relative distances, shape ``(2, N)``; ``nan`` for the only image of its class, and where nobody has
@@ -39,12 +43,13 @@ def held_out_distances(features: Tensor, target: Tensor, num_classes: int, shrin
         ValueError: As :func:`~nc_finetune.functional.class_gaussians`.
     """
     counts = target.bincount(minlength=num_classes)
-    if rank >= min(len(target) - int((counts > 0).sum()), features.shape[1]):
+    if folds is None and rank >= min(len(target) - int((counts > 0).sum()), features.shape[1]):
         exact = left_out_distances(features, target, shrinkage=shrinkage, num_classes=num_classes)
         return torch.stack([exact.nearest, exact.relative])
     found = torch.full((2, len(target)), torch.nan, dtype=torch.float64, device=features.device)
-    folds, looked = _folds(target, num_classes), 0
-    for fold in range(FOLDS):
+    folds, most = (_folds(target), _ENOUGH) if folds is None else (folds, len(target))
+    looked = 0
+    for fold in range(int(folds.amax()) + 1):
         inside = folds == fold
         others = target[~inside].bincount(minlength=num_classes)
         inside = inside & (others[target] > 0)
@@ -55,7 +60,7 @@ def held_out_distances(features: Tensor, target: Tensor, num_classes: int, shrin
         nearest = classes.amin(1)
         found[:, inside] = torch.stack([nearest, nearest - overall])
         looked += int(inside.sum())
-        if looked >= _ENOUGH:
+        if looked >= most:
             break
     return found
 
@@ -67,7 +72,7 @@ def distances_of(gaussians: ClassGaussians, features: Tensor) -> Tensor:
     return torch.stack([nearest, nearest - overall])
 
 
-def _folds(target: Tensor, num_classes: int) -> Tensor:
+def _folds(target: Tensor) -> Tensor:
     """Deal the images of each class out to folds in turn, in their order, classes one after another."""
     order = target.argsort(stable=True)
     folds = torch.empty_like(target)

@@ -10,12 +10,21 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from nc_finetune.doubt.tables import score_table, share_above, threshold_of
-from nc_finetune.functional.conformal import conformal_scores
+from nc_finetune.functional.conformal import conformal_rank, conformal_scores
 from nc_finetune.functional.gaussians import ClassGaussians, DistanceFrame
 from nc_finetune.functional.temperature import temperature
 
 STRANGE = 0.05  # share of the training images that lie further out than a stranger
 PREFIX = "doubt."
+NO_STATISTICS = (
+    "the model has no statistics of its training images, which the callback KeepStatistics keeps: fit it anew with"
+    " that, or by nc-finetune tune"
+)
+NO_SETS = (
+    "sets take images that the model was not trained on, and its fit had none: fit it with validation images"
+    " (val_size), or leave the coverage out"
+)
+DEFAULT_COVERAGE = 0.9
 # Where scores come from, by the number that a state keeps.
 SOURCES = ("nothing", "leaving training images out", "validation images", "training images that were tuned on")
 
@@ -202,7 +211,16 @@ class DoubtState(nn.Module):
         relative = nearest - overall
         return nearest, relative, strangeness_of(nearest, relative, self.distances, self.relative)
 
-    def forward(self, features: Tensor, logits: Tensor, coverage: float = 0.9) -> Doubts:
+    def limit(self, coverage: float) -> Tensor:
+        """Return the same; infinite where there are no scores.
+
+        Raises:
+            ValueError: If the coverage is out of range.
+        """
+        conformal_rank(1, coverage)  # looks whether it is
+        return self.threshold(coverage) if self.has_scores else self.scores.new_tensor(torch.inf)
+
+    def forward(self, features: Tensor, logits: Tensor, coverage: float = DEFAULT_COVERAGE) -> Doubts:
         """Say what is known of images.
 
         Args:
@@ -213,10 +231,13 @@ class DoubtState(nn.Module):
         Returns:
             The doubts.
         """
+        return self.say(features, logits, self.limit(coverage))
+
+    def say(self, features: Tensor, logits: Tensor, limit: Tensor) -> Doubts:
+        """Do so with the score up to which classes are in a set, as :meth:`limit` returns it."""
         probabilities = self.probabilities(logits)
         found = self.measure(features)[2]
         unlike = share_above(self.strangeness, found) if self.has_distances else torch.full_like(found, torch.nan)
-        limit = self.threshold(coverage) if self.has_scores else self.scores.new_tensor(torch.inf)
         return Doubts(probabilities, found, unlike, unlike < STRANGE, 1 - probabilities <= limit)
 
     def _prepare(self) -> None:
@@ -269,7 +290,7 @@ def strangeness_of(nearest: Tensor, relative: Tensor, distances: Tensor, relativ
 def _from_the_middle(values: Tensor, table: Tensor) -> Tensor:
     steps = len(table) - 1
     middle, far = table[steps // 2], table[steps * 9 // 10]
-    smallest = torch.finfo(table.dtype).eps * table.abs().amax() + torch.finfo(table.dtype).tiny
+    smallest = torch.finfo(table.dtype).eps * table.abs().amax(0) + torch.finfo(table.dtype).tiny
     return (values - middle) / torch.maximum(far - middle, smallest)
 
 

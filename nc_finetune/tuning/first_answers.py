@@ -139,7 +139,8 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
     work.data.image_size = size
     kept = work.folder.read(_step(name, size))
     if kept is None:
-        found = read_out(backbone, work.data, work.folds, work.groups, partial(_first_answer, work, backbone))
+        first = partial(_first_answer, work, backbone)
+        found = read_out(backbone, work.data, work.folds, work.groups, first, statistics=True)
         work.folder.write(_step(name, size), found.step())
         _say_what_is_bad(work)
     else:

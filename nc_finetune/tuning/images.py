@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages
 from nc_finetune.data.splits.content_hashes import row_hashes
+from nc_finetune.data.thumbnails import thumbnail_of
 
 _SHOWN = 3
 
@@ -167,16 +165,7 @@ def name_of(images: LabelledImages, place: int) -> str:
 
 def thumbnail(images: LabelledImages, place: int, pixels: int = 160) -> bytes:
     """Return a PNG or JPEG file of an image, so many pixels wide or high at the most; empty if it does not decode."""
-    encoded = images.table.encoded(images.indices[place])
-    try:
-        with Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] else encoded["path"]) as image:
-            small = image.convert("RGB")
-            small.thumbnail((pixels, pixels))
-    except (OSError, ValueError, TypeError):
-        return b""
-    packed = io.BytesIO()
-    small.save(packed, "PNG" if max(small.size) < pixels // 2 else "JPEG")
-    return packed.getvalue()
+    return thumbnail_of(images.table.encoded(images.indices[place]), pixels)
 
 
 def _listed(names: Sequence[str]) -> str:

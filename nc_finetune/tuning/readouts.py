@@ -6,7 +6,8 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from nc_finetune.backbones import Backbone
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData, TrainingFold, training_folds
+from nc_finetune.doubt import DoubtState, take_state
+from nc_finetune.doubt.state import PREFIX
 from nc_finetune.functional.readout import SolvedHead, choose_columns, solve_head
 from nc_finetune.heads import set_width_
 from nc_finetune.methods import LayerReadout
@@ -47,6 +50,7 @@ class Readout:
         fold_logits: Those by what the other folds teach; ``nan`` for images that no fold holds out.
         seconds: Of the pass.
         by_layers: Leave-one-out accuracy by word, where several were compared.
+        doubt: Statistics of the training images, where they were asked for.
     """
 
     image_size: int
@@ -58,18 +62,21 @@ class Readout:
     fold_logits: Tensor
     seconds: float
     by_layers: dict[str, float]
+    doubt: DoubtState | None = field(default=None, repr=False)
 
     def step(self) -> Step:
         """Return what is kept of it."""
         facts = {name: getattr(self, name) for name in ("image_size", "layers", "shrinkage", "seconds", "by_layers")}
         tensors = {name: getattr(self, name) for name in ("weight", "bias", "logits", "fold_logits")}
-        return Step(facts, tensors)
+        known = {} if self.doubt is None else self.doubt.state_dict()
+        return Step(facts, tensors | {f"{PREFIX}{name}": value for name, value in known.items()})
 
     @classmethod
     def of_step(cls, step: Step) -> Readout:
         """Return what :meth:`step` kept."""
-        fields: dict[str, Any] = {**step.facts, **step.tensors}
-        return cls(**fields)
+        own = {name: value for name, value in step.tensors.items() if not name.startswith(PREFIX)}
+        fields: dict[str, Any] = {**step.facts, **own}
+        return cls(**fields, doubt=DoubtState.of_state(step.tensors, len(own["bias"])))
 
     def build(self, backbone: Backbone, num_classes: int) -> ImageClassifier:
         """Return the classifier.
@@ -84,6 +91,7 @@ class Readout:
         with torch.no_grad():
             head.weight.copy_(self.weight)
             head.bias.copy_(self.bias)
+        model.doubt = deepcopy(self.doubt)
         return model.to(next(backbone.parameters()).device).eval()
 
 
@@ -93,6 +101,8 @@ def read_out(
     folds: Sequence[TrainingFold] = (),
     groups: Sequence[str] | None = None,
     first: Callable[[Readout], None] = lambda readout: None,
+    *,
+    statistics: bool = False,
 ) -> Readout:
     """Solve a readout on all training images in one pass, and on those outside of each fold.
 
@@ -104,6 +114,7 @@ def read_out(
         folds: Of the training images.
         groups: The group of each training image, of which none judges the others.
         first: Called with the readout of the preferred layers, its logits by leaving one image out.
+        statistics: Take statistics of the training images, too, by which the model knows its doubts.
 
     Raises:
         ValueError: If there are too many images to keep their features, none decodes, features are not finite, no class
@@ -177,7 +188,20 @@ def read_out(
         if folds and len(labels) <= _MOST_IN_TURN:
             for fold in training_folds(data, TURNS if len(labels) <= _FEW else TURNS // 2, groups=groups):
                 judge(logits, fold.held_out)
-    return replace(found, logits=logits)
+        doubt = None
+        if statistics:
+            apart = None if groups is None else _numbered(folds, places)
+            known = logits[places]
+            doubt = take_state(features, labels, data.num_classes, shrinkage=head.shrinkage, logits=known, folds=apart)
+    return replace(found, logits=logits, doubt=doubt)
+
+
+def _numbered(folds: Sequence[TrainingFold], places: Tensor) -> Tensor:
+    """Return the fold that holds out each of some places; -1 where none does."""
+    found = torch.full((len(places),), -1)
+    for number, fold in enumerate(folds):
+        found[torch.isin(places, torch.tensor(fold.held_out))] = number
+    return found
 
 
 def _layers(backbone: Backbone) -> tuple[LayerReadout, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nc_finetune.backbones import Backbone
-from nc_finetune.callbacks import SolveHead
+from nc_finetune.callbacks import KeepStatistics, SolveHead
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import RandomCropFlip
 from nc_finetune.functional import temperature
@@ -126,17 +127,32 @@ class Search:
         assert best.candidate is not None  # noqa: S101 - what calls this has looked
         self.work.data.image_size = best.image_size
         self._company.until = math.inf
-        with self._augmented(best.candidate):
+        with self._augmented(best.candidate), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="KeepStatistics found no")  # the folds know, or it is told
             _, model = self._judging.refit(self._builder(best.candidate), best.epochs, self._beside(best))
         if best.scales is not None and isinstance(model.head, MeanHead):
             model.head.scales.copy_(torch.tensor(best.scales))
         found: ImageClassifier = model.eval()
+        self._take_doubts(found, best)
         return found
+
+    def _take_doubts(self, model: ImageClassifier, best: Judged) -> None:
+        """Take temperature and sets from what models of the other folds have said of each image."""
+        if model.doubt is None:
+            self.work.tell("note: features of the tuned network have collapsed: it does not know strange images")
+            return
+        model.doubt.take_scores(best.logits, self.work.labels)
+        if model.doubt.is_too_sure:
+            self.work.tell(
+                "note: how strange an image is is measured by features that were tuned on the training images: new ones"
+                " look stranger than they are"
+            )
 
     def _beside(self, best: Judged) -> list[L.Callback]:
         if best.scales is None:
-            return []
-        return [SolveHead(self.readout.layers, take="mean", shrinkage=self.readout.shrinkage, frozen=True)]
+            return [KeepStatistics()]
+        solver = SolveHead(self.readout.layers, take="mean", shrinkage=self.readout.shrinkage, frozen=True)
+        return [solver, KeepStatistics()]
 
     @cached_property
     def _judging(self) -> CrossValidation:

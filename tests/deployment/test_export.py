@@ -223,13 +223,13 @@ def test_onnx_logits_are_the_model_s(net: str, uint8: bool, tmp_path: Path) -> N
 
 def test_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nc_finetune.deployment.export._trace", lambda model, size, uint8: trace_of_another(size, uint8)
+        "nc_finetune.deployment.export._trace", lambda model, size, uint8, coverage: trace_of_another(size, uint8)
     )
     trace = __import__("nc_finetune.deployment.export", fromlist=["_"])
 
     def trace_of_another(size: int | None, uint8: bool) -> Any:
         monkeypatch.undo()
-        return trace._trace(make_model("test_resnet", LayerFinetuning), size, uint8)
+        return trace._trace(make_model("test_resnet", LayerFinetuning), size, uint8, None)
 
     with pytest.raises(RuntimeError, match=r"differ from the model's by .* more than 0.0001"):
         export_program(make_model("test_resnet"), tmp_path / "it.pt2", image_size=32)

@@ -103,6 +103,17 @@ def test_many_are_measured_by_the_other_nine_tenths() -> None:
     assert found.isfinite().all()
 
 
+def test_copies_do_not_measure_each_other_where_folds_keep_them_together() -> None:
+    features, labels = make_samples(60, 80)
+    twice, both = torch.cat([features, features]), torch.cat([labels, labels])
+    folds = torch.arange(60).repeat(2) // 6
+    folds[3] = folds[63] = -1
+    found = held_out_distances(twice, both, CLASSES, 0.5, 64, folds)
+    assert found[:, [3, 63]].isnan().all()
+    kept = folds >= 0
+    torch.testing.assert_close(found[:, :60][:, kept[:60]], found[:, 60:][:, kept[60:]])
+
+
 @pytest.mark.parametrize("width", [20, 200])
 def test_five_in_a_hundred_of_new_samples_are_strangers(width: int) -> None:
     features, labels = make_samples(300, width)

@@ -81,7 +81,7 @@ def test_first_answer_is_a_model_that_predicts(photos: Path, tmp_path: Path, net
         assert torch.equal(loaded(images), found.model(images))
     predict_folder(found.model_file, photos, tmp_path / "all.csv")
     rows = list(csv.DictReader((tmp_path / "all.csv").open()))
-    assert sum(row["file"].split("/")[0] == row["prediction"] for row in rows) > 18
+    assert sum(row["file"].split("/")[0] == row["label"] for row in rows) > 18
 
 
 def test_what_is_tuned_is_judged_on_folds_and_fitted_to_all(
@@ -197,7 +197,7 @@ def test_images_without_a_label_are_predicted(tmp_path: Path) -> None:
     tune(folder / "labels.csv", tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert len(rows) == 6
-    assert {row["prediction"] for row in rows} <= {"class0", "class1", "class2"}
+    assert {row["label"] for row in rows} <= {"class0", "class1", "class2"}
 
 
 def test_changed_images_start_anew_and_are_said(photos: Path, tmp_path: Path) -> None:
