@@ -20,6 +20,7 @@ def profile(
     epochs: PositiveInt = 15,
     learning_rate: PositiveFloat | None = None,
     no_trials: bool = False,
+    by_class: bool = False,
     out: Path = Path("profile"),
 ) -> int:
     """Measure every block of a backbone, and recommend one to tune.
@@ -40,6 +41,7 @@ def profile(
         epochs: epochs of the fine-tuning that the block is for
         learning_rate: rate of the block (default: the method's own)
         no_trials: measure only, which is quick, and recommend nothing
+        by_class: also say which classes do not collapse and which are closest, in profile_classes.csv and .png
         out: folder of profile.csv and profile.png
 
     Examples:
@@ -59,10 +61,15 @@ def profile(
     network = create_backbone(backbone, None if weights == "null" else weights).to(best_device())
     spec = MethodSpec(method=method)
     build = None if no_trials else spec.build
-    found = profile_backbone(network, images, build, epochs=epochs, learning_rate=learning_rate, report=say)
+    found = profile_backbone(
+        network, images, build, epochs=epochs, learning_rate=learning_rate, report=say, by_class=by_class
+    )
     console = open_console()
     write_text_atomically(out / "profile.csv", presentation.profile_csv(found))
     write_atomically(out / "profile.png", presentation.profile_png(found))
+    if by_class:
+        write_text_atomically(out / "profile_classes.csv", presentation.profile_classes_csv(found))
+        write_atomically(out / "profile_classes.png", presentation.profile_classes_png(found))
     console.print(presentation.profile_table(found))
     console.print(found.recommendation, f"Profile: {out / 'profile.png'}", sep="\n", soft_wrap=True)
     return 0

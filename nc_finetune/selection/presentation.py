@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from nc_finetune._common.csv_text import csv_text
+from nc_finetune._common.heat_map import draw_heat_map, heat_map_size
 from nc_finetune._common.terminal import as_text, name_table
 from nc_finetune.errors import missing_extra
 from nc_finetune.functional import SeparationLaw
@@ -17,6 +18,7 @@ from nc_finetune.selection.backbone_scores import FIELDS, MEASURES, BackboneScor
 from nc_finetune.selection.key_layer import KeyLayerChoice
 from nc_finetune.selection.profile import BlockCost, BlockMeasures
 
+_SHOWN = 3  # classes, and pairs, in words
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito, Color Universal Design (2008)
 
 
@@ -50,15 +52,39 @@ class Profile:
         names = ("tuned_percent", "training_flops", "cached_flops", "cache_bytes")
         return [
             {
-                **asdict(found),
+                **{name: value for name, value in asdict(found).items() if name != "classes"},
                 **{name: costs.get(found.block, {}).get(name) for name in names},
                 "trial_accuracy": tried.get(found.block),
             }
             for found in self.measures
         ]
 
+    def class_rows(self) -> list[dict[str, Any]]:
+        """Return one mapping for each class, and closest pair, of each layer; none without ``by_class``."""
+        return [
+            {"block": found.block, "measure": measure, "of": name, "value": value}
+            for found in self.measures
+            if found.classes is not None
+            for measure, values in (("class_spread", found.classes.spread), ("pair_cdnv", found.classes.closest))
+            for name, value in values.items()
+        ]
+
     def _rungs(self) -> list[Any]:
         return [] if self.choice is None else self.choice.rungs
+
+    def _of_classes(self) -> list[str]:
+        """Say which classes collapse least in the last layer, and which are closest there."""
+        last = self.measures[-1]
+        if last.classes is None:
+            return []
+        spreads = sorted(last.classes.spread.items(), key=lambda one: -one[1] if one[1] == one[1] else 0.0)[:_SHOWN]
+        least = ", ".join(f"{name} {value:.3g}" for name, value in spreads)
+        pairs = list(last.classes.closest.items())[:_SHOWN]
+        close = ", ".join(f"{name.replace('|', ' and ')} {value:.3g}" for name, value in pairs)
+        return [
+            f"Collapsed least in {last.block} (spread / squared distance to the nearest class): {least}.",
+            f"Closest there (CDNV): {close}.",
+        ]
 
     @property
     def recommendation(self) -> str:
@@ -73,11 +99,50 @@ class Profile:
             )
         if rules:
             lines.append(f"Simple rules would choose: {rules}.")
+        lines += self._of_classes()
         if self.choice is None:
             lines.append("No trials were run, and pre-trained measures alone can point at the worst block.")
         else:
             lines.append(f"Recommended key layer: {self.choice.block}. {self.choice.reason}.")
         return "\n".join(lines)
+
+
+def profile_classes_csv(profile: Profile) -> str:
+    """Write what is known of single classes as CSV, a line for each class, and closest pair, of each layer."""
+    rows = profile.class_rows()
+    return csv_text([("block", "measure", "of", "value"), *(row.values() for row in rows)])
+
+
+def profile_classes_png(profile: Profile) -> bytes:
+    """Draw the spread of each class in each layer.
+
+    Args:
+        profile: One that was measured by class.
+
+    Returns:
+        The bytes of a PNG file.
+
+    Raises:
+        ImportError: If matplotlib is not installed; the message names the extra.
+    """
+    table = {found.block: found.classes.spread for found in profile.measures if found.classes is not None}
+    figure = _new_figure(*heat_map_size(table))
+    draw_heat_map(figure, table, "spread / squared distance to the nearest class")
+    return _png(figure)
+
+
+def _new_figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plot", "the picture of a profile") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
 
 
 def _text(name: str, value: Any) -> str:
@@ -135,12 +200,8 @@ def profile_png(profile: Profile) -> bytes:
     Raises:
         ImportError: If matplotlib is not installed; the message names the extra.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "plot", "the picture of a profile") from error
     rows = profile.rows()
-    figure = Figure(figsize=(max(6.0, 1.5 + 0.4 * len(rows)), 8.5), layout="constrained")
+    figure = _new_figure(max(6.0, 1.5 + 0.4 * len(rows)), 8.5)
     upper, middle, lower = figure.subplots(3, 1, sharex=True)
     _draw(upper, rows, {"nc1": "NC1", "trace_ratio": "tr S_W / tr S_B"})
     upper.set_yscale("log")
@@ -154,9 +215,7 @@ def profile_png(profile: Profile) -> bytes:
         for axes in (upper, middle, lower):
             axes.axvline(place, color="#999999", linestyle="--", zorder=0)
         upper.set_title(f"{profile.backbone}: recommended {profile.choice.block}")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return _png(figure)
 
 
 def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], factor: float = 1.0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, watch_input, watch_outputs
 from nc_finetune.data import ImageData
-from nc_finetune.functional import SeparationLaw, ncc_accuracy, separation_law
+from nc_finetune.functional import SeparationLaw, closest_pairs, ncc_accuracy, separation_law
 from nc_finetune.metrics import NeuralCollapse
 from nc_finetune.selection.features import gradients_forgotten, require_one_label, subset_batches
 
-_MEASURES = ("nc1", "trace_ratio")
+_MEASURES, _BY_CLASS = ("nc1", "trace_ratio"), ("class_spread", "pair_cdnv")
+CLOSEST = 5  # pairs of a layer
+
+
+@dataclass(frozen=True)
+class ClassMeasures:
+    """What the pre-trained features of a layer say of single classes.
+
+    Attributes:
+        spread: Of each class over its squared distance to the nearest one, by name; see
+            :func:`~nc_finetune.functional.class_collapse`.
+        closest: CDNV of the closest pairs by ``<class>|<class>``, the closest first; see
+            :func:`~nc_finetune.functional.pair_cdnv`.
+    """
+
+    spread: dict[str, float]
+    closest: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -30,12 +46,14 @@ class BlockMeasures:
         nc1: ``tr(Sigma_W Sigma_B^+)`` on the training split.
         trace_ratio: ``tr Sigma_W / tr Sigma_B`` on the training split.
         ncc_accuracy: Share of validation images nearest to the training mean of their own class.
+        classes: Of single classes, on the training split; ``None`` where that was not asked for.
     """
 
     block: str
     nc1: float
     trace_ratio: float
     ncc_accuracy: float
+    classes: ClassMeasures | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,13 @@ class BlockCost:
 
 @torch.no_grad()
 def measure_blocks(
-    backbone: Backbone, data: ImageData, validate: bool = True, *, max_images: int | None = None, seed: int = 0
+    backbone: Backbone,
+    data: ImageData,
+    validate: bool = True,
+    *,
+    max_images: int | None = None,
+    seed: int = 0,
+    by_class: bool = False,
 ) -> list[BlockMeasures]:
     """Measure the output of every block and the penultimate feature, in one pass over each split.
 
@@ -69,6 +93,7 @@ def measure_blocks(
         validate: Look at the validation split; without it, or where it is empty, that accuracy is ``nan``.
         max_images: Of the training split so many are looked at; ``None`` is all.
         seed: Which of them.
+        by_class: Also measure each class, and find the closest pairs.
 
     Returns:
         One entry a layer, in the order of the network.
@@ -84,7 +109,8 @@ def measure_blocks(
     for images, labels in subset_batches(data, "train", max_images, seed):
         for layer, features in _outputs(backbone, layers, images.to(device)).items():
             if layer not in metrics:
-                metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=_MEASURES).to(device)
+                names = (*_MEASURES, *(_BY_CLASS if by_class else ()))
+                metrics[layer] = NeuralCollapse(data.num_classes, features.shape[1], measures=names).to(device)
             metrics[layer].update(features.float(), labels.to(device))
     recognised = dict.fromkeys(metrics, 0.0)
     validation = len(data.val_set) if validate else 0
@@ -101,10 +127,19 @@ def measure_blocks(
             nc1=found[layer]["nc1"].item(),
             trace_ratio=found[layer]["trace_ratio"].item(),
             ncc_accuracy=recognised[layer] / validation if validation else float("nan"),
+            classes=_of_classes(found[layer], data.class_names) if by_class else None,
         )
         for layer in layers
         if layer in found
     ]
+
+
+def _of_classes(found: Mapping[str, Tensor], names: Sequence[str]) -> ClassMeasures:
+    pairs = closest_pairs(found["pair_cdnv"], CLOSEST)
+    return ClassMeasures(
+        dict(zip(names, found["class_spread"].tolist(), strict=True)),
+        {f"{names[first]}|{names[second]}": value for first, second, value in pairs},
+    )
 
 
 def _outputs(backbone: Backbone, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:

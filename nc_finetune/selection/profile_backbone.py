@@ -23,6 +23,7 @@ def profile_backbone(
     epochs: int = 15,
     learning_rate: float | None = None,
     report: Callable[[str], None] | None = None,
+    by_class: bool = False,
 ) -> Profile:
     """Measure every block, count its costs, and choose one by short trials.
 
@@ -33,12 +34,13 @@ def profile_backbone(
         epochs: Passes of the fine-tuning that the block is for.
         learning_rate: Rate of the block; ``None`` is the method's default.
         report: Told a line for each thing that is done; ``None`` tells nobody.
+        by_class: Also measure each class in each layer, and find the closest pairs.
 
     Returns:
         The profile.
     """
     tell = report or (lambda line: None)
-    measures = measure_blocks(backbone, data)
+    measures = measure_blocks(backbone, data, by_class=by_class)
     tell(f"measured {len(measures)} layers of {backbone.name}")
     choice = None
     if make_method is not None:

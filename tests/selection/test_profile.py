@@ -7,12 +7,18 @@ import torch
 
 from nc_finetune.backbones import Backbone, watch_outputs
 from nc_finetune.data import ImageData
-from nc_finetune.functional import nc1, separation_law
+from nc_finetune.functional import class_collapse, closest_pairs, nc1, pair_cdnv, separation_law
 from nc_finetune.functional.readout import solve_head
 from nc_finetune.methods import LayerFinetuning, LayerReadout, LinearProbe
 from nc_finetune.selection import block_costs, measure_blocks, profile_backbone, simple_rules
 from nc_finetune.selection.features import method_features, subset_batches
-from nc_finetune.selection.presentation import profile_csv, profile_png, profile_table
+from nc_finetune.selection.presentation import (
+    profile_classes_csv,
+    profile_classes_png,
+    profile_csv,
+    profile_png,
+    profile_table,
+)
 from nc_finetune.selection.profile import law_of
 from nc_finetune.selection.rules import argmin_nc1, relative_gradient_norms
 
@@ -103,6 +109,34 @@ def test_a_profile_recommends_with_a_reason_and_is_written(backbone: Backbone, d
     assert [row["block"] for row in rows] == [*backbone.block_names, "penultimate"]
     assert profile_png(profile).startswith(b"\x89PNG")
     assert profile_table(profile).row_count == len(rows)
+
+
+def test_a_profile_by_class_names_classes_and_pairs(backbone: Backbone, data: ImageData) -> None:
+    profile = profile_backbone(backbone, data, by_class=True)
+    features, labels = method_features(LinearProbe(), backbone, subset_batches(data, "train"))
+    expected = class_collapse(features, labels, 10).spread
+    last = profile.measures[-1].classes
+    assert last is not None
+    assert tuple(last.spread) == tuple(data.class_names)
+    assert list(last.spread.values()) == pytest.approx(expected.tolist())
+    pairs = closest_pairs(pair_cdnv(features, labels, 10), 5)
+    assert last.closest == pytest.approx({f"{first}|{second}": value for first, second, value in pairs})
+    rows = list(csv.DictReader(io.StringIO(profile_classes_csv(profile))))
+    assert len(rows) == len(profile.measures) * (10 + 5)
+    assert rows[-5]["of"] == f"{pairs[0][0]}|{pairs[0][1]}"
+    assert profile_classes_png(profile).startswith(b"\x89PNG")
+    worst = data.class_names[int(expected.argmax())]
+    assert f"Collapsed least in penultimate (spread / squared distance to the nearest class): {worst} " in (
+        profile.recommendation
+    )
+    assert f"Closest there (CDNV): {pairs[0][0]} and {pairs[0][1]} " in profile.recommendation
+
+
+def test_a_profile_without_classes_says_nothing_of_them(backbone: Backbone, data: ImageData) -> None:
+    profile = profile_backbone(backbone, data)
+    assert profile.class_rows() == []
+    assert "Collapsed least" not in profile.recommendation
+    assert "classes" not in profile.rows()[0]
 
 
 def test_without_trials_nothing_is_recommended(backbone: Backbone, data: ImageData) -> None:

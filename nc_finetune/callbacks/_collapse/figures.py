@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from nc_finetune._common.heat_map import draw_heat_map, heat_map_size
 from nc_finetune.callbacks._collapse.history import Row
 from nc_finetune.errors import missing_extra
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _MAX_LABELS = 40
 _MAX_LEGEND = 8
-_MAX_NAME = 24  # characters
 _SHARES = ("accuracy", "r_squared")  # at most 1, and best there: a logarithm would flatten what matters
 
 
@@ -85,28 +85,9 @@ def draw_classes(table: Mapping[str, Mapping[str, float]], title: str) -> Figure
         >>> draw_classes({"stem": {"cat": 2.0, "dog": 1.0}}, "spread").axes[0].get_yticks().tolist()
         [0, 1]
     """
-    classes = list(dict.fromkeys(name for values in table.values() for name in values))
-    width, height = max(5.0, min(14.0, 2.5 + 0.35 * len(table))), max(3.0, min(12.0, 1.6 + 0.22 * len(classes)))
-    figure = _new_figure(width, height)
-    axes = figure.add_subplot()
-    from matplotlib.colors import LogNorm
-
-    rows = [[_positive(values.get(name, math.nan)) for values in table.values()] for name in classes]
-    known = [value for row in rows for value in row if not math.isnan(value)] or [1.0]
-    low, high = min(known), max(known)
-    image = axes.imshow(
-        rows, aspect="auto", interpolation="nearest", cmap="viridis_r", norm=LogNorm(low, max(high, 1.001 * low))
-    )
-    for axis, names in ((axes.xaxis, list(table)), (axes.yaxis, classes)):
-        step = max(1, math.ceil(len(names) / _MAX_LABELS))
-        axis.set_ticks(range(0, len(names), step), [_shortened(name) for name in names[::step]])
-    axes.tick_params(axis="x", rotation=60)
-    figure.colorbar(image, label=title)
+    figure = _new_figure(*heat_map_size(table))
+    draw_heat_map(figure, table, title)
     return figure
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def draw_measures(history: Sequence[Row], keys: Sequence[str]) -> Figure:
