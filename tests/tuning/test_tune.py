@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import quick_first
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tuning_photos import write_photos
@@ -20,9 +21,11 @@ from nc_finetune.backbones import TimmBackbone
 from nc_finetune.classifier import DivergedError
 from nc_finetune.cli.app import main
 from nc_finetune.deployment import load_delta, predict_folder
+from nc_finetune.functional import temperature
 from nc_finetune.tuning import Tuned, judged, search
 from nc_finetune.tuning.candidates import Candidate
 
+LABELS = torch.arange(3).repeat_interleave(12)  # of write_photos
 QUICK: dict[str, Any] = {"backbones": ["test_resnet=null"], "image_size": 32, "batch_size": 8, "minutes": 0.01}
 
 
@@ -79,21 +82,28 @@ def test_first_answer_is_a_model_that_predicts(photos: Path, tmp_path: Path, net
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(loaded(images), found.model(images))
+    assert loaded.doubt is not None
+    assert loaded.doubt.numbers.tolist() == [36, 36]
+    assert loaded.doubt.sources.tolist() == [1, 1]
+    again = tune(photos, tmp_path / "out", backbones=[network])  # from what is kept of the readout
+    assert again.model.doubt is not None
+    assert torch.equal(again.model.doubt.scores, loaded.doubt.scores)
     predict_folder(found.model_file, photos, tmp_path / "all.csv")
     rows = list(csv.DictReader((tmp_path / "all.csv").open()))
     assert sum(row["file"].split("/")[0] == row["label"] for row in rows) > 18
 
 
+@pytest.mark.parametrize("place", quick_first(1, [-1, -2]))  # the mean with the readout, and alone
 def test_what_is_tuned_is_judged_on_folds_and_fitted_to_all(
-    photos: Path, tmp_path: Path, network: str, short_fits: None, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, network: str, short_fits: None, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    monkeypatch.setattr("nc_finetune.tuning.pipeline.best_of", lambda judged, labels: judged[-1])
-    monkeypatch.setattr("nc_finetune.tuning.judged.best_of", lambda judged, labels: judged[-1])
+    monkeypatch.setattr("nc_finetune.tuning.pipeline.best_of", lambda judged, labels: judged[place])
+    monkeypatch.setattr("nc_finetune.tuning.judged.best_of", lambda judged, labels: judged[place])
     monkeypatch.setattr(search.Search, "_behind", lambda self, part: None)
     monkeypatch.setattr(search, "proposals", one_of_a_kind(search.proposals))
     lines: list[str] = []
     found = tune(photos, tmp_path / "out", backbones=[network], minutes=5, tell=lines.append)
-    best = found.judged[-1]
+    best = found.judged[place]
     assert best.candidate is not None
     assert best.name in found.decision
     assert "at the only learning rate that was tried" in found.decision
@@ -106,6 +116,11 @@ def test_what_is_tuned_is_judged_on_folds_and_fitted_to_all(
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), found.model(images))
+    assert loaded.doubt is not None
+    assert loaded.doubt.numbers.tolist() == [36, 36]
+    assert loaded.doubt.temperature.item() == pytest.approx(temperature(best.logits, LABELS).item(), rel=1e-4)
+    assert loaded.doubt.is_too_sure == (place == -2)
+    assert loaded.doubt.is_too_sure == any("new ones look stranger than they are" in line for line in lines)
     again = tune(photos, tmp_path / "out", backbones=[network], minutes=5)
     assert again.decision == found.decision
 
@@ -217,6 +232,8 @@ def test_groups_are_never_parted(tmp_path: Path) -> None:
         file.rename(file.with_name(f"person{int(file.stem) // 2}_{file.name}"))
     found = tune(folder, tmp_path / "out", group=r"class\d/person\d")
     assert found.estimate.images == 24
+    assert found.model.doubt is not None
+    assert found.model.doubt.numbers.tolist() == [24, 24]
 
 
 def double(photos: Path) -> None:
