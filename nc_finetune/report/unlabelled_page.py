@@ -104,7 +104,7 @@ def _summary(found: Predicted) -> list[str]:
         several, none = sum(size > 1 for size in sizes), sum(size == 0 for size in sizes)
         lines.append(
             f"The set of an image has {sum(sizes) / len(sizes):.2f} classes on average: {several:,} images have more"
-            f" than one, {none:,} have none, since no class is as likely as right ones are."
+            f" than one; {none:,} have none, whose likeliest class is less likely than right ones mostly are."
         )
     if found.is_too_sure:
         lines.append(
@@ -118,7 +118,7 @@ def _summary(found: Predicted) -> list[str]:
 
 def _shown(found: Predicted, place: int) -> ShownImage:
     said = found.predictions[place]
-    words = [f"{said.label} ({100 * said.probability:.0f} %)"]
+    words = [f"{said.label} ({100 * said.probability:.1f} %)"]
     if said.in_set is not None:
         words.append(f"set: {', '.join(said.in_set) or 'none'}")
     if said.unlike is not None:
