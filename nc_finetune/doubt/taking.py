@@ -11,7 +11,7 @@ from nc_finetune.doubt.tables import quantile_table
 from nc_finetune.functional.class_statistics import ClassStatistics
 from nc_finetune.functional.gaussians import ClassGaussians, class_gaussians
 
-RANK = 64  # loses at most 0.01 of AUROC against all eigenvectors, and nothing against 256
+RANK = 64  # of left-out classes, 0.827 of AUROC with all eigenvectors became 0.819 on average
 
 
 def take_state(
@@ -43,8 +43,8 @@ def take_state(
         folds: Which training images are measured together by all others, shape ``(N,)``; ``None`` takes tenths, or
             where that can be done exactly a single one.
         rank: How many eigenvectors of the scatter are kept, the rest of it evenly; it loses what tells those other
-            directions apart. On six data sets AUROC of images from elsewhere, and of left-out classes, fell by at most
-            0.01 against all of 4,128 eigenvectors.
+            directions apart. On six data sets AUROC of left-out classes fell by
+            0.008 on average, and by at most 0.017, against all of 4,128 eigenvectors.
 
     Returns:
         The state, on the device of the features.
