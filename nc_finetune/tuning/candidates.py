@@ -190,7 +190,8 @@ class Costs:
         pass_seconds: What one forward pass over all of them takes.
 
     Attributes:
-        epoch: What an epoch of full fine-tuning takes, in seconds.
+        epoch: What an epoch of full fine-tuning takes, in seconds, where images are decoded already.
+        reading: What it takes to decode the images.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, pass_seconds: float) -> None:
@@ -200,7 +201,9 @@ class Costs:
             backbone(blank.to(next(backbone.parameters()).device))
         self._full = max(1, 3 * counter.get_total_flops())
         self._pass = pass_seconds
-        self.epoch = len(data.images("train")) * _training_seconds(backbone, blank, data.batch_size)
+        images = len(data.images("train"))
+        forward, step = _seconds_of_an_image(backbone, blank, data.batch_size)
+        self.epoch, self.reading = images * step, max(0.0, pass_seconds - images * forward)
         self._slower = {True: 1.0, False: 1.0}  # behind a prefix that is kept, or without one
 
     def fits(self, candidate: Candidate, images: float = 1.0) -> float:
@@ -231,16 +234,22 @@ class Costs:
         return self._pass, max(self.epoch * flops / self._full, _LEAST * self._pass)
 
 
-def _training_seconds(backbone: Backbone, blank: Tensor, batch_size: int) -> float:
-    """Return the seconds of training the whole network on an image."""
+def _seconds_of_an_image(backbone: Backbone, blank: Tensor, batch_size: int) -> tuple[float, float]:
+    """Return the seconds that a forward pass takes, and a step of training the whole network."""
     network, images = deepcopy(backbone).requires_grad_(True).train(), blank.expand(batch_size, -1, -1, -1)
     images = images.to(next(backbone.parameters()).device)
-    times = []
-    with torch.enable_grad():
+
+    def seconds(work: Callable[[], object]) -> float:
+        times = []
         for _ in range(_STEPS):
             start = time.perf_counter()
-            network(images).sum().backward()
+            work()
             if images.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return min(times) / batch_size
+        return min(times) / batch_size
+
+    with torch.no_grad():
+        forward = seconds(lambda: network(images))
+    with torch.enable_grad():
+        return forward, seconds(lambda: network(images).sum().backward())

@@ -106,7 +106,7 @@ class Search:
         name = f"budget {self._name} {self.readout.image_size}"
         kept = self.work.folder.read(name)
         if kept is None:
-            kept = Step({"seconds": min(MOST_SECONDS, _EPOCHS * costs.epoch)})
+            kept = Step({"seconds": min(MOST_SECONDS, _EPOCHS * (costs.epoch + costs.reading))})
             self.work.folder.write(name, kept)
         return float(kept.facts["seconds"])
 
