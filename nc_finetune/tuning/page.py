@@ -14,7 +14,8 @@ from torch import Tensor
 from nc_finetune.backbones import Backbone, weights_hash
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.data import ImageData
-from nc_finetune.functional import class_collapse, nc1
+from nc_finetune.functional import class_collapse, nc1, temperature
+from nc_finetune.metrics import calibration_error
 from nc_finetune.report.tuned_page import ClassRow, Compared, Confused, Doubtful, TunedPage
 from nc_finetune.selection.features import method_features, subset_batches
 from nc_finetune.selection.profile import measure_blocks
@@ -29,6 +30,7 @@ from nc_finetune.tuning.work import MEASURED, Work
 _SHOWN_IMAGES, _SHOWN_CLASSES, _SHOWN_PAIRS = 12, 20, 8
 _PICTURED, _PICTURES = 8, 3  # classes, and images of each
 _TIMED = 64  # images
+_FEWEST = 2  # images to find a temperature by, and to try it on
 _HEAD = "seen by the head"
 
 
@@ -67,7 +69,7 @@ def describe(
         pairs=_confused(data, logits, labels),
         doubtful=doubtful_labels(data, logits, labels),
         commands=commands,
-        facts=_facts(best, model, backbone, work, batches),
+        facts={**_facts(best, model, backbone, work, batches), **calibration_fact(logits, labels)},
     )
 
 
@@ -193,6 +195,39 @@ def _facts(
         "data": f"{data.source}, fingerprint {data.fingerprint}",
         "seed": str(work.seed),
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+def calibration_fact(logits: Tensor, labels: Tensor) -> dict[str, str]:
+    """Say how far probabilities are from shares of right answers, before and after one temperature.
+
+    Args:
+        logits: Of training images by models that were not trained on them, shape ``(N, K)``; ``nan`` where there is
+            none.
+        labels: Shape ``(N,)``.
+
+    Returns:
+        One fact: the error at the temperature is of each half of the images at that of the other half; none for fewer
+        than two images.
+
+    Example:
+        >>> logits = 9 * torch.eye(2).repeat(50, 1)
+        >>> labels = torch.tensor([0, 1] * 45 + [1, 0] * 5)  # sure, and right nine times of ten
+        >>> calibration_fact(logits, labels)["calibration"][:51]
+        'an error of 10.0 % as the head gives probabilities,'
+    """
+    known = logits.isfinite().all(1)
+    logits, labels = logits[known], labels[known]
+    if len(labels) < _FEWEST:
+        return {}
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    halves = order.tensor_split(2)
+    other = [temperature(logits[half], labels[half]) for half in reversed(halves)]
+    tempered = torch.cat([logits[half] / value for half, value in zip(halves, other, strict=True)])
+    before, after = calibration_error(logits, labels), calibration_error(tempered, labels[order])
+    return {
+        "calibration": f"an error of {100 * before:.1f} % as the head gives probabilities, {100 * after:.1f} % at one"
+        " temperature that other images chose, each image by what others teach"
     }
 
 
