@@ -41,18 +41,18 @@ class CollapseMonitor(CollapseCallback):
 
     *The alarm* warns during a fit, once of each and in words, when
 
-    * the class means lose directions: their effective rank falls below 0.4 of the largest that was measured before;
+    * the class means lose directions: their effective rank falls below 0.4 of the largest that the fit had before;
     * class means coincide: twice running two of them lie closer, in squared distance, than half of what chance alone
       would put between them (:func:`~nc_finetune.functional.pair_overlap`; the five closest pairs are in
       :attr:`history` and the CSV file as ``pair_overlap/<class>|<class>/penultimate``);
     * with ``split=["train", "val"]``, training collapse parts from validation collapse: CDNV of the validation images
       lies 15 % above its smallest value, and that of the training images has fallen by 10 % since.
 
-    The first two are of the first split. Of CIFAR-10 with 5 images a class a full fine-tuning at too high a rate lost its
-    directions by the seventh epoch; of fits of digits and CIFAR-10 with right labels none would have given an alarm.
-    The third is what its words say, and no forecast: where
-    40 % of the labels were wrong, validation accuracy fell before it (digits), or not at all (CIFAR-10). To stop in
-    time, monitor ``val/accuracy``.
+    The first two are of the first split; rows of earlier fits do not count. Of CIFAR-10 with 5 images a class a full
+    fine-tuning at too high a rate lost its directions by the seventh epoch; of fits of digits and CIFAR-10 with right
+    labels none would have given an alarm. The third is what its words say, and no forecast: where 40 % of the labels
+    were wrong, validation accuracy fell before it (digits), or not at all (CIFAR-10). To stop in time, monitor
+    ``val/accuracy``.
 
     Args:
         layers: The layers that the separation law is fitted to; ``None`` is the stem, every block and the
@@ -116,18 +116,19 @@ class CollapseMonitor(CollapseCallback):
         if not self.alarm:
             return
         rank, cdnv = f"{self.prefix}collapse/effective_rank", "collapse/cdnv"
-        tables = (class_tables([row], PAIR_OVERLAP).get(self.prefix, {}) for row in self.history)
+        rows = self.history[self._first_row :]
+        tables = (class_tables([row], PAIR_OVERLAP).get(self.prefix, {}) for row in rows)
         found = {
-            "lost rank": lost_rank(self.history, rank),
+            "lost rank": lost_rank(rows, rank),
             "coinciding": coinciding([table[PENULTIMATE] for table in tables if PENULTIMATE in table]),
         }
         if {"train", "val"} <= set(self.splits):
             keys = [f"{self._prefix_of(split)}{cdnv}" for split in ("train", "val")]
-            found["parted"] = parted(self.history, *keys)
+            found["parted"] = parted(rows, *keys)
         for name, sentence in found.items():
             if sentence is not None and ("alarm", name) not in self._warned:
                 self._warned.add(("alarm", name))
-                epoch = self.history[-1]["epoch"]
+                epoch = rows[-1]["epoch"]
                 warnings.warn(f"{type(self).__name__}, epoch {epoch:.0f}: {sentence}.", stacklevel=2)
 
     def draw(self) -> dict[str, Any]:

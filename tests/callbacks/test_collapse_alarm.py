@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -55,27 +57,37 @@ def loader(split: int) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(TensorDataset(rows, LABELS), batch_size=20)
 
 
-def alarms(make_trainer: TrainerFactory, module: L.LightningModule, **options: object) -> list[str]:
-    monitor = CollapseMonitor(layers="penultimate", input_of_classifier="net.1", **options)
+def watch(**options: object) -> CollapseMonitor:
+    return CollapseMonitor(layers="penultimate", input_of_classifier="net.1", **options)
+
+
+def told_of(trainer: L.Trainer, module: L.LightningModule, ckpt_path: str | None = None) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make_trainer(monitor, max_epochs=5).fit(module, loader(0), loader(1))
+        trainer.fit(module, loader(0), loader(1), ckpt_path=ckpt_path)
     return [str(one.message) for one in caught if str(one.message).startswith("CollapseMonitor, epoch")]
 
 
+def alarms(make_trainer: TrainerFactory, module: L.LightningModule, **options: object) -> list[str]:
+    return told_of(make_trainer(watch(**options), max_epochs=5), module)
+
+
 def test_lost_directions_are_told_once(make_trainer: TrainerFactory) -> None:
-    line = torch.outer(torch.arange(CLASSES, dtype=torch.float), torch.eye(8)[0])
-    [told] = alarms(make_trainer, Script([features(), features(0.01, line)]))
+    [told] = alarms(make_trainer, Script([features(), LINE]))
     assert "epoch 1: the class means lie along 1.0 directions by now, and lay along 4." in told
 
 
-def test_means_that_coincide_twice_are_named_once(make_trainer: TrainerFactory) -> None:
+def coinciding_features() -> Tensor:
     centres = torch.eye(CLASSES, 8)
     centres[4] = centres[1]
     same = features(0.3, centres)
     for label in (1, 4):  # closer than chance would put them
         same[label == LABELS] += centres[1] - same[label == LABELS].mean(0)
-    [told] = alarms(make_trainer, Script([features(), same]))
+    return same
+
+
+def test_means_that_coincide_twice_are_named_once(make_trainer: TrainerFactory) -> None:
+    [told] = alarms(make_trainer, Script([features(), coinciding_features()]))
     assert "epoch 2: the means of 1 and 4 lie closer than chance alone would put them" in told
 
 
@@ -87,6 +99,38 @@ def test_parting_needs_both_splits(make_trainer: TrainerFactory) -> None:
     assert alarms(make_trainer, Script(train, val)) == []
     assert alarms(make_trainer, Script(train, val), split=["train", "val"], alarm=False) == []
     assert alarms(make_trainer, Script(train, train), split=["train", "val"]) == []
+
+
+LINE = features(0.01, torch.outer(torch.arange(CLASSES, dtype=torch.float), torch.eye(8)[0]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "splits"),
+    [
+        (([features()],), ([LINE],), "train"),
+        (([features(), coinciding_features()],), ([coinciding_features(), features()],), "train"),
+        (([features(0.9)], [features(0.3)]), ([features(0.3)], [features(0.9)]), ["train", "val"]),
+    ],
+    ids=["fewer directions from the start", "coinciding once in each", "another validation split"],
+)
+def test_rows_of_an_earlier_fit_give_no_alarm(
+    make_trainer: TrainerFactory, first: tuple[Any, ...], second: tuple[Any, ...], splits: Any
+) -> None:
+    monitor = watch(split=splits)
+    assert told_of(make_trainer(monitor, max_epochs=2), Script(*first)) == []
+    assert told_of(make_trainer(monitor, max_epochs=2), Script(*second)) == []
+    assert len(monitor.history) == 4
+
+
+def test_a_fit_that_goes_on_knows_where_its_rows_begin(make_trainer: TrainerFactory, tmp_path: Path) -> None:
+    monitor = watch()
+    told_of(make_trainer(monitor, max_epochs=2), Script([features()]))
+    trainer = make_trainer(monitor, max_epochs=2)
+    told_of(trainer, Script([LINE]))
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    again = watch()
+    assert told_of(make_trainer(again, max_epochs=4), Script([LINE]), str(tmp_path / "second.ckpt")) == []
+    assert len(again.history) == 6
 
 
 def test_an_ordinary_fit_gives_no_alarm_and_is_measured_as_before(make_trainer: TrainerFactory) -> None:

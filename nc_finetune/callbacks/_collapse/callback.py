@@ -245,14 +245,14 @@ class CollapseCallback(L.Callback):
         self._write_figures(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the history in checkpoints."""
-        return {"history": self.history}
+        """Keep the history in checkpoints, and where the rows of this run begin."""
+        return {"history": self.history, "first_row": self._first_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the history of the run that goes on; what is only measured, or tested, leaves that of its run alone."""
         if self._stage == "fit":
             self.history = list(state_dict["history"])
-            self._first_row = 0
+            self._first_row = state_dict.get("first_row", 0)  # older checkpoints do not say
             self._output.begin_run(resumed=True)
         elif not self.history:
             self.history = list(state_dict["history"])
