@@ -35,7 +35,8 @@ class UnlabelledPage:
     Attributes:
         title: Its heading.
         summary: Sentences.
-        strangest: Images that lie furthest from the training images, the strangest first.
+        strangest: Images that lie furthest from the training images, the strangest first; none where the model keeps no
+            distances of these.
         unsure: Others whose most probable class is least probable, likewise.
     """
 
@@ -93,11 +94,7 @@ def render_unlabelled_page(page: UnlabelledPage) -> str:
 
 def _summary(found: Predicted) -> list[str]:
     said = found.predictions
-    strangers = sum(bool(one.stranger) for one in said)
-    lines = [
-        f"{strangers:,} of {len(said):,} images lie further from the training images than 95 % of these do: perhaps of"
-        " none of the classes. Of images like the training images it would be one in twenty."
-    ]
+    lines = [_of_strangers([one.stranger for one in said if one.stranger is not None])] if said else []
     sets = [one.in_set for one in said if one.in_set is not None]
     if sets:
         sizes = [len(one) for one in sets]
@@ -114,6 +111,15 @@ def _summary(found: Predicted) -> list[str]:
     if found.skipped:
         lines.append(f"{len(found.skipped):,} images do not decode, and were skipped.")
     return lines
+
+
+def _of_strangers(known: Sequence[bool]) -> str:
+    if not known:
+        return "How far images lie from the training images is not told: the model keeps no distances of these."
+    return (
+        f"{sum(known):,} of {len(known):,} images lie further from the training images than 95 % of these do: perhaps"
+        " of none of the classes. Of images like the training images it would be one in twenty."
+    )
 
 
 def _shown(found: Predicted, place: int) -> ShownImage:

@@ -25,6 +25,7 @@ from nc_finetune.methods import LayerReadout, LinearProbe
 from nc_finetune.report.unlabelled_page import describe_predictions, render_unlabelled_page
 
 NAMES = ["cat", "<b>dog</b>", "=owl"]
+TABLES = ["strangeness", "distances", "relative"]
 COLUMNS = ["label", "probability", "set", "unlike", "stranger"]
 
 
@@ -175,6 +176,39 @@ def test_the_page_shows_the_strangest_and_the_least_sure(
     assert strangest < text.index("a &lt;i&gt;.png") < text.index("class0/", strangest)
     assert text.index("a &lt;i&gt;.png", strangest) < text.index("<h2>Least sure</h2>")
     assert "a &lt;i&gt;.png" not in text[text.index("<h2>Least sure</h2>") :]
+
+
+def test_a_page_claims_only_what_was_measured(
+    known: ImageClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def page_of() -> str:
+        save_delta(known, tmp_path / "it.safetensors", NAMES)
+        words = ["predict", str(tmp_path / "it.safetensors"), str(tmp_path / "new"), "--image-size", "32"]
+        files = ["--out", str(tmp_path / "out.csv"), "--unlabelled-report", str(tmp_path / "page.html")]
+        assert main([*words, *files]) == 0
+        return (tmp_path / "page.html").read_text()
+
+    state = known.doubt
+    assert state is not None
+    text = page_of()
+    assert "of 11 images lie further from the training images than 95 % of these do" in text
+    assert "The set of an image has" in text
+    assert "Images like those of training of which" in text
+    state.strangeness, state.distances, state.relative = (getattr(state, name)[:0] for name in TABLES)
+    text = page_of()
+    assert list(rows_of(tmp_path / "out.csv")[0]) == ["file", "label", "probability", "set", *NAMES[:2], "'=owl"]
+    assert "the model keeps no distances of these" in text
+    assert "The set of an image has" in text
+    assert "95 %" not in text
+    assert "further out" not in text
+    assert "Strangest" not in text
+    assert '<p class="quiet">Images of which the most probable class is least probable' in text
+    assert text.count("<figure>") == 11
+    state.scores = state.scores[:0]
+    text = page_of()
+    assert list(rows_of(tmp_path / "out.csv")[0]) == ["file", "label", "probability", *NAMES[:2], "'=owl"]
+    assert "The set of an image has" not in text
+    assert ">set: " not in text
 
 
 def test_a_page_of_nothing_is_a_page() -> None:
