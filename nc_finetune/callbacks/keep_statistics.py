@@ -157,7 +157,9 @@ class KeepStatistics(L.Callback):
         loader = training_loader(trainer, model, name, cached=cached)
         gathered = gather_features(trainer, model, seen, loader, lambda inputs: model.features(inputs)[:, : look.width])
         validation = _validation(trainer, model, look.width, cached)
-        _, solved = solve_gathered(gathered, seen, model.num_classes)
+        with warnings.catch_warnings():  # of a head that is solved for its shrinkage alone
+            warnings.filterwarnings("ignore", message="there (is no sample of class|are too few samples)")
+            _, solved = solve_gathered(gathered, seen, model.num_classes)
         features, labels, statistics = gathered
         return take_state(
             features,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -44,7 +44,7 @@ from nc_finetune.classifier.checkpoint import (
     take_layers,
 )
 from nc_finetune.doubt import Doubts, DoubtState
-from nc_finetune.doubt.state import NO_STATISTICS
+from nc_finetune.doubt.state import NO_STATISTICS, PREFIX
 from nc_finetune.errors import TrainingStoppedError
 from nc_finetune.files.class_config import describe_if_possible
 from nc_finetune.files.delta import record_base
@@ -263,6 +263,18 @@ class ImageClassifier(L.LightningModule):
         features = self.features(images)
         found: Doubts = self.doubt(features, self.head(features), coverage)
         return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, and statistics of training images where the state holds some; others are forgotten.
+
+        Raises:
+            ValueError: If the statistics are damaged, or of other classes.
+            RuntimeError: If names or shapes do not fit.
+        """
+        if strict or any(name.startswith(PREFIX) for name in state_dict):
+            found = DoubtState.of_state(state_dict, self.num_classes)
+            self.doubt = None if found is None else found.to(self.device)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def freeze_untuned(self) -> None:
         """Leave gradients and train mode to what the method tunes; every fit begins with it.

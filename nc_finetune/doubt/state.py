@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -206,7 +207,10 @@ class DoubtState(nn.Module):
             ValueError: If there are fewer features.
         """
         frame = DistanceFrame(*(getattr(self, f"frame_{name}") for name in DistanceFrame._fields))
-        classes, overall = frame.distances(features[:, : self.width].float())
+        kind = features.device.type
+        exact = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with exact:  # differences of large numbers
+            classes, overall = frame.distances(features[:, : self.width].float())
         nearest = classes.amin(1)
         relative = nearest - overall
         return nearest, relative, strangeness_of(nearest, relative, self.distances, self.relative)

@@ -6,6 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nc_finetune.selection.trainer import StopAfter, quiet_trainer
 _MOST_EPOCHS = 20  # after which held-out images are looked at
 
 Build = Callable[[], ImageClassifier]
+Callbacks = Callable[[ImageClassifier], Sequence[L.Callback]]
 Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 
 
@@ -80,7 +82,7 @@ class CrossValidation:
         *,
         epochs: int = 15,
         seed: int = 0,
-        callbacks: Callable[[ImageClassifier], Sequence[L.Callback]] = prefix_caches,
+        callbacks: Callbacks = prefix_caches,
         progress: Path | None = None,
         identity: str = "",
         groups: Sequence[str] | None = None,
@@ -95,7 +97,7 @@ class CrossValidation:
         self._progress = progress
         self._identity = identity
         self._before = 0.0
-        self._elsewhere: dict[Path, Exception | None] = {}
+        self._seen: dict[Path, Exception | None] = {}  # files of this process, and failures elsewhere
 
     @property
     def seconds_before(self) -> float:
@@ -126,20 +128,32 @@ class CrossValidation:
         parts = []
         for number, fold in enumerate(self.folds[:folds]):
             place = self._place(name, fold)
-            if place is not None and (failed := self._elsewhere.get(place)) is not None:
-                raise failed
-            part = None if place is None else read_held_out(place)
-            if part is None:
-                part = self.judge_fold(name, build, number)
-                if place is not None:
-                    write_held_out(part, place)
-            elif place not in self._elsewhere:
-                self._before += part.seconds
-            parts.append(part)
+            parts.append(self._part(name, build, number, place))
             advance()
         return joined(parts)
 
-    def judge_ahead(self, candidates: Mapping[str, Build], folds: Sequence[int], each: Each) -> None:
+    def _part(self, name: str, build: Build, number: int, place: Path | None) -> HeldOut:
+        """Return a fold from its file, or judge it."""
+        if place is None:
+            return self.judge_fold(name, build, number)
+        if (failed := self._seen.get(place)) is not None:
+            raise failed
+        part = read_held_out(place)
+        if part is None:
+            part = self.judge_fold(name, build, number)
+            write_held_out(part, place)
+        elif place not in self._seen:
+            self._before += part.seconds
+        self._seen[place] = None
+        return part
+
+    def judge_ahead(
+        self,
+        candidates: Mapping[str, Build],
+        folds: Sequence[int],
+        each: Each,
+        callbacks: Mapping[str, Callbacks] | None = None,
+    ) -> None:
         """Judge candidates on some folds in other processes, and keep what comes, so that :meth:`judge` finds it.
 
         Args:
@@ -147,6 +161,7 @@ class CrossValidation:
             folds: Their numbers.
             each: Calls a function with each of several tuples of arguments, and yields the place of each call and what
                 it returned, or the exception with which it ended.
+            callbacks: What accompanies the fits of each, by its name, in place of what accompanies all.
 
         Raises:
             ValueError: If nothing is kept here.
@@ -161,7 +176,9 @@ class CrossValidation:
                 place = self._place(name, self.folds[number])
                 assert place is not None  # noqa: S101 - there is a folder
                 if not place.exists():
-                    calls.append((self, name, build, number))
+                    judging = copy(self)
+                    judging.callbacks = self.callbacks if callbacks is None else callbacks[name]
+                    calls.append((judging, name, build, number))
                     places.append(place)
         for call, found in each(_judge_here, calls):
             if isinstance(found, HeldOut):
@@ -169,7 +186,7 @@ class CrossValidation:
                 found = None
             elif not isinstance(found, DivergedError | FoldError):  # a worker was lost
                 found = FoldError(f"fold {calls[call][-1] + 1} of {len(self.folds)}, {calls[call][1]}: {found}")
-            self._elsewhere[places[call]] = found
+            self._seen[places[call]] = found
 
     def refit(self, build: Build, epochs: int, callbacks: Iterable[L.Callback] = ()) -> tuple[L.Trainer, Any]:
         """Train a model on all training images, and on no others, for some of the epochs; nothing is validated.

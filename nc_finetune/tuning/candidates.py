@@ -197,6 +197,7 @@ class Costs:
     def __init__(self, backbone: Backbone, data: ImageData, pass_seconds: float) -> None:
         self._blocks = {found.block: found.cached_flops for found in block_costs(backbone, data)}
         blank = torch.zeros(1, 3, data.image_size, data.image_size, dtype=torch.uint8)
+        backbone.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             backbone(blank.to(next(backbone.parameters()).device))
         self._full = max(1, 3 * counter.get_total_flops())
@@ -236,8 +237,8 @@ class Costs:
 
 def _seconds_of_an_image(backbone: Backbone, blank: Tensor, batch_size: int) -> tuple[float, float]:
     """Return the seconds that a forward pass takes, and a step of training the whole network."""
-    network, images = deepcopy(backbone).requires_grad_(True).train(), blank.expand(batch_size, -1, -1, -1)
-    images = images.to(next(backbone.parameters()).device)
+    images = blank.expand(max(2, batch_size), -1, -1, -1).to(next(backbone.parameters()).device)
+    network = deepcopy(backbone).requires_grad_(True).eval()  # batches of one in train mode have no variance
 
     def seconds(work: Callable[[], object]) -> float:
         times = []
@@ -247,9 +248,12 @@ def _seconds_of_an_image(backbone: Backbone, blank: Tensor, batch_size: int) -> 
             if images.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-        return min(times) / batch_size
+        return min(times) / len(images)
 
     with torch.no_grad():
         forward = seconds(lambda: network(images))
-    with torch.enable_grad():
-        return forward, seconds(lambda: network(images).sum().backward())
+    try:
+        with torch.enable_grad():
+            return forward, seconds(lambda: network(images).sum().backward())
+    except RuntimeError:  # it does not fit into memory, as fits will find, or passes no gradients on
+        return forward, 3 * forward

@@ -138,6 +138,8 @@ def _read_out(work: Work, name: str, backbone: Backbone, size: int) -> Readout:
     """Solve a readout, or take the one that is kept."""
     work.data.image_size = size
     kept = work.folder.read(_step(name, size))
+    if kept is not None and Readout.of_step(kept).doubt is None:
+        kept = None  # of a version that kept no statistics
     if kept is None:
         first = partial(_first_answer, work, backbone)
         found = read_out(backbone, work.data, work.folds, work.groups, first, statistics=True)

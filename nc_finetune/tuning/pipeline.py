@@ -236,7 +236,8 @@ def _best_fitted(work: Work, backbone: Backbone, search: Search) -> tuple[Judged
 
 def _fitted(work: Work, best: Judged, backbone: Backbone, search: Search) -> ImageClassifier:
     """Return the best one, fitted to all images, and write it; take it from its file where it is there already."""
-    known, facts = work.folder.read("final"), {"name": best.name, "epochs": best.epochs, "image_size": best.image_size}
+    known = work.folder.read("final")
+    facts = {"name": best.name, "epochs": best.epochs, "image_size": best.image_size, "doubts": True}
     work.data.image_size = best.image_size
     path = work.folder.path / MODEL
     if known is not None and known.facts == facts and path.is_file():

@@ -174,9 +174,11 @@ def read_out(
 
         def judge(into: Tensor, held_out: Sequence[int]) -> None:
             held = torch.isin(places, torch.tensor(held_out))
-            if not held.any() or labels[~held].bincount().max() < 2:
+            others = labels[~held].bincount(minlength=data.num_classes)
+            if not held.any() or others.max() < 2:
                 return
             inside = solve_head(features[~held], labels[~held], data.num_classes, shrinkage=head.shrinkage)
+            held &= others[labels] > 0  # of a class that the others do not know nothing is judged
             into[places[held]] = (features[held].double() @ inside.weight.T + inside.bias).float().cpu()
 
         for fold in folds:

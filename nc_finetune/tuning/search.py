@@ -49,8 +49,8 @@ class _Company(L.Callback):
         until: The moment, in seconds of :func:`time.time`.
     """
 
-    def __init__(self) -> None:
-        self.until = math.inf
+    def __init__(self, until: float = math.inf) -> None:
+        self.until = until
 
     def __call__(self, model: ImageClassifier) -> list[L.Callback]:
         return [*prefix_caches(model), self]
@@ -78,6 +78,7 @@ class Search:
         self._name = name
         self._company = _Company()
         self._tried: list[Candidate] = []
+        self._charged = 0.0
 
     def run(self) -> None:
         """Judge candidates from cheap to dear while time is left; they are added to what was judged."""
@@ -168,8 +169,14 @@ class Search:
             groups=work.groups,
         )
 
-    def _has_time(self, candidate: Candidate, costs: Costs) -> bool:
-        """Tell whether a candidate can be judged, and fitted, in the time that is left; what was decided stays so."""
+    def _has_time(self, candidate: Candidate, costs: Costs, before: float = 0.0) -> bool:
+        """Tell whether a candidate can be judged, and fitted, in the time that is left; what was decided stays so.
+
+        Args:
+            candidate: The candidate.
+            costs: What it takes.
+            before: Seconds that others take first.
+        """
         work = self.work
         name = f"{candidate.name} {self.readout.image_size}"
         known = work.folder.read(f"left out {name}")
@@ -178,19 +185,37 @@ class Search:
             return False
         if work.folder.read(f"begun {name}") is not None:
             return True
-        workers = 1 if work.executor is None else min(FOLDS, work.executor.workers)
-        need = costs.fits(candidate, FOLDS - 1) / workers  # each fold is FOLDS - 1 of FOLDS parts
+        need = before + self._need(candidate, costs)
         if need + self._afterwards(candidate, costs) > work.clock.left:
             self._leave_out(candidate)
             return False
         work.folder.write(f"begun {name}", Step())
         return True
 
+    def _need(self, candidate: Candidate, costs: Costs) -> float:
+        """Return the seconds of judging a candidate: a fold, and then the others, each FOLDS - 1 of FOLDS parts."""
+        rounds = 1 + -(-(FOLDS - 1) // self._workers)
+        return costs.fits(candidate, rounds * (1 - 1 / FOLDS))
+
     def _check_time(self, candidate: Candidate, costs: Costs) -> None:
         """Go on with a candidate only if its other folds can be done by what the first has taken."""
         others = costs.fits(candidate, (FOLDS - 1) * (1 - 1 / FOLDS))
         if self.work.executor is None and time.time() + others > self._company.until:
             raise OutOfTimeError("its other folds take longer")
+
+    def _charge(self) -> None:
+        """Count what earlier processes have spent on folds that were found; as many at a time as there are workers."""
+        spent = self._judging.seconds_before
+        self.work.clock.count((spent - self._charged) / self._workers)
+        self._charged = spent
+
+    @property
+    def _workers(self) -> int:
+        return 1 if self.work.executor is None else min(FOLDS, self.work.executor.workers)
+
+    def _last_moment(self, candidate: Candidate, costs: Costs) -> float:
+        """Return until when a candidate may be judged, in seconds of :func:`time.time`."""
+        return time.time() + self.work.clock.left - self._afterwards(candidate, costs)
 
     def _leave_out(self, candidate: Candidate) -> None:
         work = self.work
@@ -212,17 +237,19 @@ class Search:
         work, judging = self.work, self._judging
         if work.executor is None:
             return
-        begun = [candidate for candidate in together if self._has_time(candidate, costs)]
+        begun: list[Candidate] = []
+        for candidate in together:
+            share = sum(self._need(one, costs) for one in begun) * FOLDS / max(FOLDS, work.executor.workers)
+            if self._has_time(candidate, costs, share):
+                begun.append(candidate)
         first, others = [0], list(range(1, len(judging.folds)))
         for folds in (first, others):
             for augmented in {candidate.augmented for candidate in begun}:
-                wanted = [one for one in begun if one.augmented is augmented]
-                self._company.until = min(
-                    (time.time() + work.clock.left - self._afterwards(one, costs) for one in wanted), default=math.inf
-                )
-                with self._augmented(wanted[0]):
-                    builders = {one.name: self._builder(one) for one in wanted}
-                    judging.judge_ahead(builders, folds, work.executor.each)
+                wanted = {one.name: one for one in begun if one.augmented is augmented}
+                builders = {name: self._builder(one) for name, one in wanted.items()}
+                ends = {name: _Company(self._last_moment(one, costs)) for name, one in wanted.items()}
+                with self._augmented(next(iter(wanted.values()))):
+                    judging.judge_ahead(builders, folds, work.executor.each, ends)
             begun = [one for one in begun if self._goes_on(one)]
 
     def _goes_on(self, candidate: Candidate) -> bool:
@@ -245,8 +272,8 @@ class Search:
     def _judge(self, candidate: Candidate, costs: Costs) -> float | None:
         """Judge a candidate on the first fold, and where it is not clearly behind there, on all; return its score."""
         work, judging = self.work, self._judging
-        earlier, afterwards = judging.seconds_before, self._afterwards(candidate, costs)
-        self._company.until = time.time() + work.clock.left - afterwards
+        earlier = judging.seconds_before
+        self._company.until = self._last_moment(candidate, costs)
         try:
             with self._augmented(candidate):
                 part = judging.judge(candidate.name, self._builder(candidate), folds=1)
@@ -263,7 +290,8 @@ class Search:
         except (DivergedError, FoldError) as error:
             work.tell(f"{candidate.name}: {error}")
             return None
-        work.clock.count(judging.seconds_before - earlier)
+        finally:
+            self._charge()
         said = f"{candidate.name}: {100 * part.score:.1f} % of {len(part.items)} held-out images"
         if behind is not None:
             work.tell(f"{said}, {100 * behind:.1f} points behind the best there: given up")

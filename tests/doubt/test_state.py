@@ -259,3 +259,29 @@ def test_narrower_features_and_other_coverages_are_refused() -> None:
         state.measure(features[:, :5])
     with pytest.raises(ValueError, match=r"coverage must lie between 0 and 1, such as 0\.9, got 90"):
         state(features, torch.zeros(240, CLASSES), 90)
+
+
+def test_a_state_dict_brings_its_statistics_and_takes_those_of_others_away() -> None:
+    from nc_finetune import ImageClassifier
+
+    def built() -> ImageClassifier:
+        return ImageClassifier("test_resnet", 2, weights=None)
+
+    knowing, plain = built(), built()
+    features = torch.randn(20, plain.method.num_features(plain.backbone))
+    knowing.doubt = take_state(features, torch.arange(20) % 2, 2, shrinkage=0.5)
+    target = built()
+    target.load_state_dict(knowing.state_dict())
+    assert target.doubt is not None
+    assert torch.equal(target.doubt.means, knowing.doubt.means)
+    target.load_state_dict(plain.state_dict())
+    assert target.doubt is None
+
+
+def test_distances_are_exact_under_autocast() -> None:
+    features = 30 + torch.randn(60, 128, generator=torch.Generator().manual_seed(0))
+    state = take_state(features, torch.arange(60) % 3, 3, shrinkage=0.2)
+    logits = torch.zeros(60, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = state(features, logits)
+    torch.testing.assert_close(found.strangeness, state(features, logits).strangeness)

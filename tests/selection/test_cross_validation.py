@@ -253,3 +253,19 @@ def test_several_labels_are_judged_by_average_precision(tmp_path: Path) -> None:
     )
     assert found.multi_label
     assert 0 < found.score <= 1
+
+
+def test_folds_of_this_process_are_not_those_of_an_earlier_one(tmp_path: Path) -> None:
+    data = ImageData("sklearn:digits", image_size=32, samples_per_class=4)
+
+    def build() -> ImageClassifier:
+        return ImageClassifier("test_resnet", 10, weights=None)
+
+    judging = CrossValidation(data, 2, epochs=1, progress=tmp_path)
+    judging.judge("probe", build, folds=1)
+    found = judging.judge("probe", build)
+    assert judging.seconds_before == 0
+    later = CrossValidation(data, 2, epochs=1, progress=tmp_path)
+    later.judge("probe", build, folds=1)
+    later.judge("probe", build)
+    assert later.seconds_before == pytest.approx(found.seconds)

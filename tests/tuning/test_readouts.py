@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
+from tuning_photos import write_photos
 
-from nc_finetune.backbones import create_backbone
+from nc_finetune.backbones import TimmBackbone, create_backbone
 from nc_finetune.data import ImageData, training_folds
 from nc_finetune.tuning.readouts import image_sizes, read_out, typical_side
 
@@ -45,3 +50,19 @@ def test_sizes_grow_from_that_of_the_images_to_that_of_the_network(net: str, pix
 
 def test_typical_side_is_that_of_the_files() -> None:
     assert typical_side(digits()) == 8
+
+
+def test_the_only_good_image_of_a_class_is_judged_by_nobody(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos")
+    lone = photos / "lone"
+    lone.mkdir()
+    shutil.copy(photos / "class0" / "0.png", lone / "good.png")
+    Image.open(lone / "good.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(lone / "good.png")
+    (lone / "bad.png").write_bytes(b"no image")
+    data = ImageData(str(photos), image_size=32, val_size=0, test_size=0, on_bad_image="skip")
+    found = read_out(TimmBackbone("test_resnet", None), data, training_folds(data, 3))
+    place = data.class_names.index("lone")
+    rows = torch.tensor(data.images("train").labels) == place
+    assert not found.logits[rows].isfinite().any()
+    assert not found.fold_logits[rows].isfinite().any()
+    assert found.logits[~rows].isfinite().all()

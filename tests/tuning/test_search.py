@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tuning_photos import write_photos
 
@@ -174,3 +175,36 @@ def test_what_is_proposed_can_be_built(name: str) -> None:
     assert {"side FT", "SCL-FT", "full FT", "LoRA"} == {one.kind for one in found}
     for candidate in found:
         assert candidate.build(backbone, 3).features(images).shape[0] == 2
+
+
+def test_batches_of_one_are_timed(photos: Path) -> None:
+    data = nc_finetune.ImageData(str(photos), image_size=32, val_size=0, test_size=0, batch_size=1)
+    costs = search.Costs(TimmBackbone("test_resnet", None), data, 1.0)
+    assert costs.epoch > 0
+
+
+def test_a_network_that_cannot_be_trained_has_a_price(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: torch.Tensor) -> None:
+        raise torch.cuda.OutOfMemoryError("there is no room")
+
+    data = nc_finetune.ImageData(str(photos), image_size=32, val_size=0, test_size=0)
+    backbone = TimmBackbone("test_resnet", None)
+    monkeypatch.setattr("nc_finetune.tuning.candidates.block_costs", lambda backbone, data: [])
+    monkeypatch.setattr(torch.Tensor, "backward", fail)
+    assert search.Costs(backbone, data, 1.0).epoch > 0
+
+
+def test_folders_of_before_statistics_are_read_out_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tune(photos, out, minutes=0.01)
+    for path in [out / "model.safetensors", *(out / "steps").glob("readout*")]:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            kept = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("doubt.")}  # noqa: SIM118
+        save_file(kept, path, metadata)
+    final = out / "steps" / "final.safetensors"
+    with safe_open(final, "pt") as file:
+        metadata = {key: value.replace(', "doubts": true', "") for key, value in file.metadata().items()}
+    save_file({}, final, metadata)
+    again = tune(photos, out, minutes=0.01)
+    assert again.model.doubt is not None

@@ -304,7 +304,7 @@ def test_more_images_than_memory_holds_are_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nc_finetune.tuning.readouts._MOST_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"features of 36 images take .* fit a readout of so many images by a recipe"):
+    with pytest.raises(ValueError, match=r"features of 36 images take .* fit a readout of so many by a recipe"):
         tune(photos, tmp_path / "out")
 
 
