@@ -110,6 +110,8 @@ def apply_corrections(
 def one_label_source(source: str, image_column: str | None = None, label_column: str | None = None) -> Source:
     """Load a source with the splits that it came with, and say which of its files were left out.
 
+    Its files have absolute paths, be it given by a relative one or not.
+
     Raises:
         ValueError: If its images have several labels.
     """
@@ -119,7 +121,7 @@ def one_label_source(source: str, image_column: str | None = None, label_column:
             f"the images of {source} have several labels each, and wrong labels are looked for among images with one;"
             " name another column by label_column, or look at the labels one by one, as tables of yes and no"
         )
-    return found
+    return found.with_absolute_paths()
 
 
 def check_new_folder(out: Path, source: str) -> None:

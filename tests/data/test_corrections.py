@@ -147,3 +147,21 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="no space left"):
         apply_corrections(str(tmp_path / "pets"), table, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets", "t.csv"]
+
+
+def test_tables_of_a_relative_source_are_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        for value, name in enumerate(("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")):
+            write_images(tmp_path / "pets" / split, name, value=value)
+    write_images(tmp_path / "pets" / "unlabelled", "1.png", "2.png")
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "t.csv", "pets", ("train", 1, "dog"))
+    apply_corrections("pets", table, "new")
+    expected = content_of("pets")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = ImageData(str(tmp_path / "new")).data
+    every = [*found.splits.values(), *found.unlabelled.values()]
+    assert len({name for images in every for name in images.files()}) == 10
+    assert all(Path(name).is_file() for images in every for name in images.files())
+    assert content_of(tmp_path / "new") == expected

@@ -188,3 +188,10 @@ def test_errors_say_what_to_do_and_leave_nothing(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "used" / "suspects.csv").read_text() == "edited for hours"
     with pytest.raises(ValueError, match="most must be at least 1, got 0"):
         check_labels(source, tmp_path / "out", most=0)
+
+
+def test_files_are_named_from_a_relative_source_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_plain(tmp_path / "photos")
+    swap(source, "class0/3.png", "class1/2.png")
+    monkeypatch.chdir(tmp_path)
+    assert {row["file"] for row in rows_of(check_labels("photos", Path("out")))} == {"class0/3.png", "class1/2.png"}

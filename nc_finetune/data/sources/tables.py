@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import datasets
@@ -54,6 +54,20 @@ class EncodedImages:
         """Return the stamp of the file of a row as of now; empty where the image is in the table itself."""
         path = self._paths[row] if self._paths else None
         return b"" if path is None else file_stamp(path)
+
+    def with_absolute_paths(self) -> Self:
+        """Return the same with the files named from the root of the disk, so that any process finds them."""
+        import datasets as hf
+
+        paths = self._find_paths() or []
+        if all(path is None or _is_absolute(path) for path in paths):
+            return self
+        images: list[dict[str, Any] | None] = list(self.rows[self.image_column])
+        whole = [
+            image if image is None or path is None or _is_absolute(path) else image | {"path": str(Path(path).absolute())}
+            for image, path in zip(images, paths, strict=True)
+        ]
+        return replace(self, rows=hf.Dataset.from_dict({self.image_column: whole}, features=self.rows.features))
 
     @cached_property
     def _paths(self) -> list[str | None] | None:
@@ -146,6 +160,12 @@ class Source:
             train = train.followed_by(table)
         return replace(self, splits={"train": train})
 
+    def with_absolute_paths(self) -> Source:
+        """Return the same with the files of images named from the root of the disk."""
+        splits = {name: table.with_absolute_paths() for name, table in self.splits.items()}
+        unlabelled = {name: images.with_absolute_paths() for name, images in self.unlabelled.items()}
+        return replace(self, splits=splits, unlabelled=unlabelled)
+
     def fingerprint(self) -> str:
         """Hash what is there: the labels and the content of the images of every split, whatever the files are called.
 
@@ -162,6 +182,10 @@ class Source:
             for image in table.rows[table.image_column]:
                 digest.update(_content(image))
         return digest.hexdigest()
+
+
+def _is_absolute(path: str) -> bool:
+    return "://" in path or Path(path).is_absolute()
 
 
 def _joined_columns(first: datasets.Dataset | None, second: datasets.Dataset | None) -> datasets.Dataset | None:
