@@ -127,6 +127,8 @@ def one_label_source(source: str, image_column: str | None = None, label_column:
 def check_new_folder(out: Path, source: str) -> None:
     """Refuse a folder that holds something, or lies within the source, which would be another one then.
 
+    Of a source that is a table its lines count, whatever lies beside it.
+
     Raises:
         ValueError: If it does.
         NotADirectoryError: If it is a file.
@@ -139,9 +141,8 @@ def check_new_folder(out: Path, source: str) -> None:
             " move them away"
         )
     place = Path(source).expanduser()
-    inside = place if place.is_dir() else place.parent if place.is_file() else None
-    if inside is not None and out.resolve().is_relative_to(inside.resolve()):
-        raise ValueError(f"{out} lies within {inside}, which is read as the source; choose a folder elsewhere")
+    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise ValueError(f"{out} lies within {place}, which is read as the source; choose a folder elsewhere")
 
 
 def _corrected_labels(path: Path, source: Source) -> dict[str, list[int]]:
@@ -194,16 +195,26 @@ def _label(name: str, classes: Mapping[str, int], source: Source, where: str) ->
 
 
 def _write(source: Source, labels: Mapping[str, list[int]], out: Path) -> None:
-    """Write the tables beside the folder, and then all of them into it at once."""
+    """Write the tables to a hidden folder that becomes the one asked for, or where it is there moves into it."""
+    out = out.resolve()
+    there = out.is_dir()  # it may be where a shell stands, or a volume that is mounted
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = (out if there else out.parent) / f".{uuid.uuid4().hex}.tmp"
     temporary.mkdir()
+    moved: list[Path] = []
     try:
         for split, rows in _tables(source, labels).items():
             rows.to_parquet(str(temporary / f"{split}.parquet"))
-        temporary.replace(out)
+        if not there:
+            temporary.replace(out)
+            return
+        for table in sorted(temporary.iterdir(), key=lambda table: table.stem == "train"):  # nothing is read without it
+            moved.append(table.replace(out / table.name))
+        temporary.rmdir()
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for table in moved:
+            table.unlink(missing_ok=True)
         raise
 
 

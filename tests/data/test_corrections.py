@@ -165,3 +165,54 @@ def test_tables_of_a_relative_source_are_read_from_anywhere(tmp_path: Path, monk
     assert len({name for images in every for name in images.files()}) == 10
     assert all(Path(name).is_file() for images in every for name in images.files())
     assert content_of(tmp_path / "new") == expected
+
+
+def test_results_may_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 5):
+        write_images(tmp_path, f"{number}.png", value=number)
+    (tmp_path / "mine.csv").write_text("file,label\n1.png,cat\n2.png,cat\n3.png,dog\n4.png,dog\n")
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "t.csv", "mine.csv", ("train", 1, "dog"))
+    apply_corrections("mine.csv", table, "corrected")
+    assert labels_of("corrected") == ["cat", "dog", "dog", "dog"]
+    assert labels_of("mine.csv") == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize("out", [".", "link", "to_nothing", "there", "../empty/new/one"])
+def test_a_folder_may_be_there_and_may_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    source = tmp_path / "pets"
+    for split in ("train", "test"):
+        write_parquet(source / f"{split}.parquet", [0, 1, 0, 1])
+    table = write_table(tmp_path / "t.csv", str(source), ("train", 0, "dog"))
+    for name in ("empty", "target"):
+        (tmp_path / name).mkdir()
+    if out == "link":
+        (tmp_path / "empty" / "link").symlink_to(tmp_path / "target")
+    if out == "to_nothing":
+        (tmp_path / "empty" / "to_nothing").symlink_to(tmp_path / "nothing")
+    if out == "there":
+        (tmp_path / "empty" / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    apply_corrections(str(source), table, out)
+    assert sorted(path.name for path in Path(out).iterdir()) == ["test.parquet", "train.parquet"]
+    assert Path.cwd().samefile(tmp_path / "empty")
+    assert labels_of(out) == ["dog", "dog", "cat", "dog"]
+
+
+def test_a_move_that_fails_leaves_the_folder_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "pets"
+    for split in ("train", "test"):
+        write_parquet(source / f"{split}.parquet", [0, 1, 0, 1])
+    table = write_table(tmp_path / "t.csv", str(source), ("train", 0, "dog"))
+    (tmp_path / "new").mkdir()
+    move = Path.replace
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name == "train.parquet":
+            raise OSError("no space left")
+        return move(path, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        apply_corrections(str(source), table, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []

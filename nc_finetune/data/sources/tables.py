@@ -60,11 +60,11 @@ class EncodedImages:
         import datasets as hf
 
         paths = self._find_paths() or []
-        if all(path is None or _is_absolute(path) for path in paths):
+        if all(path is None or path == _absolute(path) for path in paths):
             return self
         images: list[dict[str, Any] | None] = list(self.rows[self.image_column])
         whole = [
-            image if image is None or path is None or _is_absolute(path) else image | {"path": str(Path(path).absolute())}
+            image if image is None or path is None else image | {"path": _absolute(path)}
             for image, path in zip(images, paths, strict=True)
         ]
         return replace(self, rows=hf.Dataset.from_dict({self.image_column: whole}, features=self.rows.features))
@@ -184,8 +184,8 @@ class Source:
         return digest.hexdigest()
 
 
-def _is_absolute(path: str) -> bool:
-    return "://" in path or Path(path).is_absolute()
+def _absolute(path: str) -> str:
+    return path if "://" in path or Path(path).is_absolute() else str(Path(path).absolute())
 
 
 def _joined_columns(first: datasets.Dataset | None, second: datasets.Dataset | None) -> datasets.Dataset | None:
