@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nc_finetune._common.csv_text import plain_cell
+from nc_finetune.data.columns.split_columns import FOLDER_SPLIT
 from nc_finetune.data.columns.split_names import UNLABELLED
 from nc_finetune.data.columns.table_lines import read_csv
 from nc_finetune.data.image_data import ImageData
@@ -235,6 +236,10 @@ def _tables(source: Source, labels: Mapping[str, list[int]]) -> dict[str, datase
 
 
 def _images(table: EncodedImages) -> datasets.Dataset:
+    """Return the images, and beside them that their folders say no split: the name of the table does."""
     import datasets as hf
 
-    return table.rows.cast_column(table.image_column, hf.Image())
+    said = hf.Dataset.from_dict(
+        {FOLDER_SPLIT: [""] * len(table.rows)}, features=hf.Features({FOLDER_SPLIT: hf.Value("string")})
+    )
+    return hf.concatenate_datasets([table.rows.cast_column(table.image_column, hf.Image()), said], axis=1)

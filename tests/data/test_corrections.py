@@ -216,3 +216,37 @@ def test_a_move_that_fails_leaves_the_folder_empty(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="no space left"):
         apply_corrections(str(source), table, tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folders", "source"),
+    [
+        (("pets/broken", "pets/valid"), "pets"),
+        (("pets/train", "pets/other"), "pets"),
+        (("pets/train/valid", "pets/train/broken", "pets/test/valid", "pets/test/broken"), "pets"),
+        (("pets/train/cat", "pets/train/test"), "pets/train"),
+        (("holdout/cat", "holdout/dog"), "holdout"),
+        (("cat/train", "cat/test", "dog/train", "dog/test"), "."),
+    ],
+)
+def test_splits_stay_whatever_folders_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str, ...], source: str
+) -> None:
+    for number, folder in enumerate(folders):
+        for value in range(3):
+            write_images(tmp_path / "all" / folder, f"{value}.png", value=3 * number + value)
+    monkeypatch.chdir(tmp_path / "all")
+    before = {split: content_of(source, split) for split in ImageData(source).data.splits}
+    labels = {split: labels_of(source, split) for split in before}
+    wrong = next(name for name in labels["train"] if name != labels["train"][0])
+    apply_corrections(source, write_table(tmp_path / "t.csv", source, ("train", 0, wrong)), tmp_path / "new")
+    found = ImageData(str(tmp_path / "new")).data.splits
+    assert {split: content_of(tmp_path / "new", split) for split in found} == before
+    labels["train"][0] = wrong
+    assert {split: labels_of(tmp_path / "new", split) for split in before} == labels
+    again = write_table(tmp_path / "u.csv", str(tmp_path / "new"), ("train", 1, wrong))
+    apply_corrections(str(tmp_path / "new"), again, tmp_path / "newer")
+    assert {split: content_of(tmp_path / "newer", split) for split in before} == before
+    others = ImageData(str(tmp_path / "newer")).data.splits["train"].others
+    assert others is not None
+    assert others.column_names == ["label"]

@@ -60,7 +60,7 @@ def one_column(kind: str, rows: datasets.Dataset, given: str | None, candidates:
 
 
 def with_whole_paths(rows: datasets.Dataset, image_column: str | None, folder: Path, root: Path) -> datasets.Dataset:
-    """Make the paths of a table of files whole, and note the split of the folder that each file is in.
+    """Make the paths of a table of files whole, and note the split of each folder where none is noted.
 
     Args:
         rows: A table; one that holds the images themselves comes back as it is.
@@ -87,10 +87,10 @@ def with_whole_paths(rows: datasets.Dataset, image_column: str | None, folder: P
             f"no image that the column {column!r} of the table in {folder} names is there, the first is {first!r};"
             f" paths are relative to the table or to {root}"
         )
-    splits = _folder_splits(paths, folder)
+    splits = list(rows[FOLDER_SPLIT]) if FOLDER_SPLIT in rows.features else _folder_splits(paths, folder)
     features = hf.Features({column: hf.Image(), FOLDER_SPLIT: hf.Value("string")})
     images = hf.Dataset.from_dict({column: whole, FOLDER_SPLIT: splits}, features=features)
-    others = rows.remove_columns([column])
+    others = rows.select_columns([name for name in rows.column_names if name not in images.column_names])
     return hf.concatenate_datasets([images, others], axis=1) if others.column_names else images
 
 

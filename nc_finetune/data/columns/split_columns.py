@@ -12,7 +12,7 @@ from nc_finetune.data.columns.split_names import UNLABELLED, camel_words, plain,
 if TYPE_CHECKING:
     import datasets
 
-# A column that readers of folders add: the split of the folder that an image is in, or "".
+# A column that readers of folders add: the split of the folder that an image is in, or "". A table may bring it along.
 FOLDER_SPLIT = "__folder_split__"
 SPLIT_COLUMNS = {"split", "splits", "datasplit", "datasetsplit", "splitname", "subset", "partition"}
 # Columns of truth values: the split where they are true, and where not.
