@@ -12,7 +12,7 @@ import lightning as L
 from torch import Tensor
 
 from nc_finetune._common.atomic_files import write_text_atomically
-from nc_finetune._common.csv_text import csv_text
+from nc_finetune._common.csv_text import class_headings, csv_text, joined_names
 from nc_finetune._common.data_facts import told_by
 from nc_finetune.doubt import Doubts, DoubtState
 from nc_finetune.doubt.state import DEFAULT_COVERAGE, NO_SETS, NO_STATISTICS
@@ -26,7 +26,7 @@ class Prediction:
 
     Attributes:
         item: Its file, or its place.
-        label: The name of the most probable class; of several labels all of them, divided by ``|``.
+        label: The name of the most probable class; of several labels all of them, divided as in the file.
         probability: Of that class; of several labels of the most probable one.
         in_set: Names of the classes in the conformal set; ``None`` where there are no scores to make one by.
         unlike: Share of the training images that lie further out; ``None`` where nobody knows.
@@ -44,10 +44,11 @@ class Prediction:
 
 
 class PredictionWriter(L.Callback):
-    """Write what ``trainer.predict`` returns: a line an image, in the order of the data.
+    r"""Write what ``trainer.predict`` returns: a line an image, in the order of the data.
 
     The columns are ``index``, ``prediction`` (the name of the most probable class) and one column a class with its
     probability, in ``[0, 1]``. Where the datamodule names its ``files``, they stand in place of the index, as ``file``.
+    A class that is called as another column has ``class`` before its name there, such as ``class set``.
 
     Of a model with statistics of its training images, as :class:`KeepStatistics` and ``nc-finetune tune`` leave them,
     probabilities are tempered, and in place of ``prediction`` there are ``label`` (the most probable class),
@@ -60,6 +61,9 @@ class PredictionWriter(L.Callback):
     as probable as the most probable one, divided by ``|``: a pick-all-labels loss draws the probabilities, a softmax,
     of m labels to 1/m each, and those of the others to 0. Where each class has a probability of its own, as behind a
     ``BCEWithLogitsLoss``, it names all of at least a half, perhaps none.
+
+    Where names are divided by ``|``, a ``|`` or a backslash of a name has a backslash before it:
+    ``csv.reader([cell], delimiter="|", escapechar="\\", quoting=csv.QUOTE_NONE)`` tells them apart.
 
     Args:
         path: The CSV file; an older one is replaced when predicting has ended.
@@ -167,11 +171,12 @@ class PredictionWriter(L.Callback):
         ]
         told = [_cells(prediction) for prediction in self.predictions]
         columns = _columns(state)
+        heads = kind, *columns
         lines = [
             [item, *(cells[column] for column in columns), *(f"{value:.6g}" for value in row)]
             for (item, *_), cells, row in zip(labels, told, self._rows, strict=False)
         ]
-        write_text_atomically(self.path, csv_text([[kind, *columns, *names], *lines]))
+        write_text_atomically(self.path, csv_text([[*heads, *class_headings(names, heads)], *lines]))
 
     def _said(self, names: Sequence[str], state: DoubtState | None, number: int) -> list[dict[str, Any]]:
         """Return what the statistics say of each image; nothing without them."""
@@ -207,7 +212,7 @@ def _cells(prediction: Prediction) -> dict[str, str]:
         "prediction": prediction.label,
         "label": prediction.label,
         "probability": f"{prediction.probability:.6g}",
-        "set": "|".join(prediction.in_set or ()),
+        "set": joined_names(prediction.in_set or ()),
         "unlike": "" if prediction.unlike is None else f"{prediction.unlike:.4g}",
         "stranger": "yes" if prediction.stranger else "no",
     }
@@ -223,4 +228,4 @@ def _threshold(module: L.LightningModule, probabilities: Sequence[float]) -> flo
 def _prediction(names: Sequence[str], probabilities: Sequence[float], threshold: float | None) -> str:
     if threshold is None:
         return names[probabilities.index(max(probabilities))]
-    return "|".join(name for name, value in zip(names, probabilities, strict=True) if value >= threshold)
+    return joined_names(name for name, value in zip(names, probabilities, strict=True) if value >= threshold)

@@ -23,8 +23,10 @@ def predict(
     """Write class, probabilities and doubts of each image of a folder to a CSV file.
 
     label, its probability, set (classes that hold the right one as often as --coverage says), unlike (share of the
-    training images that lie further out), stranger (yes beyond 95 %), and the probability of every class. Models of a
-    fit without KeepStatistics know no doubts: of them prediction, and the probabilities.
+    training images that lie further out), stranger (yes beyond 95 %), and the probability of every class, headed by its
+    name, or "class NAME" where NAME is another column. Classes of a set are divided by |; a | of a name has a
+    backslash before it. Models of a fit without KeepStatistics know no doubts: of them prediction, and the
+    probabilities.
 
     Of tables, archives or a data set of the hub those images that have no label, or all where each has one.
 

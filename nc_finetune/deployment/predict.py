@@ -59,7 +59,8 @@ def predict_folder(
 
     The columns are ``file`` (relative to the folder), ``label``, ``probability``, ``set``, ``unlike``, ``stranger`` and
     one column a class with its probability; of a model without statistics of its training images ``file``,
-    ``prediction`` (the name of the most probable class, of a model for several labels all of them) and the classes. See
+    ``prediction`` (the name of the most probable class, of a model for several labels all of them) and the classes. A
+    class that is called as another column has ``class`` before its name there. See
     :class:`~nc_finetune.callbacks.PredictionWriter`.
 
     Args:

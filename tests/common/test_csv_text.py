@@ -8,7 +8,7 @@ import pytest
 from broken_images import encoded, photo
 
 from nc_finetune import ImageClassifier
-from nc_finetune._common.csv_text import csv_text, plain_cell
+from nc_finetune._common.csv_text import class_headings, csv_text, joined_names, plain_cell
 from nc_finetune.callbacks import PredictionWriter
 from nc_finetune.data import UnlabelledFolder
 from nc_finetune.data.bad_images import BadImage, write_bad_images
@@ -39,6 +39,34 @@ def test_predictions_of_files_and_classes_with_odd_names(tmp_path: Path, make_tr
     assert header == ["file", "prediction", "'=evil()", "dog"]
     assert line[0] == "'=cmd.jpg"
     assert line[1] in ("'=evil()", "dog")
+
+
+def test_classes_that_are_called_as_other_columns_have_columns_of_their_own(tmp_path: Path, make_trainer: Any) -> None:
+    (tmp_path / "it.jpg").write_bytes(encoded(photo()))
+    data = UnlabelledFolder(tmp_path, ["file", "prediction", "index", "class file"], image_size=32)
+    writer = PredictionWriter(tmp_path / "out.csv")
+    make_trainer(writer).predict(ImageClassifier("test_resnet", 4, weights=None), data, return_predictions=False)
+    header, line = csv.reader((tmp_path / "out.csv").open())
+    assert header == ["file", "prediction", "class class file", "class prediction", "index", "class file"]
+    assert line[0] == "it.jpg"
+    assert sum(map(float, line[2:])) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "names", [["set", "class set", "class class set"], ["=a", "'=a"], ["a\rb", "a b", "a b"], ["label", "label"]]
+)
+def test_no_two_columns_have_one_name(names: list[str]) -> None:
+    others = ["file", "label", "set"]
+    found = [*others, *class_headings(names, others)]
+    assert len(set(found)) == len(found) == len(others) + len(names)
+    (header,) = csv.reader(csv_text([found]).splitlines())
+    assert header == found
+
+
+@pytest.mark.parametrize("names", [["a|b", "c"], ["a\\", "b"], ["a\\|b", "|", "\\"], ["plain"], ["a", "b"]])
+def test_names_in_one_cell_can_be_told_apart(names: list[str]) -> None:
+    reader = csv.reader([joined_names(names)], delimiter="|", escapechar="\\", quoting=csv.QUOTE_NONE)
+    assert next(reader) == names
 
 
 def test_bad_images_with_odd_names(tmp_path: Path) -> None:

@@ -143,6 +143,23 @@ def test_what_statistics_do_not_know_is_left_out(known: ImageClassifier, tmp_pat
         predict_folder(tmp_path / "it.safetensors", tmp_path / "new", tmp_path / "out.csv", coverage=0.9)
 
 
+def test_classes_may_be_called_as_the_columns_and_have_a_divider(known: ImageClassifier, tmp_path: Path) -> None:
+    names = ["set", "a|b", "stranger"]
+    save_delta(known, tmp_path / "it.safetensors", names)
+    model, images = tmp_path / "it.safetensors", tmp_path / "new"
+    found = predict_images(model, images, tmp_path / "out.csv", image_size=32, coverage=0.97)
+    rows = rows_of(tmp_path / "out.csv")
+    assert list(rows[0]) == ["file", *COLUMNS, "class set", "a|b", "class stranger"]
+    assert len({row["label"] for row in rows}) > 1
+    for row, said in zip(rows, found.predictions, strict=True):
+        assert said.label == row["label"]
+        assert row["stranger"] in ("yes", "no")
+        column = {"set": "class set", "stranger": "class stranger"}.get(said.label, said.label)
+        assert row[column] == row["probability"]
+        cell = csv.reader([row["set"]], delimiter="|", escapechar="\\", quoting=csv.QUOTE_NONE)
+        assert tuple(next(cell, ())) == said.in_set
+
+
 def test_coverage_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="coverage must lie between 0 and 1"):
         PredictionWriter(coverage=90)
