@@ -115,6 +115,39 @@ def hashes_of(data: ImageData, test: TestImages | None) -> Hashes:
     return Hashes(row_hashes(train.table, train.indices), tested)
 
 
+def never_parted(groups: Sequence[str] | None, hashes: Sequence[str]) -> list[str] | None:
+    """Return what no fold may part: images of a group, copies of an image, and so groups that share an image.
+
+    Args:
+        groups: The group of each image; ``None`` where there are none.
+        hashes: The hash of each image; empty of one that cannot be read.
+
+    Returns:
+        A name for each image, the same for those that stay together; ``None`` where none belong together.
+
+    Example:
+        >>> never_parted(["a", "a", "b", "c", "d"], ["1", "2", "2", "", ""])
+        ['a', 'a', 'a', 'c', 'd']
+        >>> never_parted(None, ["1", "2", "1", ""])
+        ['1', '2', '1', 'no 3']
+    """
+    if groups is None:
+        named = [digest or f"no {place}" for place, digest in enumerate(hashes)]
+        return named if len(set(named)) < len(named) else None
+    above = {name: name for name in groups}
+
+    def top(name: str) -> str:
+        while above[name] != name:
+            above[name] = name = above[above[name]]
+        return name
+
+    first: dict[str, str] = {}
+    for name, digest in zip(groups, hashes, strict=True):
+        if digest:
+            above[top(name)] = top(first.setdefault(digest, name))
+    return [top(name) for name in groups]
+
+
 def check_images(data: ImageData, test: TestImages | None, hashes: Hashes) -> list[str]:
     """Return what would spoil a model or its test, a sentence each.
 

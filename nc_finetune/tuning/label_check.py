@@ -19,7 +19,7 @@ from nc_finetune.report import check_report_extra
 from nc_finetune.report.labels_page import Suspected
 from nc_finetune.tuning.doubts import doubts
 from nc_finetune.tuning.first_answers import build_network, first_size
-from nc_finetune.tuning.images import Hashes, check_images, hashes_of
+from nc_finetune.tuning.images import Hashes, check_images, hashes_of, never_parted
 from nc_finetune.tuning.label_files import PAGE, TABLE, suspects, write_suspects
 from nc_finetune.tuning.labelled_pool import LabelledPool
 from nc_finetune.tuning.pipeline import DEFAULT_BACKBONE
@@ -129,13 +129,14 @@ def check_labels(
 def _logits(network: Backbone, pool: LabelledPool, hashes: Hashes) -> Tensor:
     """Return logits of each image by a readout of all others; of copies and groups by one without all of them."""
     data = pool.data
-    groups = data.train_groups
-    if groups is not None:
-        return read_out(network, data, training_folds(data, FOLDS, groups=groups), groups).logits
-    copies = [digest or f"no {place}" for place, digest in enumerate(hashes.train)]
-    shared = {name for name, number in Counter(copies).items() if number > 1}
-    found = read_out(network, data, _folds_of(data, copies) if shared else ())
-    copied = torch.tensor([name in shared for name in copies])
+    bound = never_parted(data.train_groups, hashes.train)
+    if data.train_groups is not None:
+        return read_out(network, data, training_folds(data, FOLDS, groups=bound), bound).logits
+    if bound is None:
+        return read_out(network, data).logits
+    shared = {name for name, number in Counter(bound).items() if number > 1}
+    found = read_out(network, data, _folds_of(data, bound))
+    copied = torch.tensor([name in shared for name in bound])
     return torch.where(copied.unsqueeze(1), found.fold_logits, found.logits)
 
 

@@ -15,7 +15,7 @@ from nc_finetune.data import ImageData, TrainingFold, training_folds
 from nc_finetune.files import save_delta
 from nc_finetune.run.ray_tasks import RayTasks
 from nc_finetune.tuning.folder import MODEL, TuneFolder
-from nc_finetune.tuning.images import Hashes, TestImages
+from nc_finetune.tuning.images import Hashes, TestImages, never_parted
 from nc_finetune.tuning.judged import Judged
 from nc_finetune.tuning.readouts import FOLDS
 
@@ -101,11 +101,8 @@ class Work:
 
     @cached_property
     def groups(self) -> list[str] | None:
-        """What is never parted: the groups of the data, or where images are there more than once, their copies."""
-        if self.data.train_groups is not None:
-            return self.data.train_groups
-        named = [digest or f"no {place}" for place, digest in enumerate(self.hashes.train)]
-        return named if len(set(named)) < len(named) else None
+        """What is never parted: the groups of the data, and copies of an image, in whatever groups they are."""
+        return never_parted(self.data.train_groups, self.hashes.train)
 
     @cached_property
     def labels(self) -> Tensor:

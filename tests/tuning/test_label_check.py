@@ -15,6 +15,9 @@ import nc_finetune.tuning
 from nc_finetune.cli import main
 from nc_finetune.data import ImageData
 from nc_finetune.tuning import LabelCheck
+from nc_finetune.tuning.folder import TuneFolder
+from nc_finetune.tuning.images import hashes_of
+from nc_finetune.tuning.work import Clock, Work
 
 QUICK: dict[str, Any] = {"backbone": "test_resnet=null", "image_size": 32, "batch_size": 16}
 
@@ -195,3 +198,25 @@ def test_files_are_named_from_a_relative_source_on(tmp_path: Path, monkeypatch: 
     swap(source, "class0/3.png", "class1/2.png")
     monkeypatch.chdir(tmp_path)
     assert {row["file"] for row in rows_of(check_labels("photos", Path("out")))} == {"class0/3.png", "class1/2.png"}
+
+
+def test_copies_of_an_image_in_several_groups_do_not_vouch_for_each_other(tmp_path: Path) -> None:
+    source = write_photos(tmp_path / "photos")
+    for number in range(12):
+        shutil.copy(source / "class0" / "3.png", source / "class1" / f"copy{number}.png")
+    found = check_labels(source, tmp_path / "out", group=r"(\w+)\.png")
+    assert {row["file"] for row in rows_of(found)} >= {f"class1/copy{number}.png" for number in range(12)}
+
+
+def test_folds_of_a_tuning_part_no_copies_and_no_groups(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "photos")
+    for number in range(6):
+        shutil.copy(source / "class0" / "3.png", source / "class1" / f"copy{number}.png")
+    data = ImageData(str(source), val_size=0, test_size=0, group=r"(\w+)\.png")
+    work = Work(TuneFolder(tmp_path / "out"), data, None, hashes_of(data, None), Clock(1), 0, lambda line: None)
+    names = [Path(name).stem for name in data.images("train").table.names()]
+    bound = {place for place, name in enumerate(names) if name == "3" or name.startswith("copy")}
+    assert len(bound) == 9
+    assert [len(bound & set(fold.held_out)) for fold in work.folds if bound & set(fold.held_out)] in ([9], [])
+    for fold in work.folds:
+        assert not {names[place] for place in fold.held_out} & {names[place] for place in fold.trained}
