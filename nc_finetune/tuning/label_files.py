@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from nc_finetune.data.corrections import image_key
 from nc_finetune.report.labels_page import LabelsPage, Suspected, render_labels_page
 from nc_finetune.tuning.doubts import Doubt, label_scores
 from nc_finetune.tuning.images import thumbnail
+from nc_finetune.tuning.label_command import label_command
 from nc_finetune.tuning.labelled_pool import LabelledPool
 
 TABLE, PAGE = "suspects.csv", "suspects.html"
@@ -44,7 +44,7 @@ def write_suspects(folder: Path, said: str, pool: LabelledPool, found: Sequence[
         names[label]: [thumbnail(pool.images, place, _SMALL) for place in places]
         for label, places in _typical(logits, labels, shown).items()
     }
-    command = _command(pool, folder / TABLE)
+    command = label_command(pool.data, apply=folder / TABLE)
     page = LabelsPage(
         f"Labels of {pool.data.source}",
         _summary(said, len(found)),
@@ -102,10 +102,3 @@ def _typical(logits: Tensor, labels: Tensor, classes: set[int]) -> Mapping[int, 
     order = scores.nan_to_num(-torch.inf).argsort(descending=True, stable=True)
     order = order[scores[order].isfinite()]
     return {label: order[labels[order] == label][:_TYPICAL].tolist() for label in sorted(classes)}
-
-
-def _command(pool: LabelledPool, table: Path) -> str:
-    columns = zip(("--image-column", "--label-column"), pool.data.columns, strict=True)
-    given = [word for option, value in columns if value is not None for word in (option, value)]
-    words = ["nc-finetune", "data", "labels", pool.data.source, *given, "--apply", str(table)]
-    return " ".join(map(quote, words))

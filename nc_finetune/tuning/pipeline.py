@@ -32,6 +32,7 @@ from nc_finetune.tuning.first_answers import choose_backbone, read_out_at_sizes
 from nc_finetune.tuning.folder import MODEL, PREDICTIONS, REPORT, Identity, Step, TuneFolder
 from nc_finetune.tuning.images import Hashes, TestImages, all_labelled, check_images, hashes_of, labelled_hashes
 from nc_finetune.tuning.judged import Judged, best_of, estimate_best
+from nc_finetune.tuning.label_command import label_command
 from nc_finetune.tuning.page import describe
 from nc_finetune.tuning.search import Search
 from nc_finetune.tuning.work import Clock, Work
@@ -217,7 +218,8 @@ def _run(work: Work, backbones: list[str], image_size: int | None) -> Tuned:
     work.tell(decision)
     test = None if work.tested is None else _test(model, work)
     found = Tuned(model, estimate, test, decision, work.judged, work.left_out, work.folder.path, work.clock.spent)
-    _write_page(work, found, best, backbone)
+    said = {"backbone": None if backbones == [DEFAULT_BACKBONE] else name, "image_size": image_size}
+    _write_page(work, found, best, backbone, label_command(work.data, group=work.data.plan.group, **said))
     _predict(work, model)
     work.tell_notes()
     return replace(found, seconds=work.clock.spent)
@@ -292,7 +294,7 @@ def predicted(model: ImageClassifier, images: LabelledImages, batch_size: int) -
     return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
 
-def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone) -> None:
+def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone, to_mend: str) -> None:
     tested = work.tested
     said = [f"{found.decision[0].upper()}{found.decision[1:]}."]
     if tested is not None and found.test is not None:
@@ -302,8 +304,7 @@ def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone) -> N
     write_text_atomically(found.report, render_tuned_page(page))
     if page.doubtful:
         named = (f"{image.file} ({image.label}, looks like {image.suggested})" for image in page.doubtful[:_NAMED])
-        more = f"all of them, to be mended: nc-finetune data labels {quote(work.data.source)}"
-        work.tell(f"labels to look at first: {', '.join(named)}; {more}")
+        work.tell(f"labels to look at first: {', '.join(named)}; all of them, to be mended: {to_mend}")
 
 
 def _predict(work: Work, model: ImageClassifier) -> None:

@@ -94,7 +94,23 @@ def test_tune_names_the_same_images_and_the_command(tmp_path: Path) -> None:
     assert sorted(found) == ["class0/3.png", "class1/2.png"]
     assert "3.png (class0, looks like class1)" in said
     assert "2.png (class1, looks like class0)" in said
-    assert said.endswith(f"; all of them, to be mended: nc-finetune data labels {source}")
+    command = f"nc-finetune data labels {source} --backbone test_resnet=null --image-size 32"
+    assert said.endswith(f"; all of them, to be mended: {command}")
+    assert main([*command.split()[1:], "--out", str(tmp_path / "typed")]) == 0
+
+
+def test_tune_names_all_that_it_was_given(tmp_path: Path) -> None:
+    source = write_plain(tmp_path / "my photos")
+    swap(source, "class0/3.png", "class1/2.png")
+    lines = [f"{path.relative_to(source)},{path.parent.name},{path.stem}" for path in source.rglob("*.png")]
+    (source / "labels.csv").write_text("\n".join(["picture,kind,person", *lines]) + "\n")
+    told: list[str] = []
+    options = {"image_column": "picture", "label_column": "kind", "group": "person"}
+    network = {"backbones": [QUICK["backbone"]], "image_size": 32, "minutes": 0.01}
+    nc_finetune.tuning.tune(source, tmp_path / "tuned", tell=told.append, **network, **options)
+    (said,) = [line for line in told if line.startswith("labels to look at first: ")]
+    words = "--image-column picture --label-column kind --group person --backbone test_resnet=null --image-size 32"
+    assert said.endswith(f": nc-finetune data labels '{source}' {words}")
 
 
 def test_most_bounds_the_list_and_not_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
