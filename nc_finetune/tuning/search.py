@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 import lightning as L
 import torch
@@ -24,8 +23,8 @@ from nc_finetune.functional import temperature
 from nc_finetune.heads import MeanHead
 from nc_finetune.selection import CrossValidation, HeldOut
 from nc_finetune.selection.cross_validation import FoldError
-from nc_finetune.selection.shared_caches import prefix_caches
-from nc_finetune.tuning.candidates import Candidate, Costs, proposals
+from nc_finetune.tuning.candidates import Candidate, proposals, said_of_rate
+from nc_finetune.tuning.costs import Company, Costs, OutOfTimeError
 from nc_finetune.tuning.folder import Step
 from nc_finetune.tuning.judged import Judged, best_of, right
 from nc_finetune.tuning.readouts import FOLDS, Readout
@@ -36,29 +35,6 @@ _SECONDS_AT_THE_END = 3.0  # for the page
 _LEAST_CROP = (0.5, 1.0)  # of an image, in shares of its area
 _FEWEST = 4  # images a class on average
 _CLEARLY = 1.0  # standard errors
-
-
-class OutOfTimeError(FoldError):
-    """A fit was stopped since there was no more time for it."""
-
-
-class _Company(L.Callback):
-    """What accompanies a fit: caches of frozen parts, and itself, which stops it when time is up.
-
-    Attributes:
-        until: The moment, in seconds of :func:`time.time`.
-    """
-
-    def __init__(self, until: float = math.inf) -> None:
-        self.until = until
-
-    def __call__(self, model: ImageClassifier) -> list[L.Callback]:
-        return [*prefix_caches(model), self]
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Stop the fit when time is up."""
-        if time.time() > self.until:
-            raise OutOfTimeError("there was no more time for it")
 
 
 class Search:
@@ -76,7 +52,7 @@ class Search:
         self.backbone = backbone
         self.readout = readout
         self._name = name
-        self._company = _Company()
+        self._company = Company()
         self._tried: list[Candidate] = []
         self._charged = 0.0
 
@@ -113,15 +89,7 @@ class Search:
 
     def said_of_rate(self, best: Judged) -> str:
         """Return a word on where the learning rate of the best lies among those tried; empty where it is inside."""
-        if best.candidate is None:
-            return ""
-        same = replace(best.candidate, learning_rate=0.0)
-        rates = sorted(one.learning_rate for one in self._tried if replace(one, learning_rate=0.0) == same)
-        if len(rates) < 2:
-            return "at the only learning rate that was tried"
-        ends = {rates[0]: "smallest", rates[-1]: "largest"}
-        where = ends.get(best.candidate.learning_rate)
-        return f"at the {where} of {len(rates)} learning rates" if where else ""
+        return "" if best.candidate is None else said_of_rate(best.candidate, self._tried)
 
     def fit_to_all(self, best: Judged) -> ImageClassifier:
         """Fit a candidate to all training images, and where it is a mean, the readout beside it."""
@@ -247,7 +215,7 @@ class Search:
             for augmented in {candidate.augmented for candidate in begun}:
                 wanted = {one.name: one for one in begun if one.augmented is augmented}
                 builders = {name: self._builder(one) for name, one in wanted.items()}
-                ends = {name: _Company(self._last_moment(one, costs)) for name, one in wanted.items()}
+                ends = {name: Company(self._last_moment(one, costs)) for name, one in wanted.items()}
                 with self._augmented(next(iter(wanted.values()))):
                     judging.judge_ahead(builders, folds, work.executor.each, ends)
             begun = [one for one in begun if self._goes_on(one)]

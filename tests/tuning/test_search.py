@@ -189,7 +189,7 @@ def test_a_network_that_cannot_be_trained_has_a_price(photos: Path, monkeypatch:
 
     data = nc_finetune.ImageData(str(photos), image_size=32, val_size=0, test_size=0)
     backbone = TimmBackbone("test_resnet", None)
-    monkeypatch.setattr("nc_finetune.tuning.candidates.block_costs", lambda backbone, data: [])
+    monkeypatch.setattr("nc_finetune.tuning.costs.block_costs", lambda backbone, data: [])
     monkeypatch.setattr(torch.Tensor, "backward", fail)
     assert search.Costs(backbone, data, 1.0).epoch > 0
 
