@@ -75,11 +75,13 @@ _WORST_NOTE = "Share of the test images of a class that are recognised, all seed
 
 _SPREAD_NOTE = (
     "Spread of the training images of a class in what the classifier sees, over the squared distance to the nearest "
-    "other class: 0 at the collapse. Mean over seeds of the best method of a setting; the three largest."
+    "other class: 0 at the collapse, infinite where its mean is that of another class. Mean over seeds of the best "
+    "method of a setting, classes without training images left out; the three largest."
 )
 _CLOSE_NOTE = (
     "The pairs of classes with the largest class-distance normalised variance (CDNV) in what the classifier sees of "
-    "training images, mean over seeds; confused: test images of either that were taken for the other, in per cent."
+    "training images, infinite where their means coincide, mean over seeds; confused: test images of either that were "
+    "taken for the other, in per cent."
 )
 _CALIBRATED = (
     " Calibration error: how far the probability of the answer lies from the share of right answers on the test split, "

@@ -10,6 +10,7 @@ from typing import Any
 from nc_finetune._common.csv_text import csv_text
 from nc_finetune.report._tables.score import balanced_accuracy
 from nc_finetune.results.identity import configured
+from nc_finetune.results.json_numbers import to_json
 from nc_finetune.results.result import Result
 
 # Long, and drawn in the page: they stay in the JSON files. Or in columns of their own.
@@ -53,7 +54,8 @@ def render_csv(results: Sequence[Result]) -> str:
     settings = list(dict.fromkeys(path for run in results for path in _settings(run)))
     lines: list[list[Any]] = [[*names, *measures, *_HASHES, *settings]]
     for run in results:
-        known = [balanced_accuracy(run) if name == "balanced_accuracy" else getattr(run, name) for name in names]
+        record = to_json({name: getattr(run, name) for name in names})
+        known = [balanced_accuracy(run) if name == "balanced_accuracy" else record[name] for name in names]
         collapse, hashes = [run.collapse.get(name) for name in measures], [run.provenance.get(name) for name in _HASHES]
         chosen = [_settings(run).get(path) for path in settings]
         lines.append([_cell(value) for value in (*known, *collapse, *hashes, *chosen)])

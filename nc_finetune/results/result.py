@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune.results.json_numbers import from_json, to_json
 
 SCHEMA_VERSION = 2
 _READABLE = (1, SCHEMA_VERSION)
@@ -59,8 +59,9 @@ class Result:
             ``multilabel_etf_distance`` and ``multilabel_scaled_average``, see
             :class:`~nc_finetune.functional.MultilabelCollapse`.
         class_spread: By class, the spread of what the classifier sees over the squared distance to the nearest other
-            class, on the training split, see :func:`~nc_finetune.functional.class_collapse`; empty where images have
-            several labels, and in records that are older than it.
+            class, on the training split, see :func:`~nc_finetune.functional.class_collapse`: infinite where their means
+            coincide, not known of a class without training images; empty where images have several labels, and in
+            records that are older than it.
         closest_pairs: CDNV of the five pairs of classes that are closest there, by ``<class>|<class>``, see
             :func:`~nc_finetune.functional.pair_cdnv`; empty likewise.
         calibration_error: Expected calibration error on the test split in per cent, 15 bins, of the probabilities as
@@ -204,17 +205,6 @@ class Result:
         return matrix
 
 
-def _without_nonfinite(value: Any) -> Any:
-    """Turn ``nan`` and infinities, for which JSON has no word, into null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nonfinite(item) for item in value]
-    return value
-
-
 def write_result(result: Result, folder: Path) -> Path:
     """Write a result as ``<folder>/<run_id>.json``, atomically.
 
@@ -226,7 +216,7 @@ def write_result(result: Result, folder: Path) -> Path:
         The path of the file.
     """
     path = folder / f"{result.run_id}.json"
-    record = _without_nonfinite(dataclasses.asdict(result))
+    record = to_json(dataclasses.asdict(result))
     write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
     return path
 
@@ -252,7 +242,7 @@ def read_result(path: Path) -> Result:
         readable = " and ".join(map(str, _READABLE))
         raise ValueError(f"{path} has schema version {version}, this version reads {readable}; run it again")
     try:
-        result = Result(**record)
+        result = Result(**from_json(record))
     except TypeError as error:
         raise ValueError(f"{path} is not a benchmark result ({error}); delete the file and run it again") from error
     if wrong := [name for name, hint in _HINTS.items() if not _fits(getattr(result, name), hint)]:

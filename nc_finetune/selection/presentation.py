@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,7 +78,8 @@ class Profile:
         last = self.measures[-1]
         if last.classes is None:
             return []
-        spreads = sorted(last.classes.spread.items(), key=lambda one: -one[1] if one[1] == one[1] else 0.0)[:_SHOWN]
+        known = [one for one in last.classes.spread.items() if not math.isnan(one[1])]
+        spreads = sorted(known, key=lambda one: -one[1])[:_SHOWN]
         least = ", ".join(f"{name} {value:.3g}" for name, value in spreads)
         pairs = list(last.classes.closest.items())[:_SHOWN]
         close = ", ".join(f"{name.replace('|', ' and ')} {value:.3g}" for name, value in pairs)

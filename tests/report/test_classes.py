@@ -1,10 +1,20 @@
+import csv
+import io
+import json
+import math
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from nc_finetune.report._tables.classes import close_table, spread_table
 from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report._tables.tables import NOTHING, Table, group_table
 from nc_finetune.report.content import build_report
-from nc_finetune.results.result import Result
+from nc_finetune.report.markdown import render_markdown
+from nc_finetune.report.page import render_page
+from nc_finetune.report.spreadsheet import render_csv
+from nc_finetune.results.result import Result, read_result, write_result
 
 NAMES = ["cat", "dog", "owl"]
 CONFUSION = ["0:9 1:1", "0:4 1:5 2:1", "2:10"]
@@ -40,8 +50,35 @@ def test_classes_come_by_spread_with_what_becomes_of_their_test_images() -> None
     assert [line[2:] for line in texts(spread_table(rows))] == [
         ["dog", "3.50", "50.0", "cat"],
         ["cat", "1.00", "90.0", "dog"],
-        ["owl", "0", "100.0", NOTHING],
     ]
+
+
+def test_classes_without_images_are_left_out_and_such_of_one_mean_come_first() -> None:
+    spreads = {"cat": 1.0, "dog": math.inf, "owl": math.nan}
+    rows = summarize([measured(0, class_spread=spreads), measured(1, class_spread={**spreads, "dog": 2.0, "owl": 1.5})])
+    assert [line[2:4] for line in texts(spread_table(rows))] == [["dog", "∞"], ["owl", "1.50"], ["cat", "1.00"]]
+    assert [entry.value for entry in spread_table(rows).rows[0]][3] == math.inf
+    none = summarize([measured(0, class_spread=dict.fromkeys(NAMES))])
+    assert spread_table(none).rows == ()
+
+
+def test_means_that_coincide_are_the_closest_pair_in_old_records_too(tmp_path: Path) -> None:
+    pairs = {"cat|owl": math.inf, "cat|dog": 4.0, "dog|owl": 1.0}
+    for found in (pairs, {**pairs, "cat|owl": None}):
+        read = read_result(write_result(measured(closest_pairs=found), tmp_path))
+        lines = [line[2:4] for line in texts(close_table(summarize([read])))]
+        assert lines == [["cat | owl", "∞"], ["cat | dog", "4.00"], ["dog | owl", "1.00"]]
+
+
+def test_infinite_ones_are_in_every_kind_of_report() -> None:
+    found = [measured(class_spread={"cat": math.inf, "dog": 2.0}, closest_pairs={"cat|dog": math.inf})]
+    report = build_report(found)
+    assert "∞" in render_markdown(report)
+    page = render_page(report)
+    assert 'data-value="Infinity">∞' in page
+    assert 'data-value="inf"' not in page
+    [line] = csv.DictReader(io.StringIO(render_csv(found)))
+    assert json.loads(line["closest_pairs"], parse_constant=pytest.fail) == {"cat|dog": "Infinity"}
 
 
 def test_pairs_come_by_cdnv_with_how_they_are_confused() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,25 @@ def test_values_that_are_not_finite_become_null(tmp_path: Path) -> None:
     record = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert record["nc1"] is None
     assert record["nc1_layers"] == {"stem": None}
+
+
+def test_infinite_spreads_and_cdnvs_are_told_from_unknown_ones(tmp_path: Path) -> None:
+    spreads, pairs = {"cat": math.inf, "dog": 2.0, "owl": math.nan}, {"cat|dog": math.inf}
+    path = write_result(make_result(class_spread=spreads, closest_pairs=pairs, nc1=math.inf), tmp_path)
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    found = read_result(path)
+    assert found.class_spread == {"cat": math.inf, "dog": 2.0, "owl": None}
+    assert found.closest_pairs == pairs
+    assert found.nc1 is None
+    assert read_result(write_result(found, tmp_path)) == found
+
+
+@pytest.mark.parametrize("value", ["infinite", {"cat": "inf"}, {"cat": "much"}])
+def test_spreads_of_another_kind_are_refused(tmp_path: Path, value: object) -> None:
+    path = write_result(make_result(), tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "class_spread": value}))
+    with pytest.raises(ValueError, match="is not a benchmark result \\(class_spread is"):
+        read_result(path)
 
 
 def test_results_of_a_folder_come_sorted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from nc_finetune.selection.presentation import (
     profile_png,
     profile_table,
 )
-from nc_finetune.selection.profile import law_of
+from nc_finetune.selection.profile import ClassMeasures, law_of
 from nc_finetune.selection.rules import argmin_nc1, relative_gradient_norms
 
 
@@ -130,6 +131,16 @@ def test_a_profile_by_class_names_classes_and_pairs(backbone: Backbone, data: Im
         profile.recommendation
     )
     assert f"Closest there (CDNV): {pairs[0][0]} and {pairs[0][1]} " in profile.recommendation
+
+
+def test_a_profile_names_classes_whose_means_coincide_and_none_without_images(
+    backbone: Backbone, data: ImageData
+) -> None:
+    profile = profile_backbone(backbone, data, by_class=True)
+    classes = ClassMeasures({"cat": 2.0, "dog": math.nan, "owl": math.inf}, {"cat|owl": math.inf})
+    found = replace(profile, measures=[*profile.measures[:-1], replace(profile.measures[-1], classes=classes)])
+    assert "nearest class): owl inf, cat 2." in found.recommendation
+    assert "Closest there (CDNV): cat and owl inf." in found.recommendation
 
 
 def test_a_profile_without_classes_says_nothing_of_them(backbone: Backbone, data: ImageData) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from nc_finetune.report._tables.analysis import summed_confusion, taken_for
-from nc_finetune.report._tables.groups import finite, setting_names
+from nc_finetune.report._tables.groups import setting_names
 from nc_finetune.report._tables.summary import Row, best_rows, by_group
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table, number, significant
 from nc_finetune.results.result import Result
@@ -22,7 +24,7 @@ def spread_table(rows: Sequence[Row]) -> Table:
     lines = []
     for setting, best in _best(rows):
         matrix, names = summed_confusion(best.runs), best.runs[0].class_names
-        for name, spread in _largest([run.class_spread for run in best.runs]):
+        for name, spread in _largest(_mean_spreads([run.class_spread for run in best.runs])):
             row, label = [], names.index(name) if name in names else -1
             if matrix and label >= 0:
                 row = matrix[label]
@@ -40,7 +42,7 @@ def close_table(rows: Sequence[Row]) -> Table:
     """
     lines = []
     for setting, best in _best(rows):
-        for name, cdnv in _largest([run.closest_pairs for run in best.runs]):
+        for name, cdnv in _largest(_mean_cdnvs([run.closest_pairs for run in best.runs])):
             place = _place(setting, best, name.replace("|", " | "))
             lines.append((*place, _value(cdnv), number(_confused(best.runs, name), "{:.1f}")))
     return Table(("on", "best method", "classes", "CDNV", "confused %"), tuple(lines))
@@ -60,13 +62,33 @@ def _value(value: float) -> Entry:
     return Entry(significant(value), value=value)
 
 
-def _largest(found: Sequence[Mapping[str, float | None]]) -> list[tuple[str, float]]:
-    """Return the names with the largest mean; a run that lists others alone counts as 0."""
-    known = [values for values in found if values]
-    means = {
-        name: sum(finite(values.get(name) for values in known)) / len(known)
+def _mean_spreads(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Return the mean of each class over the runs that know it; classes that none of them knows are left out."""
+    known = [
+        {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
+        for values in runs
+    ]
+    return {
+        name: statistics.fmean(values[name] for values in known if name in values)
         for name in dict.fromkeys(name for values in known for name in values)
     }
+
+
+def _mean_cdnvs(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Return the mean of each pair; a run that lists others alone counts as 0.
+
+    Records once had null for infinite ones: a pair of which nothing is known has never been listed.
+    """
+    known = [
+        {name: math.inf if value is None else value for name, value in values.items()} for values in runs if values
+    ]
+    return {
+        name: statistics.fmean(values.get(name, 0.0) for values in known)
+        for name in dict.fromkeys(name for values in known for name in values)
+    }
+
+
+def _largest(means: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(means.items(), key=lambda one: -one[1])[:_MOST]
 
 

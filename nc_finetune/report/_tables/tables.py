@@ -12,6 +12,7 @@ from nc_finetune.report._tables.summary import Row, best_rows, by_group, row_lab
 
 NOTHING = "\N{EN DASH}"
 AT_EDGE = " \N{DOUBLE DAGGER}"  # behind learning rates that were not bracketed
+_INFINITE = "\N{INFINITY}"
 CALIBRATION = ("calibration error %", "tempered %")
 _PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
 
@@ -58,18 +59,20 @@ def significant(value: float | None, digits: int = 3) -> str:
     """Write a number with a fixed count of significant digits, and an exponent only where it is very long without.
 
     Args:
-        value: The number, or ``None``.
+        value: The number, finite or infinite, or ``None``.
         digits: How many digits count; three tell runs apart without pretending to more.
 
     Returns:
         The text; a dash for ``None``.
 
     Example:
-        >>> [significant(value) for value in (0.22345, 18.361, 1234.5, 7e-7, 0.0, None)]
-        ['0.223', '18.4', '1234', '7.00e-07', '0', '–']
+        >>> [significant(value) for value in (0.22345, 18.361, 1234.5, 7e-7, 0.0, math.inf, None)]
+        ['0.223', '18.4', '1234', '7.00e-07', '0', '∞', '–']
     """
     if value is None or value == 0:
         return NOTHING if value is None else "0"
+    if math.isinf(value):
+        return _INFINITE if value > 0 else f"-{_INFINITE}"
     exponent = math.floor(math.log10(abs(value)))
     if -4 <= exponent < 5:
         return f"{value:.{max(digits - 1 - exponent, 0)}f}"
