@@ -27,7 +27,8 @@ def labels(
     """Find labels that are probably wrong, or write the tables of a source with corrected ones.
 
     One pass through a frozen network, in which nothing is trained: each image of every split is judged by what all
-    others teach, and the least probable labels come first. The column "corrected" of suspects.csv holds what is
+    others teach, or with --group, and of copies of an image, by what those outside of its fold teach. The least
+    probable labels come first. The column "corrected" of suspects.csv holds what is
     suggested: write another class there, or nothing where the label is right, and give the table back by --apply. That
     writes new tables; the images and their tables stay as they are.
 

@@ -1,4 +1,4 @@
-"""Which labels of a source may be wrong: one pass, each image by what all others teach; a table and a page."""
+"""Which labels of a source may be wrong: one pass, each image by what others teach; a table and a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nc_finetune.tuning.images import Hashes, check_images, hashes_of, never_par
 from nc_finetune.tuning.label_files import PAGE, TABLE, suspects, write_suspects
 from nc_finetune.tuning.labelled_pool import LabelledPool
 from nc_finetune.tuning.pipeline import DEFAULT_BACKBONE
-from nc_finetune.tuning.readouts import FOLDS, good_places, read_out
+from nc_finetune.tuning.readouts import FOLDS, good_places, most_folds, read_out
 
 _SHOWN = 3
 
@@ -50,7 +50,7 @@ class LabelCheck:
         if not self.differing:
             return f"None of {self.judged:,} images looks more like another class than its own."
         return (
-            f"{self.differing:,} of {self.judged:,} images look more like another class than their own, by what all"
+            f"{self.differing:,} of {self.judged:,} images look more like another class than their own, by what"
             f" other images teach: wrong labels, or hard images. The {len(self.suspected):,} most suspected are listed."
         )
 
@@ -71,8 +71,12 @@ def check_labels(
     """Find labels that are probably wrong, in one pass through a frozen network; nothing is trained.
 
     The labelled images of all splits are pooled, and each is classified by the closed-form readout of all the others
-    (:class:`~nc_finetune.methods.LayerReadout`), so that no label speaks for itself; copies of an image, and images of
-    a group, do not speak for each other. The less probable the given label, the higher the image stands in the table.
+    (:class:`~nc_finetune.methods.LayerReadout`), so that no label speaks for itself. Copies of an image, and images of
+    a group, do not speak for each other: with groups each image, and without them each that has a copy, is classified
+    by those outside of its fold alone. There are up to 20 folds of 400 images, 10 of 1,000 and 3 of more; for copies
+    without groups up to 3, and the other images of up to 1,000 are then classified a few at a time.
+
+    The less probable the given label, the higher the image stands in the table.
     Its column ``corrected`` holds what is suggested, to be edited and given to
     :func:`~nc_finetune.data.corrections.apply_corrections`.
 
@@ -116,18 +120,19 @@ def check_labels(
         pool.data.image_size = first_size(pool.data, network, image_size)
         hashes = hashes_of(pool.data, None)
         logits = _logits(network, pool, hashes)
-        for note in (*notes, *check_images(pool.data, None, hashes), *_not_judged(pool, logits)):
+        partly = _judged_partly(pool.data, hashes)
+        for note in (*notes, *check_images(pool.data, None, hashes), *partly, *_not_judged(pool, logits)):
             tell(f"note: {note}")
     every = doubts(logits, torch.tensor(pool.images.labels))
     listed, judged = every[:most], int(logits.isfinite().all(1).sum())
     found = LabelCheck(suspects(pool, listed), len(every), judged, folder / TABLE, folder / PAGE)
-    write_suspects(folder, str(found), pool, listed, logits)
+    write_suspects(folder, [str(found), *(f"{note[0].upper()}{note[1:]}." for note in partly)], pool, listed, logits)
     tell(str(found))
     return found
 
 
 def _logits(network: Backbone, pool: LabelledPool, hashes: Hashes) -> Tensor:
-    """Return logits of each image by a readout of all others; of copies and groups by one without all of them."""
+    """Return logits of each image by a readout of all others; of copies, and with groups, of those outside its fold."""
     data = pool.data
     bound = never_parted(data.train_groups, hashes.train)
     if data.train_groups is not None:
@@ -145,6 +150,23 @@ def _folds_of(data: ImageData, copies: Sequence[str]) -> list[TrainingFold]:
         return training_folds(data, FOLDS, groups=copies)
     except ValueError:  # hardly anything but copies: these are not judged, which is said
         return []
+
+
+def _judged_partly(data: ImageData, hashes: Hashes) -> list[str]:
+    """Say which images are not judged by all others, a sentence, or nothing."""
+    if data.train_groups is not None:
+        number = most_folds(len(good_places(data)))
+        return [
+            f"each image is judged by those outside of its fold alone, one of {number} at the most, since no fold parts"
+            " a group, or copies of an image"
+        ]
+    copied = sum(number for digest, number in Counter(hashes.train).items() if digest and number > 1)
+    if not copied:
+        return []
+    return [
+        f"{copied:,} images are copies of one another, and judged by those outside of their fold alone, one of {FOLDS}"
+        " at the most"
+    ]
 
 
 def _not_judged(pool: LabelledPool, logits: Tensor) -> list[str]:

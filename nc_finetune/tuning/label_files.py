@@ -27,12 +27,14 @@ _ADVICE = (
 )
 
 
-def write_suspects(folder: Path, said: str, pool: LabelledPool, found: Sequence[Doubt], logits: Tensor) -> None:
+def write_suspects(
+    folder: Path, said: Sequence[str], pool: LabelledPool, found: Sequence[Doubt], logits: Tensor
+) -> None:
     """Write both.
 
     Args:
         folder: Where to.
-        said: What was found, in a sentence.
+        said: What was found, and how, in sentences.
         pool: The images.
         found: Those to show, worst first.
         logits: Of all images, shape ``(N, K)``.
@@ -57,9 +59,9 @@ def write_suspects(folder: Path, said: str, pool: LabelledPool, found: Sequence[
         write_text_atomically(folder / name, text)
 
 
-def _summary(said: str, number: int) -> list[str]:
+def _summary(said: Sequence[str], number: int) -> list[str]:
     more = [f"This page shows the first {_MOST_SHOWN}."] if number > _MOST_SHOWN else []
-    return [said, *more, *([_ADVICE] if number else [])]
+    return [*said, *more, *([_ADVICE] if number else [])]
 
 
 def suspects(pool: LabelledPool, found: Sequence[Doubt], *, thumbnails: bool = False) -> list[Suspected]:

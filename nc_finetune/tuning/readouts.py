@@ -188,7 +188,7 @@ def read_out(
         # With one image less than the others a class is a little further from every image: of few images leaving one
         # out understates the accuracy, at twenty a class by up to 0.7 points.
         if folds and len(labels) <= _MOST_IN_TURN:
-            for fold in training_folds(data, TURNS if len(labels) <= _FEW else TURNS // 2, groups=groups):
+            for fold in training_folds(data, most_folds(len(labels)), groups=groups):
                 judge(logits, fold.held_out)
         doubt = None
         if statistics:
@@ -196,6 +196,21 @@ def read_out(
             known = logits[places]
             doubt = take_state(features, labels, data.num_classes, shrinkage=head.shrinkage, logits=known, folds=apart)
     return replace(found, logits=logits, doubt=doubt)
+
+
+def most_folds(number: int) -> int:
+    """Return by how many folds at the most a readout of some images is judged, where it is by folds.
+
+    Args:
+        number: Of images that decode.
+
+    Example:
+        >>> most_folds(400), most_folds(1000), most_folds(1001)
+        (20, 10, 3)
+    """
+    if number > _MOST_IN_TURN:
+        return FOLDS
+    return TURNS if number <= _FEW else TURNS // 2
 
 
 def _numbered(folds: Sequence[TrainingFold], places: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def test_swapped_labels_of_all_splits_are_found_and_mended(tmp_path: Path) -> No
 def test_no_label_is_suspected_where_none_is_wrong(tmp_path: Path) -> None:
     found = check_labels(write_plain(tmp_path / "photos"), tmp_path / "out")
     assert str(found) == "None of 24 images looks more like another class than its own."
+    assert "fold" not in found.page.read_text()
     assert rows_of(found) == []
     assert "Look at these labels" not in found.page.read_text()
 
@@ -134,6 +135,10 @@ def test_copies_do_not_vouch_for_each_other(tmp_path: Path) -> None:
     found = check_labels(source, tmp_path / "out", tell=lines.append)
     assert {row["file"] for row in rows_of(found)} >= {f"class1/copy{number}.png" for number in range(4)}
     assert "note: 1 images are in two classes: 3.png (class0 and class1)" in lines
+    said = "5 images are copies of one another, and judged by those outside of their fold alone, one of 3 at the most"
+    assert f"note: {said}" in lines
+    assert f"{said}." in found.page.read_text()
+    assert "all other images" not in found.page.read_text()
 
 
 def test_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
@@ -153,8 +158,13 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
 
 def test_groups_do_not_judge_themselves(tmp_path: Path) -> None:
     source = write_plain(tmp_path / "photos", each=9)
-    found = check_labels(source, tmp_path / "out", group=r"(\d)\.png")
+    lines: list[str] = []
+    found = check_labels(source, tmp_path / "out", group=r"(\d)\.png", tell=lines.append)
     assert found.judged == 27
+    said = (
+        "each image is judged by those outside of its fold alone, one of 20 at the most, since no fold parts a group,"
+    )
+    assert f"note: {said} or copies of an image" in lines
 
 
 def test_images_without_a_label_are_left_alone(tmp_path: Path) -> None:
