@@ -174,7 +174,10 @@ class KeepStatistics(L.Callback):
 
     def _tell(self, trainer: L.Trainer, state: DoubtState) -> None:
         if not state.has_distances:
-            _warn(trainer, "cannot leave an image out, since no class has two of them: distances have no measure")
+            _warn(
+                trainer,
+                "cannot leave an image out, since without it no class has two of them: distances have no measure",
+            )
         elif state.is_too_sure:
             _warn(
                 trainer,

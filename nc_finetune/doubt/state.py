@@ -68,7 +68,7 @@ class DoubtState(nn.Module):
 
     Attributes:
         distances: Quantiles of the squared distances of training images, as if each were new, shape ``(1001,)``; empty
-            where no class has two images to leave one out of.
+            where no image can be left out, as no class would have two without it.
         relative: Of their relative distances, likewise.
         strangeness: Of their strangeness, likewise.
         temperature: What logits are divided by.

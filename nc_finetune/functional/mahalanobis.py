@@ -114,7 +114,8 @@ def left_out_distances(
         samples: Beside statistics, features and target of samples that are among them: they are measured.
 
     Returns:
-        The distances, with all eigenvectors; ``nan`` for a sample that is the only one of its class.
+        The distances, with all eigenvectors; ``nan`` for a sample that is the only one of its class, or without which
+        no class has two.
 
     Raises:
         ValueError: As :func:`class_gaussians`; if statistics come without samples.
@@ -132,7 +133,9 @@ def left_out_distances(
     classes = given.without(s)
     found = classes.new_full((len(classes), len(given.all_counts)), torch.inf)
     found[:, given.all_counts > 0] = classes
-    alone = classes.isnan().any(1)
+    counts = given.statistics.counts
+    several = (counts > 1).sum() - ((counts > 1) & (counts < 3))[given.labels].long()
+    alone = classes.isnan().any(1) | (several < 1)
     found[alone] = torch.nan
     overall = torch.where(alone, torch.nan, given.as_one_class().without(s)[:, 0])
     return LeftOutDistances(found.clamp(min=0), overall.clamp(min=0))

@@ -129,6 +129,18 @@ def test_distances_do_not_change_with_rotation_shift_and_scale() -> None:
     torch.testing.assert_close(before.overall, after.overall)
 
 
+@pytest.mark.parametrize("width", [3, 50])
+@pytest.mark.parametrize(
+    ("labels", "known"), [([0, 0, 1, 2], []), ([0, 0, 0, 1], [0, 1, 2]), ([0, 0, 1, 1, 3], [0, 1, 2, 3])]
+)
+def test_without_a_covariance_there_are_no_distances(labels: list[int], known: list[int], width: int) -> None:
+    features = torch.randn(len(labels), width, generator=torch.Generator().manual_seed(0))
+    found = left_out_distances(features, torch.tensor(labels), shrinkage=0.5)
+    assert found.nearest.isfinite().nonzero().flatten().tolist() == known
+    assert found.overall.isfinite().nonzero().flatten().tolist() == known
+    assert (found.nearest[known] < 1e6).all()
+
+
 def test_the_only_sample_of_a_class_cannot_be_left_out() -> None:
     features, labels = make_samples(30, 5)
     labels[0] = 2
