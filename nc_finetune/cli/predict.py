@@ -70,6 +70,10 @@ def predict(
         say(f"Skipped {len(found.skipped)} images: {', '.join(found.skipped)}")
     if not found.knows_doubts and not found.multilabel:
         say(f"No sets, and no word on strangers: {NO_STATISTICS}")
+    elif found.knows_doubts and any(one.in_set is None for one in found.predictions):
+        say("No sets: the fit of the model had no images that it was not trained on")
+    if found.knows_doubts and any(one.stranger is None for one in found.predictions):
+        say("No word on strangers: the model keeps no distances, for which its fit had too few images a class")
     if unlabelled_report is not None:
         page = describe_predictions(found, f"What {model.name} says of {folder}")
         write_text_atomically(unlabelled_report, render_unlabelled_page(page))

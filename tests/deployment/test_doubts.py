@@ -143,6 +143,40 @@ def test_what_statistics_do_not_know_is_left_out(known: ImageClassifier, tmp_pat
         predict_folder(tmp_path / "it.safetensors", tmp_path / "new", tmp_path / "out.csv", coverage=0.9)
 
 
+@pytest.mark.parametrize(
+    ("counts", "scored", "columns", "missing"),
+    [
+        ([20, 20, 20], True, ["set", "unlike", "stranger"], []),
+        ([20, 20, 20], False, ["unlike", "stranger"], ["No sets: "]),
+        ([2, 1, 1], True, ["set"], ["No word on strangers: "]),  # without one of the two there is no covariance
+        ([2, 1, 1], False, [], ["No sets: ", "No word on strangers: "]),
+    ],
+)
+@torch.no_grad()
+def test_the_command_leaves_out_what_a_fit_could_not_know_and_says_so(
+    known: ImageClassifier,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    counts: list[int],
+    scored: bool,
+    columns: list[str],
+    missing: list[str],
+) -> None:
+    images, labels = photos(tmp_path / "train")
+    first = torch.cat([(labels == label).nonzero().flatten()[:count] for label, count in enumerate(counts)])
+    features = known.features(images[first])
+    kept = {"logits": known.head(features)} if scored else {}
+    known.doubt = take_state(features, labels[first], 3, shrinkage=0.5, **kept)
+    save_delta(known, tmp_path / "it.safetensors", NAMES)
+    words = ["predict", str(tmp_path / "it.safetensors"), str(tmp_path / "new"), "--image-size", "32"]
+    assert main([*words, "--out", str(tmp_path / "out.csv")]) == 0
+    rows = rows_of(tmp_path / "out.csv")
+    assert list(rows[0]) == ["file", "label", "probability", *columns, *NAMES[:2], "'=owl"]
+    assert all(0 <= float(row["unlike"]) <= 1 for row in rows if "unlike" in row)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("No ")]
+    assert [line[: line.index(":") + 2] for line in told] == missing
+
+
 def test_classes_may_be_called_as_the_columns_and_have_a_divider(known: ImageClassifier, tmp_path: Path) -> None:
     names = ["set", "a|b", "stranger"]
     save_delta(known, tmp_path / "it.safetensors", names)
