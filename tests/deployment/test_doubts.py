@@ -278,6 +278,7 @@ def run_onnx(path: Path, images: Tensor) -> list[Tensor]:
     return [torch.from_numpy(found) for found in session.run(None, {"images": images.numpy()})]
 
 
+@pytest.mark.slow
 def test_programs_give_the_doubts_of_the_model(known: ImageClassifier, tmp_path: Path) -> None:
     export_program(known, tmp_path / "it.pt2", image_size=32, uint8=True, doubt=True, coverage=0.8)
     export_onnx(known, tmp_path / "it.onnx", image_size=32, uint8=True, doubt=True, coverage=0.8)
@@ -298,6 +299,7 @@ def test_programs_give_the_doubts_of_the_model(known: ImageClassifier, tmp_path:
     assert isinstance(torch.export.load(tmp_path / "plain.pt2").module()(images), Tensor)
 
 
+@pytest.mark.slow
 def test_the_command_exports_doubts_and_says_where_there_are_none(
     known: ImageClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

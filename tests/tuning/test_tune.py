@@ -372,6 +372,7 @@ def test_rows_in_another_order_start_anew(photos: Path, tmp_path: Path) -> None:
     assert again.estimate.accuracy == pytest.approx(first.estimate.accuracy, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_fit_to_all_that_diverges_leaves_the_next_best(
     photos: Path, tmp_path: Path, short_fits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
