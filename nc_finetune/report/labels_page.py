@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 
+from nc_finetune.report.html import render
 from nc_finetune.report.image_address import image_address
-
-_TEMPLATES = "report/templates"
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,9 @@ def render_labels_page(page: LabelsPage) -> str:
     Raises:
         ImportError: If jinja2, of the extra ``report``, is not installed.
     """
-    import jinja2
-
-    folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(folder.joinpath("labels.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        "labels.html.jinja",
         page=page,
-        css=folder.joinpath("report.css").read_text(encoding="utf-8"),
         percent=_percent,
         typical={name: [image_address(image) for image in images if image] for name, images in page.typical.items()},
     )

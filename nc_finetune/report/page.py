@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from nc_finetune.report._tables.groups import grouped, setting_names
@@ -23,8 +22,8 @@ from nc_finetune.report.charts import (
 )
 from nc_finetune.report.content import Report
 from nc_finetune.report.figures import Figure, Style, palette, vegalite_version
+from nc_finetune.report.html import page_part, render
 
-_TEMPLATES = "report/templates"
 # Vega's symbols as paths in a square of 16, for the legend in the page.
 _SYMBOLS = {
     "circle": "M2 8a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
@@ -106,7 +105,6 @@ def render_page(report: Report) -> str:
     Raises:
         ImportError: If a package of the extra ``report`` is not installed.
     """
-    import jinja2
     import vl_convert
 
     rows = report.rows
@@ -116,15 +114,9 @@ def render_page(report: Report) -> str:
         "styles": {label: {"colour": style.colour, "shape": style.shape} for label, style in styles.items()},
         "charts": _charts(rows),
     }
-    folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
-    parts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js")}
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vegalite_version())
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the order of the methods means something
-    template = environment.from_string(folder.joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        "report.html.jinja",
         report=report,
         data=data,
         everything=long_table(rows),
@@ -132,8 +124,7 @@ def render_page(report: Report) -> str:
         symbols=_SYMBOLS,
         groups=[row.group for row in rows],
         methods=[row.label for row in rows],
-        css=parts["report.css"],
-        script=parts["report.js"],
+        script=page_part("report.js"),
         # A script ends at the first "</script", even inside a string of JavaScript.
         bundle=bundle.replace("</script", r"<\/script"),
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 
 from nc_finetune.report._tables.tables import Entry, Table
 from nc_finetune.report.figures import altair, log_axis, vegalite_version
+from nc_finetune.report.html import render
 from nc_finetune.report.image_address import image_address
 
-_TEMPLATES = "report/templates"
 _WIDTH, _HEIGHT, _WIDTH_PER_LAYER = 520, 280, 24
 _COLOURS = ("#0072B2", "#D55E00")
 
@@ -136,16 +135,9 @@ def render_tuned_page(page: TunedPage) -> str:
     Raises:
         ImportError: If a package of the extra ``report`` is not installed.
     """
-    import jinja2
-
-    folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(folder.joinpath("tuned.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        "tuned.html.jinja",
         page=page,
-        css=folder.joinpath("report.css").read_text(encoding="utf-8"),
         compared=_compared_table(page.compared),
         classes=_class_table(page.classes),
         class_images=[_addresses(row.shown) for row in page.classes],

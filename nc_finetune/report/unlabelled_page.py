@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 from nc_finetune.deployment import Predicted
+from nc_finetune.report.html import render
 from nc_finetune.report.image_address import image_address
 
-_TEMPLATES = "report/templates"
 _SHOWN = 24
 
 
@@ -82,14 +81,7 @@ def render_unlabelled_page(page: UnlabelledPage) -> str:
     Raises:
         ImportError: If jinja2, of the extra ``report``, is not installed.
     """
-    import jinja2
-
-    folder = resources.files("nc_finetune").joinpath(_TEMPLATES)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(folder.joinpath("unlabelled.html.jinja").read_text(encoding="utf-8"))
-    return template.render(page=page, css=folder.joinpath("report.css").read_text(encoding="utf-8"))
+    return render("unlabelled.html.jinja", page=page)
 
 
 def _summary(found: Predicted) -> list[str]:
