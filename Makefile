@@ -1,6 +1,6 @@
 # `make quickstart` runs the main job, `make test` the tests; both make the environment if it is not there.
 # `make slow` runs the tests that `make test` leaves out; `make check FILE=nc_finetune/heads/cosine.py` those of one
-# module, with WATCH=1 whenever it or they change.
+# module, with WATCH=1 whenever it or they change. `make docs` builds the pages of docs/ into site/.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/quickstart
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 TESTS := $(BIN)/python -m pytest -n logical --dist loadfile
 
-.PHONY: quickstart test slow test-all check lint clean
+.PHONY: quickstart test slow test-all check lint docs clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/nc-finetune tune sklearn:digits --test 0.2 --minutes 0.5 --out $(OUT)/tuned
@@ -32,6 +32,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
