@@ -1,3 +1,7 @@
+"""What all tests share. The process that deals them out reads this, too, and imports nothing that takes long."""
+
+from __future__ import annotations
+
 import contextlib
 import copy
 import functools
@@ -7,25 +11,17 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jsonargparse._common
-import lightning as L
-import numpy as np
 import pytest
-import torch
 from _pytest.mark.structures import ParameterSet
-from torch.utils.data import DataLoader, TensorDataset
 
-from nc_finetune.data.sources import locations
+if TYPE_CHECKING:
+    import lightning as L
+    from torch.utils.data import DataLoader
 
-LoaderFactory = Callable[..., DataLoader[Any]]
-TrainerFactory = Callable[..., L.Trainer]
-# As it is before any command: fixtures of a whole file run commands, too.
-IMPORT_POLICY = {
-    name: copy.copy(jsonargparse._common.parsing_settings[name])
-    for name in ("import_path_verdicts", "import_paths_enforced")
-}
+LoaderFactory = Callable[..., "DataLoader[Any]"]
+TrainerFactory = Callable[..., "L.Trainer"]
 Parameter = TypeVar("Parameter")
 # One server forks all processes that tests need: it imports what takes them long, once, and has no threads of its own.
 PRELOADED = [
@@ -66,12 +62,17 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Networks this small gain nothing from more, and lose ten times over where another process computes."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """The same random weights in every run, whichever test ran before and whoever builds a fixture first."""
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -86,6 +87,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _digits_are_encoded_once() -> Iterator[None]:
     """Rows do not change, and a fifth of a second for each test that looks at a few of them is a long time."""
+    from nc_finetune.data.sources import locations
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(locations, "_digits", functools.cache(locations._digits))
         yield
@@ -106,21 +109,35 @@ def _the_drawing_library_is_bundled_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left() -> Iterator[None]:
     """Lightning leaves its process group standing, and whoever synchronises in a forked process waits for it."""
+    import torch
+
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="session")
+def import_policy() -> dict[str, Any]:
+    """As it is before any command: fixtures of a whole file run commands, too."""
+    from jsonargparse._common import parsing_settings
+
+    return {name: copy.copy(parsing_settings[name]) for name in ("import_path_verdicts", "import_paths_enforced")}
+
+
 @pytest.fixture(autouse=True)
-def _own_import_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_import_policy(monkeypatch: pytest.MonkeyPatch, import_policy: dict[str, Any]) -> None:
     """Commands restrict what files may name for the rest of their process; a test is not the rest of another."""
-    for name, value in IMPORT_POLICY.items():
-        monkeypatch.setitem(jsonargparse._common.parsing_settings, name, copy.copy(value))
+    from jsonargparse._common import parsing_settings
+
+    for name, value in import_policy.items():
+        monkeypatch.setitem(parsing_settings, name, copy.copy(value))
 
 
 @pytest.fixture
 def make_loader() -> LoaderFactory:
     """Random images in a fixed order; 9 in batches of 4 by default, so that the last batch is smaller."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
 
     def make(num_samples: int = 9, num_classes: int = 3, batch_size: int = 4, seed: int = 0) -> DataLoader[Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -134,6 +151,7 @@ def make_loader() -> LoaderFactory:
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> TrainerFactory:
     """A quiet trainer on the CPU that writes nothing unless asked."""
+    import lightning as L
 
     def make(*callbacks: L.Callback, **options: Any) -> L.Trainer:
         defaults = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
