@@ -35,7 +35,8 @@ class Backbone(nn.Module, ABC):
         preprocessing: How the weights want their images.
         num_prefix_tokens: Class and register tokens in front of the patch tokens; 0 for convolution nets.
         maps_channels_last: Inner maps have shape ``(N, H, W, D)``.
-        has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
+        has_class_token: The first of the prefix tokens is the class token, and the classifier reads it; otherwise all
+            of them are left out.
 
     Attributes:
         base_hash: :func:`~nc_finetune.backbones.weights_hash` of ``model`` before it was tuned, once recorded.
@@ -201,6 +202,20 @@ class Backbone(nn.Module, ABC):
         size = (None if image_size else _bound_size(self.model)) or (side, side)
         return dry_run(self, (len(self.get_buffer("_mean")), *size), watch)
 
+    def nearest_size(self, pixels: int) -> int:
+        """Return the image size nearest to one that patches of a transformer fill without a rest; others take any.
+
+        Args:
+            pixels: Height and width that are wanted.
+
+        Example:
+            >>> from nc_finetune.backbones import TimmBackbone
+            >>> TimmBackbone("test_vit", weights=None).nearest_size(100)
+            96
+        """
+        step = _patch_size(self.model)
+        return max(1, round(pixels / step)) * step
+
     def called_layers(self) -> list[str]:
         """Name the blocks and the modules with parameters of their own that a forward pass calls.
 
@@ -231,8 +246,14 @@ class Backbone(nn.Module, ABC):
 
 def _bound_size(network: nn.Module) -> tuple[int, int] | None:
     """Return the height and width that position embeddings were made for, where a part of the network says so."""
-    for part in network.modules():
-        found = getattr(part, "img_size", None)
-        if isinstance(found, (tuple, list)) and len(found) == 2:
-            return int(found[0]), int(found[1])
-    return None
+    return _pair(network, "img_size")
+
+
+def _patch_size(network: nn.Module) -> int:
+    return max(_pair(network, "patch_size") or (1,))
+
+
+def _pair(network: nn.Module, attribute: str) -> tuple[int, int] | None:
+    found = (getattr(part, attribute, None) for part in network.modules())
+    pairs = ((int(value[0]), int(value[1])) for value in found if isinstance(value, (tuple, list)) and len(value) == 2)
+    return next(pairs, None)

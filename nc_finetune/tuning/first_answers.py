@@ -126,9 +126,10 @@ def first_size(data: ImageData, backbone: Backbone, image_size: int | None = Non
 def _sizes(data: ImageData, backbone: Backbone, image_size: int | None) -> list[int]:
     if image_size is not None:
         if not takes_size(backbone, image_size):
+            nearest, own = backbone.nearest_size(image_size), backbone.preprocessing.image_size
             raise ValueError(
                 f"{backbone.name} takes no images of {image_size} pixels; leave image_size out, or try"
-                f" {backbone.preprocessing.image_size}"
+                f" {nearest if takes_size(backbone, nearest) else own}"
             )
         return [image_size]
     return image_sizes(backbone, typical_side(data) or backbone.preprocessing.image_size)

@@ -247,7 +247,7 @@ def image_sizes(backbone: Backbone, pixels: int) -> list[int]:
     """Return the image sizes to try, from the first on.
 
     The first is that of the images, between 64 and 128 pixels; then half as much again each time, up to that of the
-    pre-training. A network that takes one size alone has that.
+    pre-training; of a transformer the nearest that its patches fill. A network that takes one size alone has that.
 
     Args:
         backbone: The network.
@@ -263,7 +263,8 @@ def image_sizes(backbone: Backbone, pixels: int) -> list[int]:
     sizes = [first]
     while sizes[-1] < own:
         sizes.append(min(own, round(sizes[-1] * _GROWTH / _STEP) * _STEP))
-    return [size for size in sizes if takes_size(backbone, size)] or [own]
+    nearest = dict.fromkeys(map(backbone.nearest_size, sizes))
+    return [size for size in nearest if takes_size(backbone, size)] or [own]
 
 
 @torch.inference_mode()

@@ -71,9 +71,9 @@ def make_images(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def make_meta(name: str) -> TimmBackbone:
+def make_meta(name: str, **options: Any) -> TimmBackbone:
     with torch.device("meta"):
-        return TimmBackbone(name, weights=None).eval()
+        return TimmBackbone(name, None, options).eval()
 
 
 def run_meta(backbone: TimmBackbone) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
@@ -144,13 +144,24 @@ def test_class_token_is_taken_where_there_is_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "registers"),
-    [("test_vit2", 1), ("vit_medium_patch16_reg4_gap_256", 4), ("vit_medium_patch16_rope_reg1_gap_256", 1)],
+    [
+        ("test_vit2", 1),
+        ("vit_medium_patch16_reg4_gap_256", 4),
+        ("vit_medium_patch16_rope_reg1_gap_256", 1),
+        ("eva02_tiny_patch14_224", 1),  # a class token that the classifier, which averages patches, does not read
+        ("vit_small_patch16_dinov3", 5),
+    ],
 )
-def test_registers_are_not_taken_for_the_class_token(name: str, registers: int) -> None:
+def test_what_the_classifier_does_not_read_is_not_taken_for_the_class_token(name: str, registers: int) -> None:
     backbone = make_meta(name)
     tokens = torch.zeros(1, registers + 2, 1)
     tokens[:, registers:] = torch.tensor([[[1.0], [3.0]]])
     assert backbone.pool(tokens).item() == 2
+
+
+def test_a_class_token_is_taken_where_the_classifier_is_told_to_read_it() -> None:
+    backbone = make_meta("vit_small_patch16_dinov3", global_pool="token")
+    assert backbone.pool(torch.tensor([[[3.0], [0.0], [0.0], [0.0], [0.0], [1.0]]])).item() == 3
 
 
 @pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "convit_tiny", "cait_xxs24_224"])
@@ -175,6 +186,41 @@ def test_features_are_what_timms_classifier_sees(name: str) -> None:
     with torch.no_grad():
         logits = whole.get_classifier()(backbone(images))
         torch.testing.assert_close(logits, whole(backbone.normalize(images)))
+
+
+SMALL_VIT = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+OF_ANY_SIZE = {
+    "vit_small_patch14_dinov2": (SMALL_VIT, 518, 56),
+    "vit_base_patch16_siglip_224": (SMALL_VIT, 224, 48),
+    "eva02_base_patch14_224": (SMALL_VIT, 224, 56),
+    "swinv2_tiny_window8_256": ({"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2)}, 256, 48),
+    "swin_tiny_patch4_window7_224": ({"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2)}, 224, 48),
+}
+
+
+@pytest.mark.parametrize("name", quick_where({"vit_base_patch16_siglip_224"}.__contains__, OF_ANY_SIZE))
+def test_a_network_bound_to_a_size_takes_another_and_computes_at_its_own_as_before(name: str) -> None:
+    options, own, other = OF_ANY_SIZE[name]
+    backbone = TimmBackbone(name, None, options).eval()
+    bound = timm.create_model(name, num_classes=0, **options).eval()
+    assert bound.load_state_dict(backbone.model.state_dict()).missing_keys == []
+    images = make_images(1, 3, own, own)
+    with torch.no_grad():
+        assert torch.equal(backbone(images), bound(backbone.normalize(images)))
+        assert backbone(make_images(1, 3, other, other)).isfinite().all()
+    with pytest.raises(AssertionError):
+        bound(make_images(1, 3, other, other))
+
+
+def test_a_size_that_a_network_does_not_take_is_an_error_that_names_it() -> None:
+    backbone = TimmBackbone("test_vit", None)
+    with pytest.raises(ValueError, match=r"test_vit takes no images of \(32, 40\) pixels \(Input width \(40\) should be div"):
+        backbone(make_images(1, 3, 32, 40))
+
+
+def test_an_option_that_no_network_takes_is_still_refused() -> None:
+    with pytest.raises(TypeError, match="no_such_option"):
+        TimmBackbone("test_resnet", None, {"no_such_option": 1})
 
 
 def test_model_options_reach_timm() -> None:
@@ -410,8 +456,9 @@ def test_hub_is_asked_for_the_weights_of_the_tag(
     create, calls = timm.create_model, list[tuple[str, dict[str, Any]]]()
 
     def fake(name: str, **options: Any) -> nn.Module:
+        made = create("test_resnet", **{**options, "pretrained": False})
         calls.append((name, options))
-        return create("test_resnet", num_classes=0)
+        return made
 
     monkeypatch.setattr(timm, "create_model", fake)
     TimmBackbone(name, weights=weights, model_options={"drop_rate": 0.1})

@@ -151,9 +151,9 @@ def test_a_skip_can_go_through_the_final_norm() -> None:
 def test_a_skip_can_join_before_the_final_norm(pool: str) -> None:
     backbone = make_vit(global_pool=pool)
     method = SkipConnectionFinetuning("blocks.1", scale=0.5, join="before_norm")
-    last = tokens_after(backbone, len(backbone.model.blocks))
-    last = last[:, 1:].mean(dim=1) if pool == "avg" else last[:, 0]
-    expected = backbone.final_norm(last + 0.5 * tokens_after(backbone, 2)[:, 0])
+    tokens = (tokens_after(backbone, number) for number in (len(backbone.model.blocks), 2))
+    last, skipped = (found[:, 1:].mean(dim=1) if pool == "avg" else found[:, 0] for found in tokens)
+    expected = backbone.final_norm(last + 0.5 * skipped)
     torch.testing.assert_close(method.features(backbone, make_images()), expected)
     assert not backbone.final_norm._forward_pre_hooks
 

@@ -48,6 +48,12 @@ def test_sizes_grow_from_that_of_the_images_to_that_of_the_network(net: str, pix
     assert image_sizes(create_backbone(net, None), pixels) == sizes
 
 
+def test_sizes_of_a_transformer_are_those_that_its_patches_fill() -> None:
+    small = {"depth": 1, "embed_dim": 12, "num_heads": 2}
+    backbone = create_backbone("vit_small_patch14_dinov2", None, model_options=small)
+    assert image_sizes(backbone, 500) == [126, 196, 294, 448, 518]
+
+
 def test_typical_side_is_that_of_the_files() -> None:
     assert typical_side(digits()) == 8
 

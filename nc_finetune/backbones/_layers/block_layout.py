@@ -22,6 +22,8 @@ CHANNELS_LAST_FAMILIES = ("nest", "swin_transformer_v2_cr", "vision_transformer_
 LATE_CLASS_TOKEN_FAMILIES = ("cait", "convit", "xcit")
 # Modules of timm that mix (N, D, H, W) and (N, H, W, D): no one rule pools their blocks.
 MIXED_FAMILIES = ("tiny_vit",)
+# Ways in which timm's classifiers pool tokens where they leave out those in front.
+_POOLINGS_OF_PATCHES = ("avg", "avgmax", "max")
 _CLASS_TOKEN = re.compile(r"(cls|class)(_?(tokens?|embed|embedding))?")
 _FURTHER_TOKEN = re.compile(r"(dist|distillation|reg|register|storage)_tokens?")
 
@@ -34,7 +36,8 @@ class BlockLayout:
         block_names: Residual or transformer blocks in the network, in order; may be empty.
         num_prefix_tokens: Class and register tokens in front of the patch tokens; 0 for convolution nets.
         maps_channels_last: Maps have shape ``(N, H, W, D)``; ``None`` where that differs from layer to layer.
-        has_class_token: The first of the prefix tokens is the class token; otherwise all of them are registers.
+        has_class_token: The first of the prefix tokens is the class token, and the classifier reads it; otherwise all
+            of them are left out.
         tokens_first: Tokens have shape ``(T, N, D)``.
         tokens_from: The prefix tokens join before the blocks of the stage of this number; those of earlier ones see
             patch tokens alone, as in PVT and CvT.
@@ -149,10 +152,12 @@ def _timm_layout(model: nn.Module) -> BlockLayout:
     if family in MIXED_FAMILIES:
         raise ValueError(f"the blocks of timm's {family} mix two layouts of maps; choose another backbone")
     has_class_token = getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)
+    # Of a network that averages patch tokens, as EVA-02, nothing was ever read from the class token.
+    reads_patches = getattr(model, "global_pool", "token") in _POOLINGS_OF_PATCHES
     return BlockLayout(
         num_prefix_tokens=0 if family in LATE_CLASS_TOKEN_FAMILIES else int(getattr(model, "num_prefix_tokens", 0)),
         maps_channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC" or family in CHANNELS_LAST_FAMILIES,
-        has_class_token=bool(has_class_token),
+        has_class_token=bool(has_class_token) and not reads_patches,
     )
 
 
