@@ -214,7 +214,7 @@ def test_a_network_bound_to_a_size_takes_another_and_computes_at_its_own_as_befo
 
 def test_a_size_that_a_network_does_not_take_is_an_error_that_names_it() -> None:
     backbone = TimmBackbone("test_vit", None)
-    with pytest.raises(ValueError, match=r"test_vit takes no images of \(32, 40\) pixels \(Input width \(40\) should be div"):
+    with pytest.raises(ValueError, match=r"test_vit takes no images of \(32, 40\) pixels \(Input width"):
         backbone(make_images(1, 3, 32, 40))
 
 
