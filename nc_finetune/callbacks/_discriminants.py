@@ -28,11 +28,13 @@ class Seen:
         groups: Columns of the features by name, among which one is chosen.
         widths: Width of the part of each layer, in order.
         how: Shrinkage and priors.
+        solve: From features, labels and the number of classes to the head; ``None`` is the discriminant.
     """
 
     groups: dict[str, Tensor]
     widths: dict[str, int]
     how: dict[str, Any]
+    solve: Callable[..., SolvedHead] | None = None
 
     @classmethod
     def by(cls, method: FinetuningMethod, backbone: Any, settings: Any) -> Seen:
@@ -41,13 +43,16 @@ class Seen:
         Args:
             method: The method.
             backbone: The network.
-            settings: Has ``shrinkage`` and ``priors``.
+            settings: Has ``shrinkage`` and ``priors``; or the method itself, where it says how its head is solved.
         """
-        how = {"shrinkage": settings.shrinkage, "priors": settings.priors}
         if isinstance(method, LayerReadout):
+            how = {"shrinkage": settings.shrinkage, "priors": settings.priors}
             return cls(method.columns(backbone), method.widths(backbone), how)
         width = method.num_features(backbone)
-        return cls({"given": torch.arange(width)}, {PENULTIMATE: width}, how)
+        given = {"given": torch.arange(width)}, {PENULTIMATE: width}
+        if method.solution is not None and settings is method:
+            return cls(*given, {}, method.solution)
+        return cls(*given, {"shrinkage": settings.shrinkage, "priors": settings.priors})
 
     @property
     def num_features(self) -> int:
@@ -95,15 +100,15 @@ def solve_gathered(gathered: Gathered, seen: Seen, num_classes: int) -> tuple[Co
     Raises:
         ValueError: If features are not finite, or as :func:`~nc_finetune.functional.readout.solve_head`.
     """
-    groups, how = seen.groups, seen.how
+    groups, how, solve = seen.groups, seen.how, seen.solve or solve_head
     features, labels, statistics = gathered
     if statistics is not None:
         _check_finite(statistics.means, groups[widest(groups)], seen.widths)
         choice = ColumnChoice(widest(groups), {}, 0) if len(groups) > 1 else None
-        return choice, solve_head(statistics, labels, num_classes, samples=features, **how)
+        return choice, solve(statistics, labels, num_classes, samples=features, **how)
     _check_finite(features, torch.arange(seen.num_features), seen.widths)
     if len(groups) == 1:
-        return None, solve_head(features, labels, num_classes, **how)
+        return None, solve(features, labels, num_classes, **how)
     choice = choose_columns(features, labels, num_classes, groups, PREFERRED, **how)
     if choice.head is None:
         return choice, solve_head(features[:, groups[choice.name]], labels, num_classes, **how)

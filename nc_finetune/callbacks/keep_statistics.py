@@ -230,7 +230,7 @@ def _validation(trainer: L.Trainer, model: Any, width: int, cached: bool) -> tup
 
 
 def _readout_solver(trainer: Any, model: Any) -> ReadoutSolver | None:
-    if not leaves_its_head(model):
+    if not leaves_its_head(model) or not isinstance(model.method, LayerReadout):  # others have no shrinkage
         return None
     return next((part for part in trainer.callbacks if isinstance(part, ReadoutSolver)), None)
 

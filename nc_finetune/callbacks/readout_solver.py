@@ -14,7 +14,7 @@ from nc_finetune.callbacks._feature_sums import Gathered
 from nc_finetune.callbacks._solving import end_solved_epoch, leave_nothing_to_train, training_loader
 from nc_finetune.functional.readout import ColumnChoice, SolvedHead
 from nc_finetune.heads import DiscriminantHead, set_width_
-from nc_finetune.methods import AUTO, LayerReadout
+from nc_finetune.methods import AUTO, FinetuningMethod, LayerReadout, NeighborsHead
 from nc_finetune.passes.evaluation import refuse_sharded
 
 
@@ -22,9 +22,10 @@ class ReadoutSolver(L.Callback):
     """Pass the training images through the network, choose layers and shrinkage, and write the head.
 
     :class:`~nc_finetune.ImageClassifier` brings this callback along where its method is a
-    :class:`~nc_finetune.methods.LayerReadout` that trains nothing, after which the fit ends, or its head a
-    :class:`~nc_finetune.heads.DiscriminantHead` that waits, which is trained from there. It logs
-    ``train/leave_one_out_accuracy``, ``train/shrinkage`` and ``train/temperature``, of a readout ``train/loss`` too.
+    :class:`~nc_finetune.methods.LayerReadout` that trains nothing, or another one whose head is solved, after which the
+    fit ends, or its head a :class:`~nc_finetune.heads.DiscriminantHead` that waits, which is trained from there. It
+    logs ``train/leave_one_out_accuracy``, ``train/shrinkage`` and ``train/temperature``, of what leaves its head
+    ``train/loss`` too; of a probe ``train/folds_accuracy`` and ``train/l2`` in their place.
 
     Raises:
         ValueError: At the start of the fit, if labels are several, the strategy shards the network, a head that waits
@@ -32,7 +33,7 @@ class ReadoutSolver(L.Callback):
 
     Attributes:
         solved: The head, and what leaving one out says of it; ``None`` before.
-        leaves_its_head: Whether it is that of a readout, which nothing trains from there.
+        leaves_its_head: Whether it is that of a method that trains nothing from there.
         choice: Of the layers; ``None`` where these were given.
         gathered: What the head was solved from, where :class:`~nc_finetune.callbacks.KeepStatistics` asks for it.
 
@@ -70,10 +71,10 @@ class ReadoutSolver(L.Callback):
             what, instead = (
                 ("DiscriminantHead", "take torch.nn.Linear")
                 if waiting
-                else ("a readout", "train a head by LinearProbe or SkipProbe")
+                else (f"the head of {pl_module.method.label}", "train a head by LinearProbe or SkipProbe")
             )
             raise ValueError(
-                f"{what} is the discriminant of classes of which each image has one, and the loss takes several labels"
+                f"{what} is solved for classes of which each image has one, and the loss takes several labels"
                 f" an image; {instead}"
             )
         if waiting and waiting != [pl_module.head]:
@@ -98,8 +99,8 @@ class ReadoutSolver(L.Callback):
         if solved is None:
             return
         values = {
-            "train/leave_one_out_accuracy": solved.accuracy,
-            "train/shrinkage": solved.shrinkage,
+            f"train/{solved.left_out}_accuracy": solved.accuracy,
+            **{f"train/{name}": value for name, value in solved.settings.items()},
             "train/temperature": solved.temperature,
         }
         at_end = leaves_its_head(pl_module)
@@ -113,10 +114,13 @@ class ReadoutSolver(L.Callback):
         pl_module.nothing_to_train = False
 
     def _solve_readout(self, trainer: L.Trainer, model: Any) -> None:
-        method: LayerReadout = model.method
-        if method.layers_chosen:  # by another fit, of other images
+        method = model.method
+        if isinstance(method, LayerReadout) and method.layers_chosen:  # by another fit, of other images
             method.choose(AUTO)
         solved = self._solve(trainer, model, method)
+        if isinstance(model.head, NeighborsHead):
+            model.head.take_(solved)
+            return
         if self.choice is not None:
             method.choose(self.choice.name)
             method.freeze(model.backbone)
@@ -136,14 +140,14 @@ class ReadoutSolver(L.Callback):
         self.choice, solved = trainer.strategy.broadcast(found)
         self.gathered, self._columns = (gathered, seen.groups) if self._keeps else (None, {})
         self.solved = self._unsaid = solved
-        rank_zero_info(_in_words(self.choice, solved))
+        rank_zero_info(_in_words(model.method.label if self.leaves_its_head else "readout", self.choice, solved))
         return solved
 
 
 def leaves_its_head(model: Any) -> bool:
-    """Tell whether a model is a readout that trains nothing, and whose head stays as it is solved."""
+    """Tell whether a model trains nothing, and its head stays as it is solved: that of a readout, or of a probe."""
     method = getattr(model, "method", None)
-    return isinstance(method, LayerReadout) and not method.trains
+    return isinstance(method, FinetuningMethod) and method.solution is not None
 
 
 def _waiting(model: Any) -> list[DiscriminantHead]:
@@ -151,14 +155,15 @@ def _waiting(model: Any) -> list[DiscriminantHead]:
     return [part for part in parts if part.awaits_solution]
 
 
-def _in_words(choice: ColumnChoice | None, solved: SolvedHead) -> str:
+def _in_words(label: str, choice: ColumnChoice | None, solved: SolvedHead) -> str:
     chosen = ""
     if choice is not None and choice.accuracies:
         tried = ", ".join(f"{name} {100 * value:.1f}" for name, value in choice.accuracies.items())
         chosen = f"{choice.name} (leaving one of {choice.samples} out: {tried} %), "
     elif choice is not None:
         chosen = f"{choice.name} (too many images to compare layers), "
+    settings = "".join(f"{name} {value:g}, " for name, value in solved.settings.items())
+    left_out = solved.left_out.replace("_", "-")
     return (
-        f"readout: {chosen}shrinkage {solved.shrinkage:g}, leave-one-out accuracy {100 * solved.accuracy:.1f} % of"
-        f" {len(solved.logits)} images"
+        f"{label}: {chosen}{settings}{left_out} accuracy {100 * solved.accuracy:.1f} % of {len(solved.logits)} images"
     )

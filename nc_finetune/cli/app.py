@@ -49,7 +49,7 @@ examples:
 
 names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
   methods   ZeroShot LinearProbe SkipProbe LayerFinetuning SkipConnectionFinetuning SideFinetuning FullFinetuning
-            ProbeFirst BiasTuning NormTuning AdapterTuning LayerReadout
+            ProbeFirst BiasTuning NormTuning AdapterTuning LayerReadout Control
   heads     torch.nn.Linear CosineHead SimplexETFHead OrthogonalFrameHead BottleneckHead DiscriminantHead
             MeanHead ZeroShotHead
   losses    torch.nn.CrossEntropyLoss FocalLoss RescaledMSELoss DotRegressionLoss PickAllLabelsLoss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ class SolvedHead:
         loss: Leave-one-out cross-entropy, likewise.
         logits: Leave-one-out logits over the temperature, shape ``(N, K)``; ``nan`` for a sample that is the only one
             of its class.
+        chosen: What was chosen in place of a shrinkage, by name, of a head that has none.
+        left_out: How samples were held out for accuracy, loss and logits: ``"leave_one_out"``, ``"folds"``, or of what
+            has nothing to fit ``"training"``.
     """
 
     weight: Tensor
@@ -45,6 +49,13 @@ class SolvedHead:
     accuracy: float
     loss: float
     logits: Tensor
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    left_out: str = "leave_one_out"
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What was chosen, by name."""
+        return dict(self.chosen) if math.isnan(self.shrinkage) else {"shrinkage": self.shrinkage}
 
 
 def solve_head(

@@ -10,6 +10,8 @@ from nc_finetune.methods._skips import SkipConnections as SkipConnections
 from nc_finetune.methods.adapters import AdapterTuning as AdapterTuning
 from nc_finetune.methods.base import AUTO as AUTO
 from nc_finetune.methods.base import FinetuningMethod as FinetuningMethod
+from nc_finetune.methods.controls import Control as Control
+from nc_finetune.methods.controls import NeighborsHead as NeighborsHead
 from nc_finetune.methods.full import FullFinetuning as FullFinetuning
 from nc_finetune.methods.layer import LayerFinetuning as LayerFinetuning
 from nc_finetune.methods.layer import named_blocks as named_blocks

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nc_finetune.backbones import PENULTIMATE, Backbone, LayerPooling
 from nc_finetune.errors import check_name
+from nc_finetune.functional.readout import SolvedHead
 
 BatchNormMode = Literal["eval", "train"]
 Found = TypeVar("Found")
@@ -86,6 +87,15 @@ class FinetuningMethod(nn.Module, ABC):
     @property
     def own_head(self) -> Callable[[int, int], nn.Module] | None:
         """Builds the classifier, where the method brings its own."""
+        return None
+
+    @property
+    def solution(self) -> Callable[..., SolvedHead] | None:
+        """What solves the head from features and labels in one pass, where it is not trained.
+
+        A function as :func:`~nc_finetune.functional.readout.solve_head`, called with features, labels and number of
+        classes. A method that has one brings its head, and nothing else of it is trained.
+        """
         return None
 
     @abstractmethod

@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Literal, get_args
 
 from torch import nn
 
 from nc_finetune.backbones import Backbone
+from nc_finetune.errors import check_name
+from nc_finetune.functional.readout import SolvedHead
+from nc_finetune.functional.reference_heads import solve_logistic
 from nc_finetune.methods._skips import SkipJoin, SkipPooling, SkipScale
 from nc_finetune.methods._with_skips import WithSkips
 from nc_finetune.methods.base import FinetuningMethod
 
+ProbeSolver = Literal["optimizer", "lbfgs"]
+
 
 class LinearProbe(FinetuningMethod):
-    """Train the head on the frozen penultimate feature (Alain & Bengio 2016, arXiv:1610.01644).
+    """Fit the head to the frozen penultimate feature (Alain & Bengio 2016, arXiv:1610.01644).
+
+    Args:
+        solver: ``"optimizer"`` trains the head, whatever it is, as all else is trained. ``"lbfgs"`` solves a linear one
+            after one pass over the training images: multinomial logistic regression, its penalty by five folds of them
+            (:func:`~nc_finetune.functional.reference_heads.solve_logistic`), which no validation image is needed for.
+            ``Trainer(max_epochs=1).fit`` is all then.
+
+    Raises:
+        ValueError: If the solver is another word.
 
     Example:
-        >>> LinearProbe().name
-        'linear_probe'
+        >>> LinearProbe().trains, LinearProbe("lbfgs").trains
+        (True, False)
     """
 
     name: ClassVar[str] = "linear_probe"
     label: ClassVar[str] = "linear probe"
 
-    def __init__(self) -> None:
+    def __init__(self, solver: ProbeSolver = "optimizer") -> None:
         super().__init__()
+        check_name("solver of a probe", solver, get_args(ProbeSolver))
+        self.solver: ProbeSolver = solver
+
+    @property
+    def trains(self) -> bool:
+        """Whether the head is trained; otherwise it is solved."""
+        return self.solver == "optimizer"
+
+    @property
+    def own_head(self) -> Callable[[int, int], nn.Module] | None:
+        """A linear layer, where it is solved."""
+        return None if self.trains else nn.Linear
+
+    @property
+    def solution(self) -> Callable[..., SolvedHead] | None:
+        """Logistic regression, where the head is solved."""
+        return solve_logistic if self.solver == "lbfgs" else None
 
     def tuned_modules(self, backbone: Backbone) -> list[nn.Module]:
         """Return nothing: the whole backbone is frozen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from nc_finetune.backbones import (
 )
 from nc_finetune.errors import check_name
 from nc_finetune.functional.discriminant import Priors, checked_shrinkages
+from nc_finetune.functional.readout import SolvedHead, solve_head
 from nc_finetune.heads import unit_length
 from nc_finetune.methods._wrapping import asks_inner
 from nc_finetune.methods.base import AUTO, FinetuningMethod
@@ -144,6 +146,11 @@ class LayerReadout(FinetuningMethod):
     def own_head(self) -> Callable[[int, int], nn.Module] | None:
         """A linear layer, to be solved; with a method there is a choice."""
         return None if self.trains else nn.Linear
+
+    @property
+    def solution(self) -> Callable[..., SolvedHead] | None:
+        """The shrunk discriminant; ``None`` where a method trains the head."""
+        return None if self.trains else partial(solve_head, shrinkage=self.shrinkage, priors=self.priors)
 
     @property
     def changes_features(self) -> bool:

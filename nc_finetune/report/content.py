@@ -42,13 +42,16 @@ _COMPARISON_NOTE = (
     "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above 0: "
     "{} is ahead. The intervals hold for all alternatives together with 95 % (Student's t over the seeds, the settings "
     "as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval lies on "
-    "one side of 0. Unpaired runs have no counterpart and do not count. Epochs: how many times as fast, geometric mean."
+    "one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval where these are "
+    "random, too (bootstrap of data sets and of pairs within each, Bonferroni). Epochs: how many times as fast, whole "
+    "run: how many times as much time of the processors the other one takes, geometric means."
 )
 _NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed
 _STANDINGS_NOTE = (
     "Over all settings (data set, backbone, training size) that are in this report, compared on the seeds that two "
     "methods share. Rank 1 is the best of a setting. Not below probe: settings in which it is at least as good as the "
-    "linear probe. Epochs vs full FT: how many times as fast, geometric mean. A mean stands only where a method was "
+    "linear probe. Epochs vs full FT: how many times as fast; whole run: how many times as little time of the "
+    "processors, choices included; geometric means. A mean stands only where a method was "
     "run in every setting. Bold: recommended, the best of what tunes at most 10 % of the parameters and lost no run; "
     "as it is chosen by the numbers of this table, they flatter it a little."
 )

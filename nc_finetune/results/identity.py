@@ -35,7 +35,7 @@ _SETTINGS_OF_VERSION_1 = {"settings.epochs": "epochs"}
 _SAID = (
     *("backbone.name", "backbone.weights", "backbone.key_layer", "backbone.model_options", "backbone.options"),
     *("dataset.name", "dataset.source", "dataset.balance_classes", "method.options", "head.options", "loss.options"),
-    "method.solve_head",
+    *("dataset.augmentation", "method.solve_head", "method.augment", "method.pretrained"),
     *("samples_per_class", "seed", "settings.normalize"),
 )
 _CLASSES = ("method.method", "head.head", "loss.loss")
@@ -122,7 +122,9 @@ def settings_of(run: Result) -> Facts:
 def facts_of(run: Result) -> Facts:
     """Say everything that tells a run from others, as far as its record does."""
     asked = {name: text_of(getattr(run, name)) for name in _ASKED}
-    return asked | configured(run) | _hashes(run)
+    augmentation = run.config.get("dataset", {}).get("augmentation")  # no part of the place: some runs are augmented
+    augmented = {} if augmentation is None else {"dataset.augmentation": text_of(augmentation)}
+    return asked | configured(run) | _hashes(run) | augmented
 
 
 def identity_of(run: Result) -> str:
@@ -188,7 +190,10 @@ def told_apart(runs: Sequence[Result]) -> list[Result]:
     """
     finished = [run.status == "ok" for run in runs]
     data = _words_by_family([run.dataset for run in runs], [place_of(run) for run in runs], finished)
-    networks = [text_of([run.backbone, run.weights, run.config.get("backbone")]) for run in runs]
+    networks = [
+        text_of([run.backbone, run.weights, run.config.get("backbone"), run.options.get("random_weights")])
+        for run in runs
+    ]
     weights = _words_by_family(networks, [_weights(run) for run in runs], finished)
     return [
         dataclasses.replace(

@@ -85,6 +85,8 @@ class Result:
         delta_bytes: Size of what was tuned, as :func:`~nc_finetune.save_delta` writes it, without its description.
         run_seconds: Time of the whole run, with all candidate rates and folds, and the choice of the block, also of
             what an earlier process or run had done for it.
+        processor_seconds: Time that processors spent on the whole run, all of them together; ``None`` where a part of
+            it was done by an earlier process or run.
         learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
             images with several labels the loss alone.
         class_names: K names.
@@ -146,6 +148,7 @@ class Result:
     peak_memory_bytes: int | None = None
     delta_bytes: int | None = None
     run_seconds: float | None = None
+    processor_seconds: float | None = None
     learning_curve: dict[str, list[float]] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
     confusion: list[str] = field(default_factory=list)
@@ -174,7 +177,9 @@ class Result:
 
     @property
     def bracketed(self) -> bool | None:
-        """Whether a lower and a higher learning rate than the chosen one were tried; ``None`` where none was chosen.
+        """Whether lower and higher values than the chosen ones were tried: of the rate, and of numbers beside it.
+
+        ``None`` where no rate was chosen.
 
         Example:
             >>> run = Result(run_id="r", backbone="b", weights=None, dataset="d", method="m", learning_rate=3e-3)
@@ -185,7 +190,7 @@ class Result:
         if self.learning_rate is None or not self.learning_rates:
             return None
         tried = [float(rate) for rate in self.learning_rates]
-        return min(tried) < float(f"{self.learning_rate:g}") < max(tried)
+        return min(tried) < float(f"{self.learning_rate:g}") < max(tried) and not self.choice.get("edges")
 
     def confusion_matrix(self) -> list[list[int]]:
         """Return counts of test images, true classes downwards, predicted ones across; empty if they are not known.

@@ -36,6 +36,11 @@ _PLAIN = (bool, int, float, str, tuple, list, type(None))
 WITHOUT_EFFECT = ("cache", "settings.num_workers", "method.heads")
 # Files may have 255 bytes, of which endings and temporary files need some.
 _LONGEST_NAME = 200
+# Choices that came later, and what they were before.
+_LATER: tuple[tuple[str, str, Any], ...] = (
+    *(("method", "solve_head", False), ("method", "augment", False), ("method", "pretrained", True)),
+    *(("method", "candidates", None), ("dataset", "augmentation", None)),
+)
 _USUAL_LOSS = LossSpec()
 _USUAL_CHOICE = ChoiceSpec()
 
@@ -91,10 +96,10 @@ class Cell:
 
     @property
     def data_spec(self) -> DatasetSpec:
-        """The data set, without validation images where folds choose and none are asked for."""
-        if self.choice.by_folds and self.dataset.val_size is None:
-            return dataclasses.replace(self.dataset, val_size=0)
-        return self.dataset
+        """The data set, without validation images where folds choose and none are asked for, augmented where wanted."""
+        held_out = 0 if self.choice.by_folds and self.dataset.val_size is None else self.dataset.val_size
+        augmentation = self.dataset.augmentation if self.method.augment else None
+        return dataclasses.replace(self.dataset, val_size=held_out, augmentation=augmentation)
 
     @property
     def fits(self) -> int:
@@ -119,8 +124,13 @@ class Cell:
         return self.method.build(self.key_layer)
 
     def build_backbone(self) -> Backbone:
-        """Load the pre-trained weights anew."""
-        return self.backbone.build(self.backbone.weights)
+        """Load the pre-trained weights anew; or draw random ones, of a control."""
+        return self.backbone.build(self.backbone.weights if self.method.pretrained else None)
+
+    def with_options(self, options: Mapping[str, Any]) -> Cell:
+        """Return the cell with values of its candidates, instead of the candidates."""
+        chosen = dataclasses.replace(self.method, options={**self.method.options, **options}, candidates=None)
+        return dataclasses.replace(self, method=chosen)
 
     def build_model(self, backbone: Backbone, data: ImageData, learning_rate: float | None) -> ImageClassifier:
         """Build a fresh model around a backbone, for the classes of some data."""
@@ -206,8 +216,9 @@ def _config_of(cell: Cell) -> dict[str, Any]:
     config: dict[str, Any] = plain(same)
     for part, rest in defaults.items():
         config[part]["defaults"] = {name: value for name, value in rest.items() if name not in config[part]}
-    if not cell.method.solve_head:  # as in records of before there was the choice
-        config["method"].pop("solve_head")
+    for part, choice, default in _LATER:  # as in records of before there was the choice
+        if config[part][choice] == default:
+            config[part].pop(choice)
     for path in WITHOUT_EFFECT:
         *parents, name = path.split(".")
         holder = config[parents[0]] if parents else config
@@ -240,6 +251,9 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         found
         | ({"balance_classes": True} if config["dataset"]["balance_classes"] else {})
         | ({"solve_head": solved} if solved else {})
+        | ({"augmented": True} if config["method"].get("augment") else {})
+        | ({} if config["method"].get("pretrained", True) else {"random_weights": True})
+        | dict.fromkeys(config["method"].get("candidates") or {}, "chosen")
     )
 
 

@@ -50,8 +50,16 @@ def part_problems(
     problems += _losses_that_are_the_same(losses)
     for dataset in datasets:
         problems += _source(dataset)
+        problems += [] if dataset.augmentation is None else _attempt(dataset.augmentation.build)
     for backbone in backbones:
         problems += _backbone(backbone, backbones, methods)
+    if any(method.augment for method in methods):
+        problems += [
+            f"augment: true needs what the images of {dataset.name or dataset.source} allow; say augmentation:, e.g."
+            " {scale: [0.5, 1.0], flip: 0.5}"
+            for dataset in datasets
+            if dataset.augmentation is None
+        ]
     return list(dict.fromkeys(problems))
 
 
@@ -82,6 +90,11 @@ def choice_problems(
             if choice.by_folds
             else "choice: validation keeps the model that it judged, so that refit must be false; say choice: folds"
         )
+    problems += [
+        f"candidates of {method.method} are chosen by folds; say choice: folds, or give one value as an option"
+        for method in methods
+        if method.candidates and not choice.by_folds
+    ]
     several = any(len(method.learning_rates) > 1 for method in methods) or choice.extend_rates
     auto = any("auto" in _listed(backbone) for backbone in backbones)
     if not choice.by_folds and (several or auto):
@@ -122,9 +135,23 @@ def _method(spec: MethodSpec) -> list[str]:
         problems += _attempt(spec.solver)
         if not needed and not problems:
             problems.append(f"solve_head comes after training, and {spec.method} trains nothing; leave it out")
+    problems += _candidates(spec, needed)
     if spec.heads == []:
         problems.append(f"heads of {spec.method} must not be empty; leave them out to take those of the grid")
     return problems
+
+
+def _candidates(spec: MethodSpec, needed: bool) -> Iterator[str]:
+    if spec.candidates and not needed:
+        yield f"{spec.method} trains nothing, so that its candidates would choose nothing; leave them out"
+    for name, values in (spec.candidates or {}).items():
+        if name in spec.options:
+            yield f"{name} of {spec.method} is an option and has candidates; leave one of them out"
+        if len(values) < 2:
+            yield f"candidates of {spec.method} must have two values at least, got {values} of {name}"
+        elif not _attempt(lambda: spec.build(None)):
+            others = (dataclasses.replace(spec, options={**spec.options, name: value}) for value in values[1:])
+            yield from (found for other in others for found in _attempt(partial(other.build, None)))
 
 
 def _source(spec: DatasetSpec) -> list[str]:

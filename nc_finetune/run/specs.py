@@ -19,7 +19,7 @@ from nc_finetune import heads, losses, methods
 from nc_finetune._common.trust import check_import_path
 from nc_finetune.backbones import LIBRARIES, Backbone, create_backbone
 from nc_finetune.callbacks import SolveHead
-from nc_finetune.data import ImageData
+from nc_finetune.data import ImageData, RandomCropFlip
 from nc_finetune.data.bad_images import OnBadImage
 from nc_finetune.errors import unknown_name
 from nc_finetune.heads import HEAD_NAMES
@@ -83,6 +83,29 @@ class BackboneSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentationSpec:
+    """How images of a data set may be augmented; see :class:`~nc_finetune.data.RandomCropFlip`.
+
+    Attributes:
+        scale: Least and largest share of the area that is kept.
+        ratio: Least and largest ratio of width to height of the box.
+        flip: Share of the images that are flipped; 0 where left is not right, as of digits.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def build(self) -> RandomCropFlip:
+        """Build it.
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        return RandomCropFlip(self.scale, self.ratio, self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """A data set of the grid; see :class:`~nc_finetune.ImageData` for what is not said here.
 
@@ -100,6 +123,7 @@ class DatasetSpec:
         group: Images of one group are on one side of every split: a column, or a pattern of file names.
         on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
         balance_classes: Draw training images so that every class comes equally often.
+        augmentation: What the images allow, for methods that augment.
     """
 
     source: str
@@ -113,6 +137,7 @@ class DatasetSpec:
     group: str | None = None
     on_bad_image: OnBadImage = "raise"
     balance_classes: bool = False
+    augmentation: AugmentationSpec | None = None
 
     @property
     def location(self) -> str:
@@ -127,7 +152,7 @@ class DatasetSpec:
         return source
 
     def build(self, training_size: TrainingSize, seed: int, batch_size: int, num_workers: int) -> ImageData:
-        """Build the data module of a training sample."""
+        """Build the data module of a training sample; it augments where something is said of that."""
         samples_per_class, train_share = split_size(training_size)
         return ImageData(
             self.location,
@@ -145,6 +170,7 @@ class DatasetSpec:
             group=self.group,
             on_bad_image=self.on_bad_image,
             balance_classes=self.balance_classes,
+            batch_transform=None if self.augmentation is None else self.augmentation.build(),
         )
 
 
@@ -163,6 +189,11 @@ class MethodSpec:
             :class:`~nc_finetune.callbacks.SolveHead`. True is of what the head sees; or layers, as ``"later_half"``; or
             its arguments, as ``{layers: later_half, frozen: true}``.
             Where folds choose, they do so by the trained head, and the fit of all images takes the mean of both.
+        augment: Augment the training images as the data set allows; nothing of a frozen part is kept then.
+        pretrained: Begin with the weights of the backbone; false is a control, with random ones.
+        candidates: Values of further options of the class, such as ``{rank: [4, 8, 16]}``, among which folds choose: at
+            the rate that is best for the first values, one option after the other, and then the rate once more. A list
+            of numbers at whose edge the best one lies is extended by a factor of 2, where rates are extended.
     """
 
     method: str
@@ -170,6 +201,9 @@ class MethodSpec:
     options: dict[str, Any] = field(default_factory=dict)
     heads: list[HeadSpec] | None = None
     solve_head: bool | str | list[str] | dict[str, Any] = False
+    augment: bool = False
+    pretrained: bool = True
+    candidates: dict[str, list[Any]] | None = None
 
     def class_to_build(self) -> type[FinetuningMethod]:
         """Return the class, as :meth:`method_class` does."""
@@ -203,6 +237,11 @@ class MethodSpec:
         return SolveHead(None if self.solve_head is True else self.solve_head)
 
     @property
+    def first_options(self) -> dict[str, Any]:
+        """The first value of each option that folds choose."""
+        return {name: values[0] for name, values in (self.candidates or {}).items()}
+
+    @property
     def takes_key_layer(self) -> bool:
         """Whether the method tunes the key layer of the backbone."""
         if self.nested is not None:
@@ -211,7 +250,7 @@ class MethodSpec:
 
     def build(self, key_layer: str | None) -> FinetuningMethod:
         """Build the method around a key layer, or a span of them, unless its options name one."""
-        options = dict(self.options)
+        options = self.first_options | self.options
         if issubclass(self.method_class(), LayerFinetuning):
             span = key_layer.split("+") if key_layer and "+" in key_layer else key_layer
             options.setdefault("key_layer", span)

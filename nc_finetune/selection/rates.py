@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 FACTOR = 3.0
 MOST_EXTENSIONS = 4
+Key = TypeVar("Key", bound=Hashable)
 _DIGITS = 6  # significant ones of a rate: 0.009, and not 0.009000000000000001
+
+
+@dataclass(frozen=True)
+class OptionSearch:
+    """Which values of options were tried beside rates, and what was best.
+
+    Attributes:
+        rates: The search of the rate with the chosen values.
+        chosen: Value of each option.
+        scores: The score of each value of each option, by its text, at the rate that was best for the first values.
+        edges: Options whose best value lies at the edge of numbers that were tried.
+    """
+
+    rates: RateSearch
+    chosen: dict[str, Any]
+    scores: dict[str, dict[str, float | None]]
+    edges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,9 +113,72 @@ def search_rates(
     return RateSearch(scores, _best(scores), extended)
 
 
-def _best(scores: dict[float, float | None]) -> float | None:
-    best: float | None = None
-    for rate, value in scores.items():
+def _best(scores: Mapping[Key, float | None]) -> Key | None:
+    best: Key | None = None
+    for key, value in scores.items():
         if value is not None and (best is None or is_better(value, scores[best])):
-            best = rate
+            best = key
     return best
+
+
+def search_options(
+    rates: Sequence[float],
+    candidates: Mapping[str, Sequence[Any]],
+    score: Callable[[dict[str, Any], float], float | None],
+    extensions: int = MOST_EXTENSIONS,
+) -> OptionSearch:
+    """Choose values of options and a rate: the rate for the first values, then option by option, then the rate again.
+
+    Numbers at whose edge the best one lies are extended by a factor of 2, as rates are by 3.
+
+    Args:
+        rates: As for :func:`search_rates`.
+        candidates: Values of each option, the usual one first.
+        score: From values and a rate to a score, as for :func:`search_rates`; asked again for what it knows.
+        extensions: How often a list may be extended.
+
+    Returns:
+        What was tried, and the best.
+
+    Example:
+        >>> found = search_options([0.1], {"rank": [4, 8]}, lambda options, rate: -abs(options["rank"] - 20) - rate)
+        >>> found.chosen, found.scores["rank"]
+        ({'rank': 16}, {'4': -16.00..., '8': -12.00..., '16': -4.00..., '32': -12.00...})
+    """
+    chosen = {name: values[0] for name, values in candidates.items()}
+    search = search_rates(rates, lambda rate: score(chosen, rate), extensions)
+    first, tried, edges = dict(chosen), {}, []
+    for name, values in candidates.items():
+        if search.chosen is None:
+            break
+        rate, listed = search.chosen, {str(value): value for value in values}
+        scores = {text: score(chosen | {name: value}, rate) for text, value in listed.items()}
+        for _ in range(extensions):
+            more = _beyond(listed, scores)
+            if more is None:
+                break
+            listed[str(more)] = more
+            scores[str(more)] = score(chosen | {name: more}, rate)
+        chosen[name], tried[name] = listed[_best(scores) or str(values[0])], scores
+        edges += [name] if _beyond(listed, scores) is not None else []
+    if chosen != first and search.chosen is not None:
+        around = [search.chosen / FACTOR, search.chosen, search.chosen * FACTOR]
+        rounded = [float(f"{rate:.{_DIGITS}g}") for rate in around]
+        search = search_rates(rounded, lambda rate: score(chosen, rate), extensions)
+    return OptionSearch(search, chosen, tried, tuple(edges))
+
+
+def _beyond(listed: Mapping[str, Any], scores: Mapping[str, float | None]) -> int | float | None:
+    """Return the number beyond the edge at which the best one lies; ``None`` where it is inside, or no number."""
+    numbers = [value for value in listed.values() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    best = _best(scores)
+    if best is None or len(numbers) < len(listed) or min(numbers) <= 0:
+        return None
+    value = listed[best]
+    if value == max(numbers):
+        more: int | float = 2 * value
+    elif value == min(numbers):
+        more = value / 2 if isinstance(value, float) else value // 2
+    else:
+        return None
+    return more if more > 0 else None

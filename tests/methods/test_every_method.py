@@ -20,6 +20,7 @@ from nc_finetune.methods import (
     METHOD_NAMES,
     AdapterTuning,
     BiasTuning,
+    Control,
     FinetuningMethod,
     FullFinetuning,
     LayerFinetuning,
@@ -35,6 +36,7 @@ from nc_finetune.methods import (
 
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
     "LinearProbe": LinearProbe,
+    "Control": lambda: Control("nearest_class_mean"),
     "LayerReadout": lambda: LayerReadout("later_half"),
     "SkipProbe": SkipProbe,
     "LayerFinetuning": LayerFinetuning,

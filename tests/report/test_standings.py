@@ -272,6 +272,32 @@ def test_speed_is_the_geometric_mean_of_ratios_of_epochs() -> None:
     assert compared.mean_speed == pytest.approx(4.0)
 
 
+def test_cost_is_the_ratio_of_whole_runs() -> None:
+    ours = [make_run("scl_ft", 90, dataset=name, processor_seconds=2.0) for name in "ab"]
+    theirs = [make_run("full_ft", 80, dataset=name, processor_seconds=cost) for name, cost in (("a", 4.0), ("b", 16.0))]
+    assert compare(ours, theirs).mean_cost == pytest.approx(4.0)
+    assert compare([make_run("scl_ft", 90)], [make_run("full_ft", 80)]).mean_cost is None
+
+
+def test_over_data_sets_few_sets_that_differ_leave_more_doubt_than_many_seeds() -> None:
+    ours = [make_run("scl_ft", 80 + lead + 0.1 * seed, seed, name) for name, lead in LEADS for seed in range(5)]
+    theirs = [make_run("full_ft", 80, seed, name) for name, _ in LEADS for seed in range(5)]
+    found = compare(ours, theirs)
+    assert found.verdict == "ahead"  # on these sets
+    assert found.over_sets is not None
+    low, high = found.over_sets
+    assert low < 0 < found.mean < high
+    wider = compare(ours, theirs, alternatives=10).over_sets
+    assert wider is not None
+    assert wider[0] <= low < high <= wider[1]
+    two = [run for run in (*ours, *theirs) if run.dataset in "ab"]
+    few = compare([run for run in two if run.method == "scl_ft"], [run for run in two if run.method == "full_ft"])
+    assert few.over_sets is None
+
+
+LEADS = (("a", 6.0), ("b", -4.0), ("c", 4.0))
+
+
 def test_what_shares_no_setting_is_not_compared() -> None:
     scl, full = stand(make_run("scl_ft", 90.0), make_run("full_ft", 91.0, dataset="b"))
     assert difference(scl.rows, full.rows) is None

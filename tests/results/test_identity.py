@@ -19,6 +19,7 @@ from nc_finetune.results.result import Result, read_result, write_result
 from nc_finetune.run._cell.outcome import planned_result
 from nc_finetune.run.cell import WITHOUT_EFFECT, Cell, Settings
 from nc_finetune.run.grid import BackboneSpec, DatasetSpec, HeadSpec, LossSpec, MethodSpec
+from nc_finetune.run.specs import AugmentationSpec
 
 CHANNELS_LAST = inspect.signature(TimmBackbone).parameters["channels_last"].default
 CELL = Cell(
@@ -48,11 +49,15 @@ OTHER: dict[str, Any] = {
     "dataset.on_bad_image": "skip",
     "dataset.balance_classes": True,
     "dataset.group": "plant",
+    "dataset.augmentation": AugmentationSpec(),
     "method.method": "LayerFinetuning",
     "method.learning_rates": [1e-3, 1e-2],
     "method.options": {"scale": "matched"},
     "method.heads": [HeadSpec()],
     "method.solve_head": True,
+    "method.augment": True,
+    "method.pretrained": False,
+    "method.candidates": {"join": ["feature", "before_norm"]},
     "head.head": "CosineHead",
     "head.options": {"bias": False},
     "loss.loss": "FocalLoss",
@@ -93,14 +98,19 @@ def finished(cell: Cell, **fields: Any) -> Result:
 
 @pytest.mark.parametrize("path", list(fields_of(CELL)))
 def test_every_field_of_a_cell_is_part_of_its_name_and_its_result_or_changes_no_number(path: str) -> None:
-    other = changed(path, OTHER[path])
+    # What the images allow has an effect where a method augments.
+    cell = changed("method.augment", True) if path == "dataset.augmentation" else CELL
+    other = changed(path, OTHER[path], cell)
     is_the_same = path in WITHOUT_EFFECT
-    assert (other.run_id == CELL.run_id) == is_the_same
-    assert (other.config == CELL.config) == is_the_same
-    assert (identity_of(finished(other)) == identity_of(finished(CELL))) == (is_the_same or path == "dataset.source")
+    assert (other.run_id == cell.run_id) == is_the_same
+    assert (other.config == cell.config) == is_the_same
+    assert (identity_of(finished(other)) == identity_of(finished(cell))) == (is_the_same or path == "dataset.source")
 
 
-@pytest.mark.parametrize("path", sorted({*OTHER} - {*WITHOUT_EFFECT, "seed", "settings.normalize", "dataset.source"}))
+_NO_ROWS = ("seed", "settings.normalize", "dataset.source", "dataset.augmentation")  # the last: one for a data set
+
+
+@pytest.mark.parametrize("path", sorted({*OTHER} - {*WITHOUT_EFFECT, *_NO_ROWS}))
 def test_runs_that_differ_in_any_field_are_rows_of_their_own_with_names_of_their_own(path: str) -> None:
     runs = [finished(CELL), finished(changed(path, OTHER[path]), seed=1)]
     rows = summarize(runs)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from nc_finetune.selection import search_rates
-from nc_finetune.selection.rates import MOST_EXTENSIONS, is_better
+from nc_finetune.selection.rates import MOST_EXTENSIONS, is_better, search_options
 
 
 def peaked(best: float, diverged_from: float = math.inf) -> object:
@@ -60,3 +60,30 @@ def test_of_equal_scores_the_first_stays() -> None:
 def test_rates_must_be_above_0(rates: list[float]) -> None:
     with pytest.raises(ValueError, match="there must be at least one learning rate, and all above 0"):
         search_rates(rates, lambda rate: 1.0)
+
+
+def test_options_are_chosen_one_after_the_other_and_the_rate_once_more() -> None:
+    asked: list[tuple[dict[str, object], float]] = []
+
+    def score(options: dict[str, object], rate: float) -> float:
+        asked.append((dict(options), rate))
+        wanted = 0.00111111 if options == {"rank": 16, "where": "all"} else 9e-3
+        return -abs(math.log(rate / wanted)) - abs(int(str(options["rank"])) - 16) - 5 * (options["where"] != "all")
+
+    found = search_options([3e-3, 1e-2], {"rank": [4, 8], "where": ["mlp", "all"]}, score)
+    assert found.chosen == {"rank": 16, "where": "all"}
+    assert (found.rates.chosen, found.rates.bracketed, found.edges) == (0.00111111, True, ())
+    assert {*found.scores["rank"]} == {"4", "8", "16", "32"}
+    assert {*found.scores["where"]} == {"mlp", "all"}
+    assert {rate for options, rate in asked if options == {"rank": 4, "where": "all"}} == set()
+
+
+def test_numbers_that_do_not_end_are_at_an_edge_and_others_have_none() -> None:
+    found = search_options([1.0], {"rank": [1, 2], "x": [True, False]}, lambda options, rate: options["rank"], 2)
+    assert found.edges == ("rank",)
+    assert found.chosen == {"rank": 8, "x": True}
+
+
+def test_nothing_is_chosen_where_everything_diverges() -> None:
+    found = search_options([1.0], {"rank": [1, 2]}, lambda options, rate: None)
+    assert (found.rates.chosen, found.scores, found.chosen) == (None, {}, {"rank": 1})

@@ -11,7 +11,7 @@ from nc_finetune.report._tables.comparison import CONFIDENCE
 from nc_finetune.report._tables.groups import finite, group_of, setting_names
 from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import Row, best_rows, by_group
-from nc_finetune.report._tables.tables import COSTS, NOTHING, Entry, Table, accuracy_text, cost_text, measure_column
+from nc_finetune.report._tables.tables import NOTHING, Entry, Table, accuracy_text, cost_text, costs_of, measure_column
 from nc_finetune.results.result import Result
 
 _FEWEST_RUNS = 5
@@ -139,19 +139,19 @@ def pareto_front(rows: Sequence[Row], cost: str) -> list[Row]:
 
 def pareto_table(rows: Sequence[Row]) -> Table:
     """Tabulate the costs of what is on a Pareto front; a cost is marked where the row is on the front of that cost."""
-    lines = []
+    lines, known = [], costs_of(rows)
     names = setting_names(by_group(rows))
     for group, members in by_group(rows).items():
-        fronts = {column: pareto_front(members, attribute) for column, attribute in COSTS.items()}
+        fronts = {column: pareto_front(members, attribute) for column, attribute in known.items()}
         for row in members:
-            marks = [row in fronts[column] for column in COSTS]
+            marks = [row in fronts[column] for column in known]
             if any(marks):
-                costs = [cost_text(column, getattr(row, attribute)) for column, attribute in COSTS.items()]
-                values = [getattr(row, attribute) for attribute in COSTS.values()]
+                costs = [cost_text(column, getattr(row, attribute)) for column, attribute in known.items()]
+                values = [getattr(row, attribute) for attribute in known.values()]
                 cells = [Entry(text, mark, value) for text, mark, value in zip(costs, marks, values, strict=True)]
                 accuracy = Entry(accuracy_text(row), value=row.accuracy)
                 lines.append((Entry(names[group]), Entry(row.label), accuracy, *cells))
-    return Table(("on", "method", measure_column(rows), *COSTS), tuple(lines))
+    return Table(("on", "method", measure_column(rows), *known), tuple(lines))
 
 
 def summed_confusion(runs: Sequence[Result]) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -16,6 +16,8 @@ from nc_finetune.report._tables.summary import Row
 
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 3
+_FEWEST_SETS = 3
+_RESAMPLES = 10_000
 _DIGITS = 9  # of a difference in points: what is beyond them is rounding, not a result
 Verdict = Literal["ahead", "behind", "not clear"]
 
@@ -44,6 +46,8 @@ class Difference:
         high: Upper end.
         no_interval: Why there is no interval; empty where there is one.
         speed: How many times as fast an epoch is, by setting.
+        cost: How many times as much time of the processors the other one's whole run takes, by setting.
+        over_sets: Interval of the mean where data sets are random, too; ``None`` of fewer than three.
     """
 
     pairs: Mapping[Group, tuple[float, ...]]
@@ -52,6 +56,8 @@ class Difference:
     high: float | None
     no_interval: str
     speed: Mapping[Group, float]
+    cost: Mapping[Group, float] = field(default_factory=dict)
+    over_sets: tuple[float, float] | None = None
 
     @cached_property
     def points(self) -> dict[Group, float]:
@@ -80,6 +86,11 @@ class Difference:
         """Geometric mean over settings."""
         return statistics.geometric_mean(self.speed.values()) if self.speed else None
 
+    @property
+    def mean_cost(self) -> float | None:
+        """Geometric mean over settings."""
+        return statistics.geometric_mean(self.cost.values()) if self.cost else None
+
 
 def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternatives: int = 1) -> Difference | None:
     """Compare two variants on the settings and seeds that both have a result of.
@@ -99,21 +110,42 @@ def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternati
 
     Source:
         Satterthwaite 1946, An approximate distribution of estimates of variance components, 10.2307/3002019.
+        Efron & Tibshirani 1993, An introduction to the bootstrap, 10.1201/9780429246593, of data sets and pairs.
         Dunn 1961, Multiple comparisons among means, 10.1080/01621459.1961.10482090.
     """
     pairs = {group: values for group in ours if group in theirs and (values := paired(ours[group], theirs[group]))}
     if not pairs:
         return None
-    times = {group: (ours[group].epoch_seconds, theirs[group].epoch_seconds) for group in pairs}
-    speed = {group: slow / fast for group, (fast, slow) in times.items() if fast and slow}
+    speed, cost = (
+        {
+            group: slow / fast
+            for group in pairs
+            if (fast := getattr(ours[group], part)) and (slow := getattr(theirs[group], part))
+        }
+        for part in ("epoch_seconds", "processor_seconds")
+    )
     number = sum(map(len, pairs.values()))
     unpaired = sum(len(row.accuracies) for row in (*ours.values(), *theirs.values())) - 2 * number
     reason = _why_no_interval(list(pairs.values()))
-    found = Difference(pairs, unpaired, None, None, reason, speed)
+    confidence = 1 - (1 - CONFIDENCE) / alternatives
+    found = Difference(pairs, unpaired, None, None, reason, speed, cost, _over_sets(pairs, confidence))
     if reason:
         return found
-    half = _half_interval(list(pairs.values()), 1 - (1 - CONFIDENCE) / alternatives)
-    return Difference(pairs, unpaired, found.mean - half, found.mean + half, "", speed)
+    half = _half_interval(list(pairs.values()), confidence)
+    return replace(found, low=found.mean - half, high=found.mean + half)
+
+
+def _over_sets(pairs: Mapping[Group, Sequence[float]], confidence: float) -> tuple[float, float] | None:
+    """Bootstrap the mean over data sets: these are drawn with replacement, and within each its pairs."""
+    sets = list(dict.fromkeys(group.dataset for group in pairs))
+    if len(sets) < _FEWEST_SETS:
+        return None
+    random = np.random.default_rng(0)
+    drawn = {group: random.choice(values, (_RESAMPLES, len(values))).mean(1) for group, values in pairs.items()}
+    means = np.stack([np.mean([drawn[group] for group in pairs if group.dataset == name], axis=0) for name in sets], 1)
+    rows = random.integers(len(sets), size=means.shape)
+    low, high = np.quantile(np.take_along_axis(means, rows, 1).mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _why_no_interval(samples: Sequence[Sequence[float]]) -> str:

@@ -33,11 +33,13 @@ _PHRASES = {
     "adapter": "{}",
     "batch_norm": "BatchNorm in {} mode",
     "solve_head": "head solved on {}",
+    "solver": "solved by {}",
+    "kind": "{}",
 }
 # What it is called of one method.
 _PHRASES_OF = {"readout": {"method": "under it {}"}}
 _HEADS = {"simplex_etf_head": "ETF head", "SimplexETFHead": "ETF head", "bottleneck_head": "bottleneck"}
-_VALUES = {"canonical": "the axes", "random": "random directions"}
+_VALUES = {"canonical": "the axes", "random": "random directions", "lbfgs": "L-BFGS"}
 # Told only where nothing else sets two variants apart: what was chosen from, and arguments left at their defaults.
 _LAST_SETTINGS = ("method.learning_rates",)
 Choices = tuple[tuple[str, str], ...]

@@ -168,13 +168,14 @@ def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
         return Table()
     choice = recommended(found)
     columns = ("method", "tuned %", f"mean {measure_column(rows)}", "mean rank", "within 1 point of best")
-    more: tuple[str, ...] = ("points below best", "at most", "not below probe", "epochs vs full FT", "settings")
+    more: tuple[str, ...] = ("points below best", "at most", "not below probe", "epochs vs full FT")
+    more = (*more, "whole run vs full FT", "settings")
     lines = [_standing_cells(standing, found, standing is choice, settings) for standing in found]
     if any(standing.lost for standing in found):
         more = (*more, "runs without a result")
         names = setting_names(by_group(rows))
         lines = [(*line, Entry(_lost_text(standing, names))) for line, standing in zip(lines, found, strict=True)]
-    return Table((*columns, *more), tuple(lines))
+    return Table((*columns, *more), tuple(lines)).without_empty("whole run vs full FT")
 
 
 def _lost_text(standing: Standing, names: Mapping[Group, str]) -> str:
@@ -197,6 +198,7 @@ def _standing_cells(standing: Standing, found: Sequence[Standing], chosen: bool,
         number(max(standing.behind.values())),
         Entry(NOTHING) if probe is None else _share(sum(v >= 0 for v in probe.points.values()), len(probe.points)),
         number(full.mean_speed if full else None, _TIMES),
+        number(full.mean_cost if full else None, _TIMES),
         number(len(standing.rows), "{}"),
     )
 
@@ -213,7 +215,8 @@ def comparison_table(choice: Standing, found: Sequence[Standing]) -> Table:
         for label, against in alternatives(choice, found).items()
     )
     measured = ("points ahead", "95 % interval", "verdict", "pairs", "won / level / lost", "unpaired runs")
-    return Table(("against", *measured, "epochs", "tuned %"), lines) if lines else Table()
+    columns = ("against", *measured, "over data sets", "epochs", "whole run", "tuned %")
+    return Table(columns, lines).without_empty("over data sets", "whole run") if lines else Table()
 
 
 def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
@@ -228,7 +231,9 @@ def _comparison_cells(against: Difference, tuned: float) -> tuple[Entry, ...]:
         number(len(values), "{}"),
         Entry(f"{won} / {len(values) - won - lost} / {lost}", value=won / len(values)),
         number(against.unpaired, "{}"),
+        Entry(NOTHING) if against.over_sets is None else Entry("{:+.2f} to {:+.2f}".format(*against.over_sets)),
         number(against.mean_speed, _TIMES),
+        number(against.mean_cost, _TIMES),
         number(None if math.isnan(tuned) else tuned),
     )
 

@@ -39,6 +39,7 @@ class Row:
         learning_rates: The rates that were chosen, each once, in increasing order.
         at_edge: Runs whose rate was the lowest or the highest of those that were tried.
         epoch_seconds: Mean time of one training pass.
+        processor_seconds: Mean time of the processors for a whole run, with everything that was chosen by.
         peak_memory_bytes: The largest peak memory.
         delta_bytes: Mean size of what was tuned.
         calibration_error: Mean expected calibration error in per cent.
@@ -76,6 +77,7 @@ class Row:
     runs: tuple[Result, ...] = ()
     lost: Mapping[str, int] = field(default_factory=dict)
     at_edge: int = 0
+    processor_seconds: float | None = None
 
     @property
     def planned(self) -> int:
@@ -154,6 +156,7 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
         runs=tuple(runs),
         lost=dict(fates),
         at_edge=sum(run.bracketed is False for run in runs),
+        processor_seconds=_mean(finite(run.processor_seconds for run in runs)),
     )
 
 

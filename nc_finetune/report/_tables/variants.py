@@ -14,7 +14,7 @@ from nc_finetune.results.result import Result
 
 # The order of the methods in every table and legend: from least to most that is tuned; others follow.
 _ORDER = (
-    *("zero_shot", "linear_probe", "skip_probe", "readout", "bias_tuning", "norm_tuning", "adapter"),
+    *("control", "zero_shot", "linear_probe", "skip_probe", "readout", "bias_tuning", "norm_tuning", "adapter"),
     *("layer_ft", "side_ft", "scl_ft", "lp_ft", "full_ft"),
 )
 

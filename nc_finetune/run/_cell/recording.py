@@ -142,8 +142,8 @@ def solved_head(trainer: L.Trainer, model: ImageClassifier) -> dict[str, Any]:
     layers = {"layers": model.method.layers} if isinstance(model.method, LayerReadout) else {}
     return {
         **layers,
-        "shrinkage": solved.shrinkage,
-        "leave_one_out_accuracy": 100 * solved.accuracy,
+        **solved.settings,
+        f"{solved.left_out}_accuracy": 100 * solved.accuracy,
         **(_choice_of_layers(found[-1]) if isinstance(found[-1], ReadoutSolver) else _choice_of_heads(found[-1])),
     }
 

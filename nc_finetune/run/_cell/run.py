@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,14 +35,25 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None, progress: P
     Returns:
         The result; one that failed carries the error, so that a grid goes on.
     """
-    start = time.perf_counter()
+    start, processors = time.perf_counter(), _processor_seconds()
     try:
         with quietly() as notes:
             result = _run(cell, advance, progress)
         result = replace(result, notes=list(dict.fromkeys([*notes, *result.notes])))
     except Exception as error:  # a failed cell is a result, too
         result = failed_result(cell, error)
-    return replace(result, run_seconds=time.perf_counter() - start + (result.run_seconds or 0.0))
+    before = result.run_seconds or 0.0
+    return replace(
+        result,
+        run_seconds=time.perf_counter() - start + before,
+        processor_seconds=None if before else _processor_seconds() - processors,
+    )
+
+
+def _processor_seconds() -> float:
+    """Return what processors have spent on this process and on those that it has waited for."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def _run(cell: Cell, advance: Callable[[], None], progress: Path | None) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from nc_finetune.run._cell.recording import EpochTimer, LearningCurve, TestConfu
 from nc_finetune.run._cell.run_collapse import MultilabelRunCollapse, RunCollapse
 from nc_finetune.run.cell import Cell
 from nc_finetune.selection import CrossValidation, HeldOut, RateSearch, prefix_caches, quiet_trainer, search_rates
-from nc_finetune.selection.rates import MOST_EXTENSIONS, is_better
+from nc_finetune.selection.rates import MOST_EXTENSIONS, OptionSearch, is_better, search_options
 
 _DIGITS = 4  # behind the point, of per cent
 
@@ -124,7 +124,7 @@ def _build(cell: Cell, data: ImageData, learning_rate: float | None) -> ImageCla
 
 
 def _caches(cell: Cell) -> Callable[[ImageClassifier], Sequence[L.Callback]]:
-    return prefix_caches if cell.cache else lambda _: ()
+    return prefix_caches if cell.cache and not cell.method.augment else lambda _: ()
 
 
 def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> Fit:
@@ -196,10 +196,17 @@ def _by_folds(cell: Cell, data: ImageData, advance: Callable[[], None], progress
         progress=progress,
         identity=f"{json.dumps(cell.config, sort_keys=True)} {weights}",
     )
-    found: dict[float, HeldOut] = {}
+    found: dict[tuple[str, float], HeldOut | None] = {}
 
-    def score(rate: float) -> float | None:
-        left = cell.choice.folds if rate in cell.method.learning_rates else 0
+    def build(options: Mapping[str, Any], rate: float) -> Callable[[], ImageClassifier]:
+        return partial(_build, cell.with_options(options), data, rate)
+
+    def score(options: dict[str, Any], rate: float) -> float | None:
+        key = _text(options), rate
+        if key in found:
+            return None if (known := found[key]) is None else known.score
+        listed = rate in cell.method.learning_rates and options == cell.method.first_options
+        left, asked = cell.choice.folds if listed else 0, (options, rate)
 
         def step() -> None:
             nonlocal left
@@ -207,25 +214,30 @@ def _by_folds(cell: Cell, data: ImageData, advance: Callable[[], None], progress
                 left -= 1
                 advance()
 
+        found[key] = None
+        name = f"learning rate {rate:g} {key[0]}".strip()
         try:
-            found[rate] = judging.judge(f"learning rate {rate:g}", partial(_build, cell, data, rate), step)
+            found[key] = judged = judging.judge(name, build(*asked), step)
         except DivergedError:
             return None
         finally:
             while left:
                 step()
-        return found[rate].score
+        return judged.score
 
-    search = _search(cell, score)
-    known = search.chosen if search.chosen is not None else next(iter(found), None)
+    extensions = MOST_EXTENSIONS if cell.choice.extend_rates else 0
+    best = search_options(cell.method.learning_rates, cell.method.candidates or {}, score, extensions)
+    search, text = best.rates, _text(best.chosen)
+    held = {rate: judged for (words, rate), judged in found.items() if words == text and judged is not None}
+    known = search.chosen if search.chosen is not None else next(iter(held), None)
     scores = {f"{rate:g}": None if value is None else _per_cent(value) for rate, value in search.scores.items()}
     if known is None:
         advance()
         return Trained(None, scores, seconds_before=judging.seconds_before)
-    chosen, notes = found[known], _Notes(cell, data)
-    trained = Trained(None, scores, _in_words(judging, search, found, chosen), judging.seconds_before)
+    chosen, notes = held[known], _Notes(cell, data)
+    trained = Trained(None, scores, _in_words(judging, best, held, chosen), judging.seconds_before)
     try:
-        trainer, model = judging.refit(partial(_build, cell, data, known), chosen.epoch, notes.callbacks)
+        trainer, model = judging.refit(build(best.chosen, known), chosen.epoch, notes.callbacks)
     except DivergedError as error:
         trained.error = f"on all training images, with the rate that folds chose: {error}"
         return trained
@@ -236,10 +248,20 @@ def _by_folds(cell: Cell, data: ImageData, advance: Callable[[], None], progress
     return trained
 
 
+def _text(options: Mapping[str, Any]) -> str:
+    """Name values of options; nothing where there are none."""
+    return json.dumps(options, sort_keys=True) if options else ""
+
+
 def _in_words(
-    judging: CrossValidation, search: RateSearch, found: dict[float, HeldOut], chosen: HeldOut
+    judging: CrossValidation, search: OptionSearch, found: dict[float, HeldOut], chosen: HeldOut
 ) -> dict[str, Any]:
     """Say how folds chose, as a result keeps it; scores in per cent."""
+    tried = {
+        name: {text: None if value is None else _per_cent(value) for text, value in scores.items()}
+        for name, scores in search.scores.items()
+    }
+    options = {"options": search.chosen, "by_options": tried, "edges": list(search.edges)} if tried else {}
     return {
         "by": "folds",
         "folds": len(judging.folds),
@@ -247,8 +269,9 @@ def _in_words(
         "epochs": list(chosen.epochs),
         "scores": {f"{rate:g}": [_per_cent(value) for value in held.scores] for rate, held in found.items()},
         "stopped_after": {f"{rate:g}": held.epoch for rate, held in found.items()},
-        "extensions": search.extensions,
+        "extensions": search.rates.extensions,
         "seconds": sum(held.seconds for held in found.values()),
+        **options,
     }
 
 

@@ -1,0 +1,132 @@
+"""What makes a grid fair: options chosen as carefully as rates, augmentation, controls, the cost of the whole job."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.results.result import Result
+from nc_finetune.run._cell.run import run_cell
+from nc_finetune.run.cell import Cell, Settings
+from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
+from nc_finetune.run.specs import AugmentationSpec
+
+LORA = MethodSpec(method="AdapterTuning", learning_rates=[1e-3, 3e-3], candidates={"rank": [2, 4]})
+
+
+def make_grid(*methods: MethodSpec, **changes: Any) -> Grid:
+    parts: dict[str, Any] = {
+        "backbones": [BackboneSpec(name="test_vit", weights=None, model_options={"img_size": 32})],
+        "datasets": [DatasetSpec(source="sklearn:digits", name="digits", image_size=32, test_size=60)],
+        "methods": list(methods),
+        "samples_per_class": [4],
+        "settings": Settings(epochs=1),
+        "choice": "folds",
+        "folds": 2,
+        "extend_rates": False,
+    }
+    return Grid(**{**parts, **changes})
+
+
+def run(method: MethodSpec, **changes: Any) -> Result:
+    (cell,) = make_grid(method, **changes).cells()
+    result = run_cell(cell)
+    assert result.error is None
+    return result
+
+
+def test_folds_choose_options_and_the_result_says_what_was_tried() -> None:
+    found = run(LORA)
+    assert {*found.choice["by_options"]["rank"]} == {"2", "4"}
+    best = found.choice["options"]["rank"]
+    assert best in (2, 4)
+    tried = found.choice["by_options"]["rank"]
+    assert tried[str(best)] == max(tried.values())
+    assert found.choice["edges"] == ["rank"]  # of two numbers one is always at the edge
+    assert found.bracketed is False
+    assert found.options["rank"] == "chosen"  # whatever was chosen: seeds are of one row
+
+
+def test_candidates_are_part_of_the_name_and_the_first_is_the_option() -> None:
+    (cell,), (other,) = (make_grid(replace(LORA, candidates=given)).cells() for given in ({"rank": [2, 4]}, None))
+    assert cell.run_id != other.run_id
+    assert cell.build_method().rank == 2  # type: ignore[attr-defined]
+    assert cell.with_options({"rank": 4}).build_method().rank == 4  # type: ignore[attr-defined]
+
+
+def test_augmented_runs_see_other_images_than_plain_ones_and_are_told_apart() -> None:
+    digits = make_grid(LORA).datasets[0]
+    dataset = replace(digits, augmentation=AugmentationSpec(flip=0.0))
+    plain = MethodSpec(method="LinearProbe", learning_rates=[1e-2])
+    runs = [run(method, datasets=[dataset]) for method in (plain, replace(plain, augment=True))]
+    assert runs[0].learning_curve["train_loss"] != runs[1].learning_curve["train_loss"]
+    assert sorted(variant_labels(runs).values()) == ["linear probe", "linear probe, augmented"]
+    assert runs[0].run_id == run_name(plain)  # what the data allow changes nothing for those that do not augment
+
+
+def run_name(method: MethodSpec) -> str:
+    (cell,) = make_grid(method).cells()
+    return cell.run_id
+
+
+def test_a_control_begins_with_random_weights_in_the_group_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    build = BackboneSpec.build
+
+    def watched(self: BackboneSpec, weights: str | None) -> Any:
+        asked.append(weights)
+        return build(self, None)
+
+    monkeypatch.setattr(BackboneSpec, "build", watched)
+    backbone = BackboneSpec(name="test_resnet", weights="package")
+    cells = [Cell(backbone=backbone, **of_cell(method)) for method in (PROBE, replace(PROBE, pretrained=False))]
+    results = [run_cell(cell) for cell in cells]
+    assert {"package", None} == {*asked}
+    assert [result.weights for result in results] == ["package", "package"]
+    assert sorted(variant_labels(results).values()) == ["linear probe", "linear probe, random weights"]
+
+
+PROBE = MethodSpec(method="LinearProbe", options={"solver": "lbfgs"})
+
+
+def of_cell(method: MethodSpec) -> dict[str, Any]:
+    (cell,) = make_grid(method).cells()
+    parts = ("dataset", "method", "head", "samples_per_class", "seed", "settings", "choice")
+    return {name: getattr(cell, name) for name in parts}
+
+
+def test_a_solved_probe_needs_neither_rates_nor_folds_and_says_its_penalty() -> None:
+    found = run(PROBE)
+    assert found.method == "linear_probe"
+    assert {*found.readout} == {"l2", "folds_accuracy"}
+    assert found.learning_rates == {}
+    assert found.tempered_calibration_error is not None
+
+
+def test_the_cost_of_the_whole_job_is_told() -> None:
+    found = run(PROBE)
+    assert found.processor_seconds is not None
+    assert 0 < found.processor_seconds < 600
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        (replace(LORA, augment=True), {}, "augment: true needs what the images of digits allow"),
+        (LORA, {"choice": "validation", "folds": 5}, "candidates of AdapterTuning are chosen by folds"),
+        (replace(LORA, candidates={"rank": [2]}), {}, "must have two values at least, got \\[2\\] of rank"),
+        (replace(LORA, options={"rank": 2}), {}, "rank of AdapterTuning is an option and has candidates"),
+        (replace(LORA, candidates={"rank": [2, -1]}), {}, "rank"),
+        (replace(PROBE, candidates={"solver": ["lbfgs", "lbfgs"]}, options={}), {}, "trains nothing, so that its cand"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_at_once(method: MethodSpec, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(method, **changes)
+
+
+def test_augmentation_out_of_range_is_refused() -> None:
+    dataset = replace(make_grid(LORA).datasets[0], augmentation=AugmentationSpec(flip=2.0))
+    with pytest.raises(ValueError, match="flip must be a share"):
+        make_grid(LORA, datasets=[dataset])
