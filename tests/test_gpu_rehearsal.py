@@ -30,8 +30,9 @@ K, D, N = 3, 12, 24
 # Network and size of its images.
 NETS = {"ResNet": ("test_resnet", 32), "ViT": ("test_vit", 160), "EfficientNet": ("tf_efficientnet_lite0", 32)}
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
-    **{name: getattr(methods, name) for name in METHOD_NAMES if name not in ("ZeroShot", "ProbeFirst")},
+    **{name: getattr(methods, name) for name in METHOD_NAMES if name not in ("Control", "ZeroShot", "ProbeFirst")},
     "ProbeFirst": lambda: methods.ProbeFirst(methods.SideFinetuning(), probe_epochs=1),
+    "Control": lambda: methods.Control("nearest_class_mean"),
     "matched": lambda: methods.SkipConnectionFinetuning(scale="matched"),
     "learned": lambda: methods.SideFinetuning(scale="learned"),
     "several": lambda: methods.SkipProbe(scale="matched"),

@@ -318,7 +318,8 @@ def test_command_is_installed() -> None:
 @pytest.mark.parametrize("name", ["LinearProb", "nc_finetune.methods.LinearProb"])
 def test_unknown_method_lists_the_valid_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "digits/efficientnet_lite0_linear_probe", "--model.method", name]) == 2
-    assert "Valid methods: AdapterTuning, Control, FullFinetuning, LayerFinetuning, LinearProbe" in capsys.readouterr().err
+    listed = "Valid methods: AdapterTuning, Control, FullFinetuning, LayerFinetuning, LinearProbe"
+    assert listed in capsys.readouterr().err
 
 
 def test_unknown_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:

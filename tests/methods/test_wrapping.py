@@ -16,6 +16,7 @@ from nc_finetune.methods import (
     METHOD_NAMES,
     AdapterTuning,
     BiasTuning,
+    Control,
     FinetuningMethod,
     FullFinetuning,
     LayerFinetuning,
@@ -81,7 +82,7 @@ def state(backbone: TimmBackbone) -> Any:
 
 
 def test_no_method_is_left_out() -> None:
-    assert {*METHODS, ZeroShot.__name__} == set(METHOD_NAMES)
+    assert {*METHODS, Control.__name__, ZeroShot.__name__} == set(METHOD_NAMES)
 
 
 @pytest.mark.parametrize("method", [ZeroShot(), LayerReadout()])

@@ -75,7 +75,9 @@ def test_a_method_of_ones_own_is_named_by_its_import_path() -> None:
     "name", ["SkipConectionFinetuning", "nowhere.LinearProbe", "json.JSONEncoder", "FinetuningMethod2"]
 )
 def test_unknown_method_lists_the_valid_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"unknown method '{name}'.*Valid: AdapterTuning, FullFinetuning, Layer"):
+    with pytest.raises(
+        ValueError, match=rf"unknown method '{name}'.*Valid: AdapterTuning, Control, FullFinetuning, Layer"
+    ):
         make_grid(methods=[MethodSpec(method=name, learning_rates=[1e-3])])
 
 
