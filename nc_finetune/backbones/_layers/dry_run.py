@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import chain
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 Watch = Callable[[], AbstractContextManager[object]]
+_NORMS = (F.batch_norm, F.group_norm, F.layer_norm)
 
 
 def dry_run(module: nn.Module, image_shape: tuple[int, int, int], watch: Watch) -> Tensor:
@@ -44,5 +48,15 @@ def dry_run(module: nn.Module, image_shape: tuple[int, int, int], watch: Watch) 
 def _run(module: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     stand_ins = {name: value.detach().to(device, copy=True) for name, value in state.items()}
-    output: Tensor = functional_call(module, stand_ins, (torch.zeros(2, *image_shape, device=device),))
+    with _NormsAtOnce():
+        output: Tensor = functional_call(module, stand_ins, (torch.zeros(2, *image_shape, device=device),))
     return output
+
+
+class _NormsAtOnce(TorchFunctionMode):
+    """Lets a norm give a copy of what it gets: on the meta device torch takes milliseconds to come to its shape."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _NORMS and args and args[0].is_meta:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))

@@ -116,7 +116,8 @@ def _paths(rows: datasets.Dataset, column: str) -> list[str | None] | None:
 
     feature = rows.features[column]
     if getattr(feature, "dtype", "") in ("string", "large_string"):
-        return list(rows[column])
+        found: list[str | None] = rows[column][:]
+        return found
     if not isinstance(feature, hf.Image) and not (isinstance(feature, dict) and {"bytes", "path"} <= set(feature)):
         return None
     if any(chunk.field("bytes").null_count < len(chunk) for chunk in rows.data.column(column).chunks):

@@ -49,7 +49,7 @@ def number_labels(
         (('4', '30'), {'train': [1, 0, None]})
     """
     declared = _declared_names({split: rows.features[column] for split, rows in splits.items()})
-    values = {split: [_value(value, split) for value in rows[column]] for split, rows in splits.items()}
+    values = {split: [_value(value, split) for value in rows[column][:]] for split, rows in splits.items()}
     if declared is not None:
         return declared, {split: _declared(group, declared, split) for split, group in values.items()}
     values = _numbers_where_all_are(values)
@@ -85,7 +85,7 @@ def number_label_sets(
     """
     import datasets as hf
 
-    lists = {split: list(rows[column]) for split, rows in splits.items()}
+    lists = {split: rows[column][:] for split, rows in splits.items()}
     flat = {
         split: hf.Dataset.from_dict(
             {column: [label for value in values if value is not None for label in value]},

@@ -64,7 +64,7 @@ class EncodedImages:
         paths = self._find_paths() or []
         if all(path is None or path == _absolute(path) for path in paths):
             return self
-        images: list[dict[str, Any] | None] = list(self.rows[self.image_column])
+        images: list[dict[str, Any] | None] = self.rows[self.image_column][:]
         whole = [
             image if image is None or path is None else image | {"path": _absolute(path)}
             for image, path in zip(images, paths, strict=True)

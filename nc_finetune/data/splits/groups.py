@@ -60,7 +60,7 @@ def _matched(match: Any) -> str:
 
 def _cells(table: ImageTable, column: str, split: str) -> list[str]:
     assert table.others is not None  # noqa: S101 - for the type checker
-    cells = list(table.others[column])
+    cells = table.others[column][:]
     if empty := [row for row, cell in enumerate(cells) if cell is None or str(cell).strip() == ""]:
         raise ValueError(f"row {empty[0]} of the {split} split has no group in the column {column!r}; fill it in")
     return [str(cell) for cell in cells]
