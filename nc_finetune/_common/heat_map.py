@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 Table = Mapping[str, Mapping[str, float]]
-_MOST_NAMES, _LONGEST_NAME = 40, 24
+_MOST_NAMES, _LONGEST_NAME, _LINE = 40, 24, 30
 
 
 def heat_map_size(table: Table) -> tuple[float, float]:
@@ -42,7 +43,7 @@ def draw_heat_map(figure: Any, table: Table, title: str) -> None:
         step = max(1, math.ceil(len(names) / _MOST_NAMES))
         axis.set_ticks(range(0, len(names), step), [_shortened(name) for name in names[::step]])
     axes.tick_params(axis="x", rotation=60)
-    figure.colorbar(image, label=title)
+    figure.colorbar(image, label=textwrap.fill(title, _LINE))  # a longer one would be cut off
 
 
 def _classes(table: Table) -> list[str]:
