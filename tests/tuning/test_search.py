@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tuning_photos import write_photos
 
 import nc_finetune
 from nc_finetune.backbones import TimmBackbone
@@ -23,17 +22,7 @@ from nc_finetune.tuning import Tuned, search
 from nc_finetune.tuning.candidates import Candidate, proposals
 
 ROOT = Path(__file__).parents[2]
-QUICK: dict[str, Any] = {"image_size": 32, "batch_size": 8, "minutes": 5}
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
-
-
-@pytest.fixture
-def one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_EPOCHS", 1)
+QUICK: dict[str, Any] = {"image_size": 32, "batch_size": 8, "minutes": 60}
 
 
 def tune(source: Path, out: Path, **options: Any) -> Tuned:
@@ -63,7 +52,7 @@ class InThisProcess:
 
 
 @pytest.mark.slow
-def test_other_processes_come_to_the_same(photos: Path, tmp_path: Path, one_epoch: None) -> None:
+def test_other_processes_come_to_the_same(photos: Path, tmp_path: Path, short_fits: None) -> None:
     executor: Any = InThisProcess()
     here, there = tune(photos, tmp_path / "here"), tune(photos, tmp_path / "there", executor=executor)
     assert there.decision == here.decision
@@ -74,7 +63,7 @@ def test_other_processes_come_to_the_same(photos: Path, tmp_path: Path, one_epoc
 
 
 def test_a_fit_that_fails_elsewhere_is_named_and_not_tried_again(
-    photos: Path, tmp_path: Path, one_epoch: None, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, short_fits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor: Any = InThisProcess()
     here = os.getpid()
@@ -93,7 +82,7 @@ def test_a_fit_that_fails_elsewhere_is_named_and_not_tried_again(
 
 @pytest.mark.slow
 def test_a_cluster_comes_to_what_one_process_does(
-    photos: Path, tmp_path: Path, one_epoch: None, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, short_fits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra ray")
     from nc_finetune.run.ray_tasks import RayTasks
