@@ -27,7 +27,7 @@ from nc_finetune.report.spreadsheet import render_csv
 from nc_finetune.results.result import Result, read_result, write_result
 from nc_finetune.run.grid import read_grid
 
-quick = settings(deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(deadline=None, max_examples=30, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 words = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | words
 anything = st.recursive(
@@ -197,7 +197,7 @@ def test_files_of_splits_of_any_content(content: bytes) -> None:
         read_splits(path, {})
 
 
-@settings(quick, max_examples=200)
+@settings(quick, max_examples=100)
 @given(
     kind=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]),
     cut=st.floats(0, 1),

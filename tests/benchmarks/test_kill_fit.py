@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, 20])
-def test_a_fit_survives_kills_at_random_moments(kills: int) -> None:
+def test_a_fit_survives_kills_at_random_moments() -> None:
+    kills = 5
     command = [sys.executable, "benchmarks/robustness/kill_fit.py", "--kills", str(kills), "--seed", str(kills)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

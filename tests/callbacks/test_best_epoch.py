@@ -5,6 +5,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 import torch.multiprocessing
-from conftest import quick_where
+from conftest import quick_first, quick_where
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -123,7 +124,12 @@ def logits(model: ImageClassifier) -> Tensor:
             ("lp_ft", "nobody"),
             ("readout", "ema"),
         }.__contains__,
-        [(method, average) for method in METHODS for average in AVERAGES],
+        # Statistics that learn, which averages treat in ways of their own, beside each; the other methods beside two.
+        [
+            (method, average)
+            for (number, method), (place, average) in product(enumerate(METHODS), enumerate(AVERAGES))
+            if method in ("layer_ft_bn", "full_ft_bn", "lp_ft") or (number + place) % 2 == 0 or method == "readout"
+        ],
     ),
 )
 def test_the_best_epoch_is_left(method: str, average: str, make_trainer: TrainerFactory, tmp_path: Path) -> None:
@@ -193,9 +199,9 @@ def test_a_solved_probe_is_its_only_epoch(make_trainer: TrainerFactory, tmp_path
 
 @pytest.mark.parametrize(
     ("method", "average"),
-    quick_where(
-        ("layer_ft_bn", "epochs").__eq__,
-        [(method, average) for method in ("layer_ft_bn", "side_ft", "lora") for average in AVERAGES],
+    quick_first(
+        1,
+        [("layer_ft_bn", "epochs"), ("side_ft", "ema"), ("lora", "swa"), ("side_ft", "nobody"), ("lora", "nobody")],
     ),
 )
 @pytest.mark.filterwarnings("ignore")

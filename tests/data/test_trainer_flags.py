@@ -86,6 +86,8 @@ FLAGS: list[dict[str, Any]] = [
 
 # After how many batches a run is cut off: within an epoch, between two, and before the last one.
 STOPS = (3, BATCHES, -1)
+# Each run in two of these places.
+CASES = [(place, stop) for place, stop in product(range(len(FLAGS)), STOPS) if stop != STOPS[(place + 1) % len(STOPS)]]
 # Limits of batches, of steps and of validations, and loaders of another kind.
 ALWAYS = ({"limit_train_batches": 0.5}, {"overfit_batches": 3}, {"limit_val_batches": 0})
 ALWAYS += ({"limit_train_batches": 4, "val_check_interval": 2}, {"max_steps": 9, "accumulate_grad_batches": 2})
@@ -99,10 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Wat
 
 @pytest.mark.parametrize(
     ("place", "stop"),
-    quick_where(
-        lambda case: FLAGS[case[0]] in ALWAYS and case[1] == STOPS[case[0] % len(STOPS)],
-        product(range(len(FLAGS)), STOPS),
-    ),
+    quick_where(lambda case: FLAGS[case[0]] in ALWAYS and case[1] == STOPS[case[0] % len(STOPS)], CASES),
 )
 def test_a_run_that_was_cut_off_goes_on(
     whole: Callable[[int], tuple[Watch, ImageClassifier]], place: int, stop: int, tmp_path: Path

@@ -27,7 +27,7 @@ def digits(**options: Any) -> ImageData:
     st.integers(0, 3),
     st.one_of(st.none(), st.integers(1, 12)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_whatever_is_held_out_is_taught_by_the_rest(
     labels: list[int], number: int, seed: int, kinds: int | None
 ) -> None:
