@@ -29,20 +29,17 @@ test-all: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/python tests/check.py $(FILE) $(if $(WATCH),--watch)
 
-lint: $(INSTALLED)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-docs: $(INSTALLED)
-	$(BIN)/pip install --quiet --editable '.[docs]'
+docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-dist: $(INSTALLED)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+dist: $(VENV)/.installed-dev
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
@@ -50,6 +47,10 @@ dist: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-%: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[$*]'
 	touch $@
 
 clean:

@@ -54,12 +54,6 @@ def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(block, str(page), "exec"), {} if page == README else names)  # noqa: S102
 
 
-@pytest.mark.slow
-def test_python_of_the_readme_runs_as_it_stands() -> None:
-    for block in blocks(README, "python"):
-        exec(compile(block, str(README), "exec"), {})  # noqa: S102
-
-
 COMMANDS = sorted(
     {line.partition("  #")[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()}
 )
