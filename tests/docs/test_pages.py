@@ -54,6 +54,18 @@ def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(block, str(page), "exec"), {} if page == README else names)  # noqa: S102
 
 
+@pytest.mark.slow
+def test_the_session_of_the_readme_is_what_tune_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (session,) = blocks(README, "text")
+    assert main(["tune", "sklearn:digits", "--test", "0.2", "--minutes", "0.05"]) == 0
+    printed = {without_numbers(line) for line in capsys.readouterr().out.splitlines()}
+    assert [line for line in session.splitlines() if without_numbers(line) not in printed] == []
+
+
+def without_numbers(line: str) -> str:
+    return re.sub(r"\d[\d.,]*", "N", line)
+
+
 COMMANDS = sorted(
     {line.partition("  #")[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()}
 )

@@ -1,30 +1,22 @@
 """The reference names everything that is public."""
 
 import importlib
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from site_files import DOCS, load
 
 import nc_finetune
+from nc_finetune.heads import HEAD_NAMES
+from nc_finetune.losses import LOSS_NAMES
+from nc_finetune.methods import METHOD_NAMES
 
-DOCS = Path(__file__).parents[2] / "docs"
 PACKAGE = Path(str(nc_finetune.__file__)).parent
 ROOMS = sorted(
     path.parent.name for path in PACKAGE.glob("[a-z]*/__init__.py") if path.parent.name not in ("cli", "passes")
 )
-
-
-def load(name: str) -> ModuleType:
-    """Import one of the files that build the site."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "_site" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def is_public(module: ModuleType, name: str) -> bool:
@@ -44,6 +36,15 @@ def test_every_name_of_the_package_leads_to_its_room() -> None:
     page = load("names").on_page_markdown((DOCS / "reference" / "index.md").read_text(encoding="utf-8"))
     shown = re.findall(r"\[`nc_finetune\.(\w+)`\]", page)
     assert shown == sorted(nc_finetune._HOMES)
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("method.md", METHOD_NAMES), ("how-to/train.md", [*METHOD_NAMES, *HEAD_NAMES, *LOSS_NAMES])],
+)
+def test_tables_have_every_method_head_and_loss(page: str, names: list[str]) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}" not in text] == []
 
 
 def test_every_error_is_in_the_reference() -> None:
