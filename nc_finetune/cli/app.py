@@ -20,6 +20,7 @@ from nc_finetune.cli.labels import labels
 from nc_finetune.cli.options import CommandParser, add_command
 from nc_finetune.cli.predict import predict
 from nc_finetune.cli.profile import profile
+from nc_finetune.cli.push import push
 from nc_finetune.cli.rank import rank
 from nc_finetune.cli.recipes import recipes
 from nc_finetune.cli.report import report
@@ -45,6 +46,7 @@ examples:
   nc-finetune data labels photos                          labels that are probably wrong, worst first
   nc-finetune predict delta.safetensors photos --out predictions.csv   class names and probabilities of a folder
   nc-finetune export delta.safetensors --to onnx --out model.onnx      for other programs
+  nc-finetune push tuned user/flowers                     share it on the Hugging Face hub, with a card
   nc-finetune fit --help                                  every key of a recipe
 
 names, for recipes (--model.method nc_finetune.methods.LinearProbe) and grids ({method: LinearProbe}):
@@ -80,7 +82,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     # `predict MODEL FOLDER` is a command of its own, `predict RECIPE` is one of Lightning's.
-    names_a_model = words[:1] == ["predict"] and Path(*words[1:2]).suffix in _MODEL_FILES
+    model = words[1] if words[:1] == ["predict"] and len(words) > 1 else ""
+    names_a_model = Path(model).suffix in _MODEL_FILES or model.startswith("hub:")
     if words and words[0] in _TRAINER_COMMANDS and not names_a_model:
         from nc_finetune.cli.trainer import run_trainer
 
@@ -106,7 +109,7 @@ def _parser() -> CommandParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in _TRAINER_COMMANDS.items():
         commands.add_parser(name, help=purpose, function=predict if name == "predict" else None)
-    for function in (tune, benchmark, report, profile, rank, recipes, export):
+    for function in (tune, benchmark, report, profile, rank, recipes, export, push):
         add_command(commands, function)
     data = commands.add_parser("data", help="look at a source of images before training on it")
     actions = data.add_subparsers(required=True, metavar="ACTION")

@@ -28,6 +28,7 @@ def tune(
     ray_address: Annotated[str | None, ("metavar", "HOST:PORT")] = None,
     cpus: PositiveFloat = 1,
     gpus: NonNegativeFloat = 0,
+    push_to_hub: Annotated[str | None, ("metavar", "USER/NAME")] = None,
 ) -> int:
     """Turn labelled images into a classifier, the best one that there is in the time; no label is wasted.
 
@@ -37,7 +38,7 @@ def tune(
 
     Args:
         source: a folder with one folder a class, a table of labels, sklearn:digits, or a hub id
-        out: folder of model.safetensors, report.html and predictions.csv of images without a label
+        out: folder of model.safetensors, report.html, facts.json, and predictions.csv of images without a label
         backbones: pre-trained networks to choose from; weights are a tag, a file, package, or null for random ones (default: tf_efficientnet_lite0=package)
         minutes: how long it may take (default: as long as 15 epochs of full fine-tuning, 10 at most)
         test: share or number of images to hold out, or another source of the same classes (default: the test split of the source, if there is one)
@@ -52,6 +53,7 @@ def tune(
         ray_address: an existing Ray cluster (default: start one on this machine)
         cpus: CPUs that a candidate reserves with --executor ray
         gpus: GPUs that a candidate reserves with --executor ray, e.g. 0.5 for two a GPU
+        push_to_hub: private repository of the Hugging Face hub to make for the model, extra hub (default: none)
 
     Examples:
         nc-finetune tune photos
@@ -77,6 +79,7 @@ def tune(
         group=group,
         force=force,
         executor=None if executor == "serial" else RayTasks(ray_address, cpus=cpus, gpus=gpus),
+        push_to_hub=push_to_hub,
         tell=lambda line: console.print(line, soft_wrap=True),
     )
     if backbones is None:

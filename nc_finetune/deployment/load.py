@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.classifier.checkpoint import load_state, model_arguments, read_checkpoint, take_layers
+from nc_finetune.deployment.hub import local_model
 from nc_finetune.files.delta import apply_delta, read_delta
 from nc_finetune.files.delta import save_delta as save_delta
 from nc_finetune.files.delta_io import CHECKPOINT_KEY
@@ -19,7 +20,8 @@ def load_delta(
     """Load a delta; the logits are then those of the model that it was saved from, bit for bit.
 
     Args:
-        path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote.
+        path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote, or, on the Hugging Face
+            hub (extra ``hub``), ``"hub:user/name"`` or ``"hub:user/name@revision"``; the same is trusted of both.
         model: A model that was built like the one it was saved from, on the same pre-trained weights; a readout that
             chooses its layers takes those of the file, and one with a head that was solved after its fit the one that
             the file is of. ``None`` builds it as the file says.
@@ -31,7 +33,8 @@ def load_delta(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or no delta, or belongs to another model, other pre-trained weights (the message
-            gives both hashes), or does not say how the model is built.
+            gives both hashes), or does not say how the model is built; or there is nothing of that id on the hub.
+        UnavailableError: If the hub cannot be reached.
 
     Example:
         >>> import tempfile
@@ -40,7 +43,7 @@ def load_delta(
         >>> save_delta(model, path, class_names=["cat", "dog", "owl"])
         >>> loaded = load_delta(path, model)
     """
-    delta = read_delta(path)
+    delta = read_delta(local_model(path))
     loaded = build_model(delta.config, str(path), trust=trust) if model is None else model
     described = {CHECKPOINT_KEY: delta.config.to_json(), "state_dict": delta.tensors}
     loaded.taken_head.follow(described)
@@ -55,7 +58,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[Im
     A checkpoint holds all weights; those that the backbone was pre-trained with need not be there.
 
     Args:
-        path: A ``.safetensors`` or a ``.ckpt`` file.
+        path: A ``.safetensors`` or a ``.ckpt`` file, or ``"hub:user/name"``.
         trust: As for :func:`load_delta`.
 
     Returns:
@@ -65,7 +68,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[Im
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or of another kind; for a delta as :func:`load_delta`.
     """
-    path = Path(path)
+    path = local_model(path)
     if path.suffix != ".ckpt":
         model, config = load_delta(path, trust=trust), read_delta(path).config
     else:

@@ -18,11 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
+from nc_finetune.deployment.model_facts import FACTS
 
 MODEL, REPORT, PREDICTIONS = "model.safetensors", "report.html", "predictions.csv"
 _FORMAT_VERSION = 1
 _RUN, _STEPS, _KEY = "tune.json", "steps", "step"
-_RESULTS = (MODEL, REPORT, PREDICTIONS, _RUN, _STEPS)
+_RESULTS = (MODEL, REPORT, PREDICTIONS, FACTS, _RUN, _STEPS)
 _PATIENCE = 10.0
 
 

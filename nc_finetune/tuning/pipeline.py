@@ -22,12 +22,13 @@ from nc_finetune.callbacks import PredictionWriter
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages, SkippingLoader, collate
-from nc_finetune.deployment import load_delta
+from nc_finetune.deployment import check_push, load_delta, push_model
 from nc_finetune.report import check_report_extra
 from nc_finetune.report.tuned_page import render_tuned_page
 from nc_finetune.run.ray_tasks import RayTasks
 from nc_finetune.selection.shared_caches import pixel_folder
 from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
+from nc_finetune.tuning.facts import model_facts
 from nc_finetune.tuning.first_answers import choose_backbone, read_out_at_sizes
 from nc_finetune.tuning.folder import MODEL, PREDICTIONS, REPORT, Identity, Step, TuneFolder
 from nc_finetune.tuning.images import Hashes, TestImages, all_labelled, check_images, hashes_of, labelled_hashes
@@ -101,6 +102,7 @@ def tune(
     group: str | None = None,
     force: bool = False,
     executor: RayTasks | None = None,
+    push_to_hub: str | None = None,
     tell: Tell = lambda line: None,
 ) -> Tuned:
     """Find the best classifier for some labelled images in the time that there is; no label is wasted.
@@ -129,13 +131,16 @@ def tune(
         force: Go on where images would spoil the model or its test.
         executor: Spreads candidates over processes of a Ray cluster (extra ``ray``), which all find the images and the
             weights under the same names; ``None`` judges one after the other here.
+        push_to_hub: ``"user/name"`` to which the model goes at the end, as a private repository of the Hugging Face hub
+            with a card (extra ``hub``); see :func:`~nc_finetune.deployment.push_model`.
         tell: Called with each line of progress.
 
     Returns:
         The model, how good it is, and how it was chosen.
 
     Raises:
-        ValueError: If images, folder, networks or arguments cannot be used; the message says what to do.
+        ValueError: If images, folder, networks or arguments cannot be used; the message says what to do. Before any
+            work, if nobody is logged in at the hub, or the repository exists.
         FileNotFoundError: If the source is a path and nothing is there.
 
     Example:
@@ -150,6 +155,8 @@ def tune(
     if not backbones:
         raise ValueError("there must be at least one backbone, such as " + DEFAULT_BACKBONE)
     check_report_extra()
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     options = {"image_column": image_column, "label_column": label_column, "group": group}
     options = {name: value for name, value in options.items() if value is not None}
     settings = {"backbones": list(backbones), "test": test, "image_size": image_size, "batch_size": batch_size}
@@ -170,7 +177,10 @@ def tune(
             data.pixel_cache = pixel_folder()
         work = Work(folder, data, tested, hashes, clock, seed, tell, notes=notes, executor=executor)
         work.tell_notes()
-        return _run(work, list(backbones), image_size)
+        found = _run(work, list(backbones), image_size)
+    if push_to_hub is not None:
+        tell(f"on the hub: {push_model(found.model_file, push_to_hub)}")
+    return found
 
 
 def _weight_files(backbones: Sequence[str]) -> dict[str, str]:
@@ -302,6 +312,8 @@ def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone, to_m
     said.append(f"All of it took {duration(found.seconds)}.")
     page = describe(f"Tuned on {work.data.source}", said, work, best, found.model, backbone, found.commands)
     write_text_atomically(found.report, render_tuned_page(page))
+    calibration = page.facts.get("calibration", "")
+    model_facts(work.data, found.decision, found.estimate, found.test, calibration).write_beside(found.model_file)
     if page.doubtful:
         named = (f"{image.file} ({image.label}, looks like {image.suggested})" for image in page.doubtful[:_NAMED])
         work.tell(f"labels to look at first: {', '.join(named)}; all of them, to be mended: {to_mend}")

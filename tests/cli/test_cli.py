@@ -298,7 +298,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     listed = {line.split()[0] for line in printed.splitlines() if line.startswith("    ")}
-    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes", "export", "data"} <= listed
+    assert {"fit", "validate", "test", "predict", "benchmark", "report", "recipes", "export", "push", "data"} <= listed
 
 
 def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,10 @@ from nc_finetune.cli.report import report
         ("recipes", ["--copy NAME", "--to DIR", "(default: here)", "nc-finetune recipes --copy quickstart --to mine"]),
         ("data check", ["--label-column NAME", "--workers N", "(default: 0, this one alone)", "--out FILE"]),
         ("data labels", ["--backbone NAME[=WEIGHTS]", "--most N", "(default: 100)", "--apply CSV", "--out DIR"]),
+        (
+            "push",
+            ["model repo", "user/name, which must not exist yet", "--card-only FILE", "--licence NAME", "--public let"],
+        ),
         ("export", ["--to {state-dict,program,onnx}", "[--uint8]", "model a delta", "--out OUT"]),
         (
             "predict x.ckpt",

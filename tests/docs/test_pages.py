@@ -5,9 +5,10 @@ import importlib.util
 import re
 import shlex
 from functools import partial
-from importlib.metadata import metadata
+from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
+import fake_hub
 import lightning as L
 import pytest
 from conftest import quick_where
@@ -22,7 +23,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md"))]
 FEW = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test")}
 LANGUAGES = {"python", "sh", "text", "yaml"}
-TAKE_LONG = {"get-started", "doubts", "export", "lightning-module", "readout", "speed"}
+TAKE_LONG = {"get-started", "doubts", "export", "lightning-module", "readout", "share", "speed"}
 
 
 def name(page: Path) -> str:
@@ -47,11 +48,12 @@ def _where_pages_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     quick_where(lambda page: page.stem not in TAKE_LONG, [page for page in PAGES if blocks(page, "python")]),
     ids=name,
 )
-def test_python_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(L, "Trainer", partial(L.Trainer, **FEW))
     names: dict[str, object] = {}
-    for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), {} if page == README else names)  # noqa: S102
+    with fake_hub.logged_in(monkeypatch, tmp_path):
+        for block in blocks(page, "python"):
+            exec(compile(block, str(page), "exec"), {} if page == README else names)  # noqa: S102
 
 
 @pytest.mark.slow
@@ -77,7 +79,7 @@ def test_commands_are_understood(line: str, capsys: pytest.CaptureFixture[str]) 
     match words:
         case ["nc-finetune", "recipes", *_]:
             assert main(words[1:]) == 0
-        case ["nc-finetune", "predict", model, *_] if model.endswith((".safetensors", ".ckpt")):
+        case ["nc-finetune", "predict", model, *_] if model.endswith((".safetensors", ".ckpt")) or "hub:" in model:
             _parser().parse_args(words[1:])
         case ["nc-finetune", command, *_] if command in _TRAINER_COMMANDS:
             with contextlib.suppress(SystemExit):
@@ -91,6 +93,8 @@ def test_commands_are_understood(line: str, capsys: pytest.CaptureFixture[str]) 
             assert (ROOT / script).is_file()
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["hf", "auth", "login"]:
+            assert entry_points(group="console_scripts", name="hf")  # of huggingface_hub
         case ["pip", "install", package]:
             extras = metadata("nc-finetune").get_all("Provides-Extra") or []
             assert set(re.findall(r"\w+", package.partition("[")[2])) <= set(extras)

@@ -1,0 +1,47 @@
+"""``nc-finetune push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+
+def push(
+    model: Path,
+    repo: str,
+    *,
+    public: bool = False,
+    update: bool = False,
+    licence: Annotated[str | None, ("metavar", "NAME")] = None,
+    card: Annotated[Path | None, ("metavar", "FILE")] = None,
+    card_only: Annotated[Path | None, ("metavar", "FILE")] = None,
+) -> int:
+    """Put a model on the Hugging Face hub, with a card that says what was measured.
+
+    load_delta("hub:user/name") and predict hub:user/name have it from there. The delta and the card go there, in one
+    commit; report.html, which shows images, stays here. Log in once by hf auth login, or set HF_TOKEN. Extra hub.
+
+    Args:
+        model: a delta (.safetensors), or the folder of nc-finetune tune
+        repo: user/name, which must not exist yet
+        public: let everybody see it; otherwise it is private
+        update: add to a repository that exists
+        licence: of the model, by its short name on the hub, such as apache-2.0 (default: left open)
+        card: Markdown of your own in place of the card that is written
+        card_only: write the card there, to be read and edited, and push nothing
+
+    Examples:
+        nc-finetune push tuned user/flowers --card-only card.md
+        nc-finetune push tuned user/flowers --card card.md --public
+        nc-finetune push delta.safetensors user/flowers --update --licence apache-2.0
+    """
+    from nc_finetune._common.atomic_files import write_text_atomically
+    from nc_finetune.deployment import model_card, push_model
+    from nc_finetune.deployment.push import delta_in
+
+    if card_only is not None:
+        write_text_atomically(card_only, model_card(delta_in(model), repo, licence=licence))
+        print(f"Card: {card_only}")  # noqa: T201
+        return 0
+    print(f"Model: {push_model(model, repo, public=public, update=update, licence=licence, card=card)}")  # noqa: T201
+    return 0

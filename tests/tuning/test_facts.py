@@ -1,0 +1,55 @@
+"""What a tuning leaves to programs and to the hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_hub
+import pytest
+from fake_hub import FakeHub
+from tuning_photos import write_photos
+
+from nc_finetune.deployment.model_facts import FACTS, facts_beside
+from nc_finetune.tuning import tune
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub.logged_in(monkeypatch, tmp_path) as served:
+        yield served
+
+
+@pytest.mark.slow
+def test_what_was_measured_lies_beside_the_model_and_goes_to_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    photos, lines = write_photos(tmp_path / "photos"), list[str]()
+    found = tune(
+        photos,
+        tmp_path / "out",
+        backbones=["test_resnet=null"],
+        image_size=32,
+        minutes=0.01,
+        test="0.25",
+        push_to_hub="user/photos",
+        tell=lines.append,
+    )
+    facts = facts_beside(found.model_file)
+    assert facts is not None
+    assert found.test is not None
+    assert facts.data == "photos"
+    assert facts.class_counts == {"class0": 9, "class1": 9, "class2": 9}
+    expected = (found.test, found.estimate)
+    assert [(one.accuracy, one.low, one.high, one.images) for one in facts.accuracies] == [
+        (one.accuracy, one.low, one.high, one.images) for one in expected
+    ]
+    assert facts.calibration.startswith("an error of ")
+    assert str(tmp_path) not in (tmp_path / "out" / FACTS).read_text(encoding="utf-8")
+    card = hub.files("user/photos")["README.md"].decode()
+    assert f"| {found.test.images} | {100 * found.test.accuracy:.1f} % |" in card
+    assert str(tmp_path) not in card
+    assert lines[-1] == f"on the hub: {hub.endpoint}/user/photos"
+
+
+def test_a_repository_that_exists_is_refused_before_any_work(hub: FakeHub, tmp_path: Path) -> None:
+    hub.commit("user/photos", {})
+    with pytest.raises(ValueError, match="user/photos exists on the hub"):
+        tune(write_photos(tmp_path / "photos"), tmp_path / "out", push_to_hub="user/photos")
+    assert not (tmp_path / "out").exists()
