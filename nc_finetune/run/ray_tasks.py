@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,7 @@ class RayTasks:
     Raises:
         ValueError: If a number is out of range.
         ImportError: If ray is not installed.
+        ConnectionError: On entering :meth:`cluster`, if none answers at the address.
     """
 
     calls_of_a_worker = 0  # before its process ends; 0 is all of them
@@ -56,12 +58,22 @@ class RayTasks:
         started = not self._ray.is_initialized()
         if started:
             with handlers_kept():  # Ray's own would end this process with another status
-                self._ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
+                self._connect()
         try:
             yield
         finally:
             if started:
                 self._ray.shutdown()
+
+    def _connect(self) -> None:
+        quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": logging.WARNING}
+        try:
+            self._ray.init(address=self.address, **quiet)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"no Ray cluster answers at {self.address}: {error}; look there by `ray status`, and set RAY_AUTH_MODE"
+                " (token, with the same ~/.ray/auth_token, or disabled) alike on all machines"
+            ) from error
 
     @property
     def workers(self) -> int:

@@ -12,6 +12,7 @@ import fake_hub
 import lightning as L
 import pytest
 from conftest import quick_where
+from torch.distributed.run import get_args_parser
 from tuning_photos import write_photos
 
 from nc_finetune.cli import main
@@ -91,6 +92,13 @@ def test_commands_are_understood(line: str, capsys: pytest.CaptureFixture[str]) 
             assert importlib.util.find_spec(module)
         case ["python", script, *_]:
             assert (ROOT / script).is_file()
+        case ["torchrun", *rest]:
+            get_args_parser().parse_args(rest)
+            if "fit" in rest:
+                test_commands_are_understood(shlex.join(["nc-finetune", *rest[rest.index("fit") :]]), capsys)
+        case ["ray", "start", *rest]:
+            start = pytest.importorskip("ray.scripts.scripts").start
+            assert {word for word in rest if word.startswith("--")} <= {name for it in start.params for name in it.opts}
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         case ["hf", "auth", "login"]:

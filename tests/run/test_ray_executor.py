@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from nc_finetune.run._cell.outcome import failed_result
 from nc_finetune.run.cell import Cell, Settings
 from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 from nc_finetune.run.ray_executor import RayExecutor
+from nc_finetune.run.ray_tasks import RayTasks
 from nc_finetune.run.runner import run_grid
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
@@ -102,3 +104,17 @@ def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="cpus must be above 0"):
         RayExecutor(**options)
+
+
+def test_a_cluster_that_does_not_answer_is_named_with_what_to_look_at() -> None:
+    tasks = RayTasks("head-node:6379")
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("no answer")
+
+    tasks._ray = SimpleNamespace(is_initialized=lambda: False, init=refuse)
+    with (
+        pytest.raises(ConnectionError, match="no Ray cluster answers at head-node:6379.*RAY_AUTH_MODE"),
+        tasks.cluster(),
+    ):
+        pass
