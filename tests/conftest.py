@@ -75,7 +75,9 @@ def pytest_runtest_setup() -> None:
 
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed keeps the whole stack of calls where there is no GPU
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 def pytest_collection_finish() -> None:
