@@ -83,7 +83,7 @@ def draw_reports(folder: Path) -> None:
 def draw_callbacks(folder: Path) -> None:
     """Draw what callbacks leave in the log folder of a short fit."""
     torch.manual_seed(0)
-    data = ImageData("sklearn:digits", image_size=64, samples_per_class=20)
+    data = ImageData("sklearn:digits", image_size=64, samples_per_class=10)
     model = ImageClassifier("tf_efficientnet_lite0", 10, weights="package", method=FullFinetuning())
     callbacks = [LayerwiseNC1(by_class=True, folder=folder), CollapseMonitor(folder=folder)]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
