@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 from conftest import TrainerFactory
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 from PIL import Image
 from plain_module import PlainModule, make_loader
 
 from nc_finetune import LayerwiseNC1
 from nc_finetune.callbacks import CollapseMonitor
-from nc_finetune.callbacks._collapse.figures import draw_layers, draw_measures, log_figure, log_folder
+from nc_finetune.callbacks._collapse.figures import draw_layers, draw_measures
 from nc_finetune.callbacks._collapse.history import history_csv
+from nc_finetune.callbacks._collapse.loggers import log_figure, log_folder, log_table
 
 ROWS = [{"epoch": epoch, "step": 5 * epoch, "nc1/a": 10.0 / (epoch + 1), "nc1/b": 0.1} for epoch in range(3)]
 KEYS = {"a": "nc1/a", "b": "nc1/b"}
@@ -99,20 +100,15 @@ def test_columns_are_those_of_all_rows() -> None:
     assert text.splitlines() == ["epoch,step,a,b", "0,1,1.0,", "1,2,,2.0"]
 
 
-def test_tensorboard_gets_the_picture(make_trainer: TrainerFactory, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    fit(make_trainer, LayerwiseNC1(), logger=TensorBoardLogger(tmp_path, name="run"))
-    events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
-    assert events.Tags()["images"] == ["layerwise_nc1/nc1"]
-
-
 class FakeWandb(WandbLogger):
     def __init__(self) -> None:
         self.given: list[Any] = []
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **_: Any) -> None:
         self.given.append((key, images, step))
+
+    def log_table(self, key: str, columns: Any = None, data: Any = None, step: int | None = None, **_: Any) -> None:
+        self.given.append((key, columns, data, step))
 
 
 class FakeMlflow(MLFlowLogger):
@@ -130,12 +126,23 @@ class FakeMlflow(MLFlowLogger):
     def log_figure(self, *given: Any) -> None:
         self.given.append(given)
 
+    log_text = log_figure
+
 
 def test_wandb_and_mlflow_get_the_picture_their_own_way() -> None:
     figure, wandb, mlflow = draw_layers(ROWS, KEYS, "nc1"), FakeWandb(), FakeMlflow()
     log_figure([wandb, mlflow, CSVLogger("logs")], "nc1", figure, 7)
     assert wandb.given == [("nc1", [figure], 7)]
     assert mlflow.given == [("run", figure, "nc1_step_7.png")]
+
+
+def test_wandb_and_mlflow_get_the_table_their_own_way() -> None:
+    wandb, mlflow = FakeWandb(), FakeMlflow()
+    rows = [{"epoch": 0, "step": 5, "nc1/a": 2.0}, {"epoch": 1, "step": 9, "nc1/a": 1.0, "nc1/b": 0.5}]
+    log_table([wandb, mlflow, CSVLogger("logs")], "nc1/history", rows, 9)
+    columns = ["epoch", "step", "nc1/a", "nc1/b"]
+    assert wandb.given == [("nc1/history", columns, [[0, 5, 2.0, None], [1, 9, 1.0, 0.5]], 9)]
+    assert mlflow.given == [("run", history_csv(rows), "nc1/history.csv")]
 
 
 def test_loggers_without_a_folder_of_their_own_get_one_a_run() -> None:
@@ -157,4 +164,4 @@ def test_a_logger_without_any_folder_gets_the_picture(make_trainer: TrainerFacto
 
     logger = RemoteMlflow()
     fit(make_trainer, LayerwiseNC1(), logger=logger)
-    assert [given[2] for given in logger.given] == ["layerwise_nc1/nc1_step_5.png"]
+    assert [given[2] for given in logger.given] == ["layerwise_nc1/history.csv", "layerwise_nc1/nc1_step_5.png"]

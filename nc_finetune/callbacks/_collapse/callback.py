@@ -410,6 +410,7 @@ class CollapseCallback(L.Callback):
 
     def _write_figures(self, trainer: L.Trainer) -> None:
         if self._recorded:
+            self._output.hand_over_table(trainer, self, self.history)
             self._output.write_figures(trainer, self, int(self.history[-1]["step"]), self.draw)
 
 

@@ -1,14 +1,11 @@
-"""Figures of collapse, and how they get to whatever logger there is."""
+"""Figures of collapse."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from nc_finetune._common.heat_map import draw_heat_map, heat_map_size
 from nc_finetune.callbacks._collapse.history import Row
@@ -146,71 +143,3 @@ def figure_png(figure: Figure) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=150)
     return data.getvalue()
-
-
-def _to_tensorboard(logger: Any, name: str, figure: Figure, step: int) -> None:
-    logger.experiment.add_figure(name, figure, global_step=step)
-
-
-def _to_wandb(logger: Any, name: str, figure: Figure, step: int) -> None:
-    logger.log_image(key=name, images=[figure], step=step)
-
-
-def _to_mlflow(logger: Any, name: str, figure: Figure, step: int) -> None:
-    logger.experiment.log_figure(logger.run_id, figure, f"{name}_step_{step}.png")
-
-
-# Lightning's interface of loggers has no figures: each of these has a way of its own.
-_WAYS: dict[type[Logger], Callable[[Any, str, Any, int], None]] = {
-    TensorBoardLogger: _to_tensorboard,
-    WandbLogger: _to_wandb,
-    MLFlowLogger: _to_mlflow,
-}
-
-
-def figure_loggers(loggers: Iterable[Logger]) -> list[Logger]:
-    """Return the loggers that take figures: TensorBoard, W&B and MLflow.
-
-    Example:
-        >>> from lightning.pytorch.loggers import CSVLogger
-        >>> figure_loggers([CSVLogger("logs")])
-        []
-    """
-    return [logger for logger in loggers if isinstance(logger, tuple(_WAYS))]
-
-
-def log_figure(loggers: Iterable[Logger], name: str, figure: Figure, step: int) -> None:
-    """Hand a figure to every logger that takes figures (:func:`figure_loggers`); others get nothing.
-
-    Args:
-        loggers: Those of a trainer.
-        name: The figure's name; the same each time, so that a logger can show how it changed.
-        figure: A figure of matplotlib.
-        step: The trainer's global step.
-
-    Example:
-        >>> from lightning.pytorch.loggers import CSVLogger
-        >>> log_figure([CSVLogger("logs")], "nc1", draw_layers([], {}, "nc1"), 0)
-    """
-    for logger in loggers:
-        for kind, hand_over in _WAYS.items():
-            if isinstance(logger, kind):
-                hand_over(logger, name, figure, step)
-
-
-def log_folder(loggers: Sequence[Logger]) -> Path | None:
-    """Return the folder of the first logger that has one: where its own files, or Lightning's checkpoints, go.
-
-    Example:
-        >>> from lightning.pytorch.loggers import CSVLogger
-        >>> log_folder([CSVLogger("logs", name="runs", version=3)]).as_posix()
-        'logs/runs/version_3'
-    """
-    for logger in loggers:
-        if logger.log_dir is not None:
-            return Path(logger.log_dir)
-        if logger.save_dir is not None:
-            version = logger.version
-            number = version if isinstance(version, str) else f"version_{version}"
-            return Path(logger.save_dir, str(logger.name), number)
-    return None

@@ -10,8 +10,9 @@ from typing import Any
 import lightning as L
 
 from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
-from nc_finetune.callbacks._collapse.figures import figure_loggers, figure_png, log_figure, log_folder
-from nc_finetune.callbacks._collapse.history import Row, history_csv, join_histories, read_history
+from nc_finetune.callbacks._collapse.figures import figure_png
+from nc_finetune.callbacks._collapse.history import Row, history_csv, is_by_class, join_histories, read_history
+from nc_finetune.callbacks._collapse.loggers import log_figure, log_folder, log_table, rich_loggers
 
 
 class HistoryOutput:
@@ -47,12 +48,20 @@ class HistoryOutput:
             file = folder / f"{self._stem(trainer, owner)}.csv"
             self._guard(lambda: write_text_atomically(file, history_csv(self._with_rows_of(file, history))))
 
+    def hand_over_table(self, trainer: L.Trainer, owner: L.Callback, history: Sequence[Row]) -> None:
+        """Hand the table to the loggers, some of which have no folder of their own; thousands of classes stay out."""
+        loggers = rich_loggers(trainer.loggers) if _may_write(trainer) else []
+        if loggers:
+            rows = [{key: value for key, value in row.items() if not is_by_class(key)} for row in history]
+            name, step = f"{self._stem(trainer, owner)}/history", int(history[-1]["step"])
+            self._guard(lambda: log_table(loggers, name, rows, step))
+
     def write_figures(
         self, trainer: L.Trainer, owner: L.Callback, step: int, draw: Callable[[], Mapping[str, Any]]
     ) -> None:
         """Write the figures as PNG and hand them to the loggers."""
         folder = self._folder(trainer)
-        loggers = figure_loggers(trainer.loggers) if _may_write(trainer) else []
+        loggers = rich_loggers(trainer.loggers) if _may_write(trainer) else []
         if not self.figure or (folder is None and not loggers):
             return
 
