@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nc_finetune._common.trust import check_options
-from nc_finetune.backbones import Backbone
+from nc_finetune.backbones import Backbone, watch_input
 from nc_finetune.errors import check_name, missing_extra
 from nc_finetune.methods.base import FinetuningMethod
 
 # Those that peft injects into linear layers and convolutions alike.
 ADAPTERS = ("lora", "loha", "lokr")
+_ATTENTION = ".attn"
 
 
 class AdapterTuning(FinetuningMethod):
@@ -23,9 +25,11 @@ class AdapterTuning(FinetuningMethod):
         adapter: ``"lora"``, ``"loha"`` or ``"lokr"``.
         rank: Rank of the updates, at least 1.
         target_modules: Names of layers in the network, as peft reads them. ``None`` takes, within the blocks, the
-            linear layers of the attention where they can be reached, otherwise the 1 x 1 convolutions, and failing
-            those all linear layers and convolutions without groups. Layers that are never called, since others read
-            their weights, cannot be reached: those of torch's own attention, as in CLIP, or of BEiT's queries and keys.
+            linear layers of the attention, or all linear layers where some of the attention's cannot be reached;
+            without an attention the 1 x 1 convolutions, and failing those all linear layers and convolutions without
+            groups. Layers that are never called, since others read their weights, cannot be reached: those of torch's
+            own attention, as in CLIP, or of the queries and keys of BEiT and Swin V2. What images do not pass through,
+            such as the network that makes Swin V2's position biases, is left out.
         options: Further arguments of peft's configuration, e.g. ``{"lora_alpha": 16, "lora_dropout": 0.1}``. Dropout
             works while fitting, and the frozen layers beside it stay in eval mode.
 
@@ -172,9 +176,45 @@ def default_targets(backbone: Backbone) -> list[str]:
         if name.startswith(inside) and not name.startswith(tuple(f"{other}." for other in adapted))
         if isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
     }
-    attention = [name for name, part in layers.items() if not isinstance(part, nn.Conv2d) and ".attn" in name]
+    fed = _fed_by_images(backbone, layers)
+    layers = {name: part for name, part in layers.items() if name in fed}
+    linear = [name for name, part in layers.items() if not isinstance(part, nn.Conv2d)]
+    attention = [name for name in linear if _ATTENTION in name]
+    if attention and _has_unreachable(backbone, inside, called):
+        attention = linear
     pointwise = [name for name, part in layers.items() if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1)]
     chosen = attention or pointwise or list(layers)
     if not chosen:
         raise ValueError(f"no layer of {backbone.name!r} takes an adapter; name some in target_modules")
     return chosen
+
+
+def _has_unreachable(backbone: Backbone, inside: tuple[str, ...], called: set[str]) -> bool:
+    """Tell whether an attention in the blocks reads the weights of a linear layer without calling it."""
+    adapters = tuple(f"{name}." for name in _adapted_layers(backbone))
+    return any(
+        isinstance(part, nn.Linear) and _ATTENTION in name and name not in called
+        for name, part in backbone.model.named_modules()
+        if name.startswith(inside) and not name.startswith(adapters)
+    )
+
+
+def _fed_by_images(backbone: Backbone, names: Iterable[str]) -> set[str]:
+    """Return the layers whose input depends on the images, by a pass without data."""
+    fed: set[str] = set()
+
+    def take(name: str, seen: object) -> None:
+        if isinstance(seen, Tensor) and seen.requires_grad:
+            fed.add(name)
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        fed.clear()
+        with ExitStack() as hooks:
+            hooks.enter_context(backbone.register_forward_pre_hook(lambda _, given: (given[0].requires_grad_(),)))
+            for name in names:
+                hooks.enter_context(watch_input(backbone.get_layer(name), name, take, check=False))
+            yield
+
+    backbone.dry_run(watch)
+    return fed

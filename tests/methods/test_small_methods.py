@@ -25,6 +25,7 @@ from nc_finetune.methods import (
     SkipConnectionFinetuning,
     SkipProbe,
 )
+from nc_finetune.methods.adapters import default_targets
 
 LoaderFactory = Callable[..., DataLoader[Any]]
 TrainerFactory = Callable[..., L.Trainer]
@@ -169,6 +170,14 @@ def test_layers_that_are_never_called_get_no_adapter(make_loader: LoaderFactory,
     tuned = [value for value in model.backbone.parameters() if value.requires_grad]
     assert tuned
     assert all(value.grad is not None for value in tuned)
+
+
+def test_where_an_attention_cannot_be_reached_all_of_a_block_gets_adapters_but_what_images_do_not_pass() -> None:
+    small = {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2)}
+    backbone = TimmBackbone("swinv2_tiny_window8_256", None, small)
+    linear = ("attn.proj", "mlp.fc1", "mlp.fc2")  # neither attn.qkv nor attn.cpb_mlp, which makes position biases
+    assert default_targets(backbone) == [f"{block}.{name}" for block in backbone.block_names for name in linear]
+    assert default_targets(tiny_beit()) == [f"blocks.{number}.{name}" for number in (0, 1) for name in linear]
 
 
 def test_targets_that_are_not_there_are_an_error() -> None:
