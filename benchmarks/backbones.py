@@ -71,11 +71,17 @@ nc-finetune tune photos --backbones vit_small_patch14_dinov2 swinv2_tiny_window8
 ```
 
 Any classification network of timm and any visual tower of open_clip is a backbone; these have a recipe
-(`nc-finetune recipes`). `python -m benchmarks.backbones` writes this page: it builds each of them in full, with random
-weights. The key block is the one in the middle, which methods tune unless they name another; its share is of the
-network's parameters. A readout looks at the later half, and at the feature that the classifier sees. Image sizes are
-that of the recipe and what else the network takes: a transformer resamples its positions, a Swin pads its windows.
-Mean and standard deviation come with the weights.
+(`nc-finetune recipes`), which says the licence of its weights, too. `python -m benchmarks.backbones` writes this page:
+it builds each of them in full, with random weights. Image sizes are that of the recipe and what else the network takes:
+a transformer resamples its positions, a Swin pads its windows. Mean and standard deviation come with the weights.
+
+"""
+PARTS = """
+## Layers
+
+The key block is the one in the middle, which methods tune unless they name another; its share is of the network's
+parameters. A readout looks at the later half, and at the feature that the classifier sees. LoRA goes to the layers that
+are named, of every block.
 
 """
 WORKS = f"""
@@ -97,6 +103,7 @@ class Network:
     Attributes:
         recipe: Its name, without the folder.
         name: That of the network.
+        weights: Those that the recipe asks for.
         backbone: It.
         image_size: Of the recipe.
         small: A size at which steps are cheap, if the network takes it, or that of the recipe.
@@ -104,6 +111,7 @@ class Network:
 
     recipe: str
     name: str
+    weights: str
     backbone: Backbone
     image_size: int
     small: int
@@ -112,27 +120,34 @@ class Network:
     def of(cls, recipe: str) -> Network:
         """Build the network of a recipe."""
         content = yaml.safe_load(find_recipe(f"backbones/{recipe}").read_text(encoding="utf-8"))
-        model, size = content["model"]["backbone"], int(content["data"]["image_size"])
+        size = int(content["data"]["image_size"])
         torch.manual_seed(0)
-        backbone, name = _build(model)
+        backbone, name, weights = _build(content["model"])
         small = backbone.nearest_size(SMALL_SIZE)
-        return cls(recipe, name, backbone.eval(), size, small if _takes(backbone, small) else size)
+        return cls(recipe, name, weights, backbone.eval(), size, small if _takes(backbone, small) else size)
 
     def facts(self) -> list[str]:
         """Return the cells of the first table."""
         backbone = self.backbone
-        *half, _penultimate = LayerReadout("later_half").layer_names(backbone)
-        key = backbone.get_layer(backbone.middle_block)
         return [
             f"`{self.recipe}`",
-            self.name,
+            f"{self.name}, {self.weights}",
             f"{_count(backbone) / 1e6:.1f}",
             str(backbone.num_features),
-            str(len(backbone.block_names)),
-            f"{backbone.middle_block} ({100 * _count(key) / _count(backbone):.1f} %)",
-            f"{half[0]} to {half[-1]}",
             f"{self.image_size}; {self._sizes()}",
             _pooled(backbone),
+        ]
+
+    def layers(self) -> list[str]:
+        """Return the cells of the second table."""
+        backbone = self.backbone
+        *half, _penultimate = LayerReadout("later_half").layer_names(backbone)
+        share = 100 * _count(backbone.get_layer(backbone.middle_block)) / _count(backbone)
+        return [
+            f"`{self.recipe}`",
+            str(len(backbone.block_names)),
+            f"{backbone.middle_block} ({share:.1f} %)",
+            f"{half[0]} to {half[-1]}",
             _adapted(backbone),
         ]
 
@@ -143,7 +158,7 @@ class Network:
         return "any" if step == 1 else f"multiples of {step}"
 
     def works(self) -> tuple[list[str], list[str]]:
-        """Return the cells of the second table, and what did not work."""
+        """Return the cells of the third table, and what did not work."""
         cells, notes = [f"`{self.recipe}`"], []
         for label, make in METHODS.items():
             try:
@@ -180,13 +195,14 @@ class Network:
         return ""
 
 
-def _build(model: Any) -> tuple[Backbone, str]:
-    if isinstance(model, str):
-        return create_backbone(model, None), model
-    options = {**model["init_args"], "weights": None}
-    kind = {"TimmBackbone": TimmBackbone, "OpenClipBackbone": OpenClipBackbone}[model["class_path"].rpartition(".")[2]]
-    prefix = "open_clip:" if kind is OpenClipBackbone else ""
-    return kind(**options), f"{prefix}{options['name']}"
+def _build(model: Any) -> tuple[Backbone, str, str]:
+    """Return a network with random weights, its name, and the weights that a recipe asks for."""
+    if isinstance(model["backbone"], str):
+        return create_backbone(model["backbone"], None), model["backbone"], model["weights"]
+    options = model["backbone"]["init_args"]
+    of_timm = model["backbone"]["class_path"].endswith(TimmBackbone.__name__)
+    backbone = (TimmBackbone if of_timm else OpenClipBackbone)(**{**options, "weights": None})
+    return backbone, f"{'' if of_timm else 'open_clip:'}{options['name']}", options["weights"]
 
 
 def _trained(model: ImageClassifier) -> list[torch.Tensor]:
@@ -247,10 +263,11 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-FACTS = [
-    *("recipe", "network", "M parameters", "feature", "blocks", "key block", "later half", "image size, and others"),
-    *("blocks pooled by", "LoRA in"),
-]
+FACTS = ["recipe", "network, weights", "M parameters", "feature", "image size, and others", "blocks pooled by"]
+LAYERS = ["recipe", "blocks", "key block", "later half", "LoRA in"]
+WORKED = ["recipe", *METHODS, "cut"]
+_PARTS_OF_WORKED = (slice(1, 8), slice(8, None))  # as wide as a page
+Measured = tuple[list[str], list[str], list[str], list[str]]
 
 
 def recipe_names() -> list[str]:
@@ -258,26 +275,27 @@ def recipe_names() -> list[str]:
     return [name.removeprefix("backbones/") for name in list_recipes() if name.startswith("backbones/")]
 
 
-def measure(recipe: str) -> tuple[list[str], list[str], list[str]]:
+def measure(recipe: str) -> Measured:
     """Build a network and try the methods on it.
 
     Args:
         recipe: Name of its recipe, without the folder.
 
     Returns:
-        Its cells in both tables, and what did not work.
+        Its cells in the three tables, and what did not work.
     """
     network = Network.of(recipe)
-    facts = network.facts()
-    return facts, *network.works()
+    facts, layers = network.facts(), network.layers()  # before there are adapters
+    return facts, layers, *network.works()
 
 
-def page(measured: list[tuple[list[str], list[str], list[str]]]) -> str:
+def page(measured: list[Measured]) -> str:
     """Return the page about all networks."""
-    facts, works, notes = zip(*measured, strict=True)
+    facts, layers, works, notes = zip(*measured, strict=True)
+    halves = (_table([WORKED[0], *WORKED[part]], [[row[0], *row[part]] for row in works]) for part in _PARTS_OF_WORKED)
     said = "\n".join(note for of_network in notes for note in of_network)
-    second = _table(["recipe", *METHODS, "cut"], works)
-    return INTRO + _table(FACTS, facts) + WORKS + second + (f"\n{said}\n" if said else "")
+    text = INTRO + _table(FACTS, facts) + PARTS + _table(LAYERS, layers) + WORKS + "\n".join(halves)
+    return text + (f"\n{said}\n" if said else "")
 
 
 def main() -> None:
