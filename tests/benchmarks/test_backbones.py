@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks.backbones import FACTS, LAYERS, PAGE, WORKED, measure, recipe_names
+from benchmarks.backbones.page import FACTS, LAYERS, PAGE, WORKED, measure, recipe_names
 
 CHEAP = ("mobilenetv4_medium", "dinov2_vit_s14", "dinov3_vit_s16", "swinv2_tiny")
 

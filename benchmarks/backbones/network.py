@@ -1,20 +1,9 @@
-"""Which methods work on which network: each recipe of a backbone, built in full, tuned for a step by each method.
-
-    python -m benchmarks.backbones                     # all, and write docs/backbones.md: some minutes, 8 GB of memory
-    python -m benchmarks.backbones mobilenetv4_medium  # some, and print their lines
-
-Weights are random, so nothing is fetched and no accuracy is told. A method works where a step on four images of random
-pixels ends without an error, and moves weights that it tunes and no others, to the bit.
-"""
+"""The network of a recipe, built in full with random weights, and what each method does to it."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -23,10 +12,9 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 from nc_finetune import ImageClassifier, TimmBackbone
-from nc_finetune._common.atomic_files import write_text_atomically
 from nc_finetune.backbones import Backbone, FrozenPrefix, SplitError, create_backbone
 from nc_finetune.backbones.open_clip_backbone import OpenClipBackbone
-from nc_finetune.cli.recipes import find_recipe, list_recipes
+from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.files.delta import frozen_hash
 from nc_finetune.methods import (
     AdapterTuning,
@@ -44,7 +32,6 @@ from nc_finetune.methods import (
 )
 from nc_finetune.methods.adapters import default_targets
 
-PAGE = Path(__file__).parents[1] / "docs/backbones.md"
 SMALL_SIZE, CLASSES = 64, 2
 # Adapters come last: they stay in the network.
 METHODS: dict[str, Callable[[], FinetuningMethod]] = {
@@ -62,38 +49,6 @@ METHODS: dict[str, Callable[[], FinetuningMethod]] = {
     "LoHa": lambda: AdapterTuning("loha"),
     "LoKr": lambda: AdapterTuning("lokr"),
 }
-INTRO = """\
-# Backbones
-
-```sh
-nc-finetune fit backbones/dinov2_vit_s14 datasets/pets methods/side_ft
-nc-finetune tune photos --backbones vit_small_patch14_dinov2 swinv2_tiny_window8_256
-```
-
-Any classification network of timm and any visual tower of open_clip is a backbone; these have a recipe
-(`nc-finetune recipes`), which says the licence of its weights, too. `python -m benchmarks.backbones` writes this page:
-it builds each of them in full, with random weights. Image sizes are that of the recipe and what else the network takes:
-a transformer resamples its positions, a Swin pads its windows. Mean and standard deviation come with the weights.
-
-"""
-PARTS = """
-## Layers
-
-The key block is the one in the middle, which methods tune unless they name another; its share is of the network's
-parameters. A readout looks at the later half, and at the feature that the classifier sees. LoRA goes to the layers that
-are named, of every block.
-
-"""
-WORKS = f"""
-## What works
-
-Share of the parameters that each method tunes, in %, of a classifier of {CLASSES} classes; LoRA, LoHa and LoKr of rank
-8. A number says that an epoch of one step on four images of random pixels, of LP-FT that of the first phase, ended
-without an error, moved what is tuned, and left the rest as it was, to the bit. "cut" is the frozen part before the key
-block, run once an image by `PrefixCache`. Zero-shot classification takes `clip_vit_b32_projected`; in the other towers
-of CLIP the projection stands aside, and full FT leaves it as it is.
-
-"""
 
 
 @dataclass(frozen=True)
@@ -256,61 +211,3 @@ def _adapted(backbone: Backbone) -> str:
 
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-FACTS = ["recipe", "network, weights", "M parameters", "feature", "image size, and others", "blocks pooled by"]
-LAYERS = ["recipe", "blocks", "key block", "later half", "LoRA in"]
-WORKED = ["recipe", *METHODS, "cut"]
-_PARTS_OF_WORKED = (slice(1, 8), slice(8, None))  # as wide as a page
-Measured = tuple[list[str], list[str], list[str], list[str]]
-
-
-def recipe_names() -> list[str]:
-    """Return the recipes of backbones, without their folder."""
-    return [name.removeprefix("backbones/") for name in list_recipes() if name.startswith("backbones/")]
-
-
-def measure(recipe: str) -> Measured:
-    """Build a network and try the methods on it.
-
-    Args:
-        recipe: Name of its recipe, without the folder.
-
-    Returns:
-        Its cells in the three tables, and what did not work.
-    """
-    network = Network.of(recipe)
-    facts, layers = network.facts(), network.layers()  # before there are adapters
-    return facts, layers, *network.works()
-
-
-def page(measured: list[Measured]) -> str:
-    """Return the page about all networks."""
-    facts, layers, works, notes = zip(*measured, strict=True)
-    halves = (_table([WORKED[0], *WORKED[part]], [[row[0], *row[part]] for row in works]) for part in _PARTS_OF_WORKED)
-    said = "\n".join(note for of_network in notes for note in of_network)
-    text = INTRO + _table(FACTS, facts) + PARTS + _table(LAYERS, layers) + WORKS + "\n".join(halves)
-    return text + (f"\n{said}\n" if said else "")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", help="recipes of backbones (default: all, and write the page)")
-    given = parser.parse_args().recipes
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    measured = []
-    for recipe in given or recipe_names():
-        measured.append(measure(recipe))
-        print(*measured[-1], sep="\n", flush=True)
-    if not given:
-        write_text_atomically(PAGE, page(measured))
-
-
-if __name__ == "__main__":
-    main()
