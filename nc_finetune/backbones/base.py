@@ -130,8 +130,17 @@ class Backbone(nn.Module, ABC):
 
         Returns:
             Shape ``(N, num_features)``.
+
+        Raises:
+            ValueError: If the network takes no images of that size, or gives no vector an image.
         """
-        features = self.penultimate(self.normalize(images))
+        try:
+            features = self.penultimate(self.normalize(images))
+        except AssertionError as error:  # timm's own check, in a tower of open_clip, too
+            raise ValueError(
+                f"{self.name} takes no images of {tuple(images.shape[2:])} pixels ({error}); resize them, such as to"
+                f" {self.preprocessing.image_size}"
+            ) from error
         if features.ndim != 2:
             raise ValueError(
                 f"the penultimate feature of {self.name!r} must have shape (N, D), got {tuple(features.shape)}; build"

@@ -233,18 +233,8 @@ class TimmBackbone(Backbone):
             self.set_channels_last(channels_last)
 
     def penultimate(self, inputs: Tensor) -> Tensor:
-        """Return what timm's classifier would see.
-
-        Raises:
-            ValueError: If the network takes no images of that size.
-        """
-        try:
-            features = self.model.forward_features(inputs)  # type: ignore[operator]
-        except AssertionError as error:  # timm's own check
-            raise ValueError(
-                f"{self.name} takes no images of {tuple(inputs.shape[2:])} pixels ({error}); resize them, such as to"
-                f" {self.preprocessing.image_size}"
-            ) from error
+        """Return what timm's classifier would see."""
+        features = self.model.forward_features(inputs)  # type: ignore[operator]
         result: Tensor = self.model.forward_head(features, pre_logits=True)  # type: ignore[operator]
         return result
 

@@ -82,7 +82,7 @@ def _front_matter(delta: Delta, facts: ModelFacts | None, repo: str, licence: st
 
 def _opening(delta: Delta, facts: ModelFacts | None) -> str:
     config = delta.config
-    on = "" if facts is None else f", fine-tuned on {sum(facts.class_counts.values()):,} images of {facts.data}"
+    on = "" if facts is None else f", fine-tuned on {sum(facts.class_counts.values()):,} images of {_plain(facts.data)}"
     chosen = "" if facts is None or not facts.decision else f"\n\n{facts.decision[0].upper()}{facts.decision[1:]}."
     return (
         f"Tells {config.num_classes} classes of images apart: `{config.backbone_name}`{on} by"

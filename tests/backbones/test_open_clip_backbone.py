@@ -162,6 +162,16 @@ def test_images_of_another_size_are_an_error_that_says_what_to_do(name: str) -> 
         backbone(make_images(16))
 
 
+def test_images_that_a_tower_of_timm_does_not_take_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"}
+    config = {**open_clip.get_model_config("tiny-timm"), "vision_cfg": vision}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-timm-vit", config)
+    backbone = OpenClipBackbone("tiny-timm-vit", None).eval()
+    backbone(torch.rand(1, 3, 160, 160))
+    with pytest.raises(ValueError, match=r"tiny-timm-vit takes no images of \(100, 100\) pixels \(.+\); resize them"):
+        backbone(torch.rand(1, 3, 100, 100))
+
+
 def test_positions_are_interpolated_for_another_size(tmp_path: Path) -> None:
     path = save(make_clip(), tmp_path / "a.safetensors")
     backbone = OpenClipBackbone("tiny-ViT", path, {"force_image_size": 64})
