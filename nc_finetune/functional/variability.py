@@ -227,8 +227,10 @@ def _h_score_compute(statistics: ClassStatistics) -> Tensor:
 def h_score(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
     """H-score, ``tr(Sigma_T^+ Sigma_B)`` with ``Sigma_T = Sigma_W + Sigma_B``, in ``[0, rank Sigma_B]``.
 
-    It is at most K - 1, and reaches the rank of ``Sigma_B`` when the features have collapsed. Singular directions of
-    ``Sigma_T`` are left out rather than inverted, which is what lets other code print more than the maximum.
+    ``Sigma_B`` weighs class means by ``n_k / N`` (``between="samples"`` of :func:`nc1`), so that ``Sigma_T`` is the
+    covariance of all features. The H-score is at most K - 1, and reaches the rank of ``Sigma_B`` when the features have
+    collapsed. Singular directions of ``Sigma_T`` are left out rather than inverted, which is what lets other code print
+    more than the maximum.
 
     Args:
         features: Shape ``(N, D)`` with D up to 8,192, floating point.
@@ -259,7 +261,9 @@ def _vci_compute(statistics: ClassStatistics) -> Tensor:
 def vci(features: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
     """Variability collapse index, ``1 - tr(Sigma_T^+ Sigma_B) / rank Sigma_B``, in ``[0, 1]``; 0 when collapsed.
 
-    Unlike :func:`nc1` it does not change under any invertible linear map of the features.
+    ``Sigma_B`` weighs class means by ``n_k / N`` (``between="samples"`` of :func:`nc1`), so that
+    ``Sigma_T = Sigma_W + Sigma_B`` is the covariance of all features. Unlike :func:`nc1` it does not change under any
+    invertible linear map of the features.
 
     Args:
         features: Shape ``(N, D)`` with D up to 8,192, floating point.
