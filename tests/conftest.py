@@ -97,6 +97,16 @@ def _digits_are_encoded_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _the_hub_is_not_asked() -> Iterator[None]:
+    """Tests that put something in place of what loads its data sets need no network for it."""
+    from nc_finetune.data.sources import locations
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locations, "_failure_to_reach_hub", lambda source: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _the_drawing_library_is_bundled_once() -> Iterator[None]:
     """Two seconds for every page of a report, all with the same library in it."""
     with contextlib.suppress(ImportError), pytest.MonkeyPatch.context() as patch:

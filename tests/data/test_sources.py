@@ -1,6 +1,7 @@
 import inspect
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from sklearn.datasets import load_digits
 from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.data.sources import locations
 from nc_finetune.data.sources.source import load_source
+
+FAILURE_TO_REACH_HUB = locations._failure_to_reach_hub  # which all tests but those of it are kept from
 
 
 def grey_values(source: str | Path, split: str = "train") -> list[int]:
@@ -196,7 +199,7 @@ def test_split_that_lacks_a_column(tmp_path: Path, kind: str) -> None:
 # What is no folder
 
 
-@pytest.mark.parametrize("source", ["/missing", "./missing", "../missing", "~/missing", "a/b/c"])
+@pytest.mark.parametrize("source", ["/missing", "./missing", "../missing", "~/missing", "a/b/c", "my photos", "a/"])
 def test_missing_folder(source: str) -> None:
     with pytest.raises(FileNotFoundError, match=rf"^no folder of images or tables at '{source}'$"):
         load_source(source)
@@ -244,6 +247,37 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(ValueError, match=message):
         load_source("someone/pets")
+
+
+@pytest.fixture
+def closed_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that refuses to be connected to, and a clock by which nobody may wait for it."""
+
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waited {seconds} s")
+
+    monkeypatch.setattr(locations, "_failure_to_reach_hub", FAILURE_TO_REACH_HUB)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", wait)
+
+
+@pytest.mark.usefixtures("closed_hub")
+def test_a_hub_that_does_not_answer_is_asked_once_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    message = r"^'nowhere' is .* from the hub: it cannot be reached \(.*\), and its cache has no such data set\n"
+    with pytest.raises(ValueError, match=message):
+        load_source("nowhere")
+    assert capsys.readouterr().err == "there is no folder 'nowhere' here; asking the hub\n"
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.usefixtures("closed_hub")
+def test_a_hub_that_does_not_answer_leaves_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_cache(source: str) -> datasets.DatasetDict:
+        assert datasets.config.HF_HUB_OFFLINE
+        return datasets.DatasetDict({"train": make_rows([0, 1])})
+
+    monkeypatch.setattr(datasets, "load_dataset", from_cache)
+    assert load_source("someone/pets").splits["train"].labels == [0, 1]
 
 
 def test_hub_data_are_read_like_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

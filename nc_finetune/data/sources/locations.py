@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nc_finetune._common.terminal import say
 from nc_finetune.data.columns.label_tables import TABLE_ENDINGS
 from nc_finetune.data.sources.folders import read_folder, read_table
 from nc_finetune.data.sources.named_sets import NAMED_SETS, Found, is_named, load_named
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import datasets
 
 BUILT_IN = ("sklearn:digits",)
+_PATIENCE = 10.0  # seconds for the first answer of the hub
 
 
 def find_splits(
@@ -43,8 +45,9 @@ def find_splits(
         raise PermissionError(f"no permission to read {error.filename or path}; change it or copy the data") from error
     if is_file:
         raise NotADirectoryError(f"{source!r} is a file; give the folder that it is in")
-    if path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+    if path.is_absolute() or not _may_be_hub_id(source):
         raise FileNotFoundError(f"no folder of images or tables at {source!r}")
+    say(f"there is no folder {source!r} here; asking the hub")
     return _hub(source)
 
 
@@ -64,11 +67,49 @@ def _digits() -> Found:
     return Found({"train": rows}, "image", "label")
 
 
+def _may_be_hub_id(source: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # exported by no list
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
 def _load_hub(source: str) -> dict[str, datasets.Dataset]:
-    """Load a data set of the hub, or of the hub's cache, by its id."""
+    """Load a data set of the hub, or of the hub's cache, by its id.
+
+    A hub that does not answer is asked once: by itself `datasets` tries six times, for half a minute.
+    """
     import datasets as hf
 
-    return dict(hf.load_dataset(source))
+    failure = _failure_to_reach_hub(source)
+    if failure is None:
+        return dict(hf.load_dataset(source))
+    offline, hf.config.HF_HUB_OFFLINE = hf.config.HF_HUB_OFFLINE, True  # for its cache alone
+    try:
+        return dict(hf.load_dataset(source))
+    except Exception as error:
+        raise ConnectionError(f"it cannot be reached ({failure}), and its cache has no such data set") from error
+    finally:
+        hf.config.HF_HUB_OFFLINE = offline
+
+
+def _failure_to_reach_hub(source: str) -> Exception | None:
+    """Ask the hub for a data set, and return why there is no answer; any answer will do."""
+    import datasets as hf
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi(endpoint=hf.config.HF_ENDPOINT).dataset_info(source, timeout=_PATIENCE)
+    except HfHubHTTPError:  # what it says of the data set, `datasets` tells, too
+        return None
+    except Exception as error:  # those of its HTTP library, which changes
+        return error
+    return None
 
 
 def _hub(source: str) -> Found:
