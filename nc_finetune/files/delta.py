@@ -212,6 +212,8 @@ def apply_delta(delta: Delta, model: Any) -> None:
     cast = delta.dtype if number_type(model) is not None else None
     doubt = DoubtState.of_state(delta.tensors, model.num_classes)
     tensors = _weights(delta.tensors)
+    if (make_room := getattr(model.head, "make_room_", None)) is not None:  # it holds images, as many as there were
+        make_room(tensors, "head.")
     _check_tensors(tensors, {name: _cast(value, cast) for name, value in _weights(tuned_state(model)).items()})
     found = frozen_hash(model, cast)
     if found != delta.frozen_sha256:

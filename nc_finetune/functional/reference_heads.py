@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,8 @@ def solve_logistic(
 ) -> SolvedHead:
     """Solve multinomial logistic regression by L-BFGS, its penalty by five stratified folds of the samples.
 
-    The penalty with the least cross-entropy of the folds is taken, and all samples are fitted with it.
+    The penalty with the least cross-entropy of the folds is taken, and all samples are fitted with it. A sample whose
+    class no other fold has says nothing of a penalty, and is left out of that.
 
     Args:
         features: Shape ``(N, D)``.
@@ -46,8 +49,11 @@ def solve_logistic(
         The head; ``chosen`` has its ``l2``, ``logits`` are those of the folds, over one temperature.
 
     Raises:
-        ValueError: If the features were too many to be kept, or as
+        ValueError: If the features were too many to be kept, there is one sample alone, or as
             :func:`~nc_finetune.functional.logistic_regression.logistic_path`.
+
+    Warns:
+        UserWarning: If no class has two samples, so that the penalty is the middle one.
 
     Source:
         Alain & Bengio 2016, Understanding intermediate layers using linear classifier probes, arXiv:1610.01644;
@@ -56,20 +62,28 @@ def solve_logistic(
     Example:
         >>> features = torch.tensor([[-2.0], [-1.0], [-1.5], [1.0], [1.5], [2.0]])
         >>> head = solve_logistic(features, torch.tensor([0, 0, 0, 1, 1, 1]), 2)
-        >>> (features @ head.weight.T + head.bias).argmax(1).tolist(), head.accuracy
+        >>> (features.double() @ head.weight.T + head.bias).argmax(1).tolist(), head.accuracy
         ([0, 0, 0, 1, 1, 1], 1.0)
     """
     features = _kept(features, "logistic regression")
     labels = as_labels(target, features.new_zeros(num_classes))
+    if len(labels) < 2:
+        raise ValueError("logistic regression needs two samples at least, got one")
     penalties = sorted(l2 or PENALTIES, reverse=True)
     folds = _folds_of(labels)
-    held_out = features.new_empty(len(penalties), len(labels), num_classes)
+    held_out = features.new_full((len(penalties), len(labels), num_classes), torch.nan)
     for number in range(int(folds.max()) + 1):
-        out = folds == number
-        for place, fit in enumerate(logistic_path(features[~out], labels[~out], num_classes, penalties)):
-            held_out[place, out] = _logits(fit, features[out]).to(held_out)
-    losses = torch.stack([F.cross_entropy(logits, labels) for logits in held_out])
-    best = int(losses.argmin())
+        out, rest = folds == number, folds != number
+        known = out & (labels[rest].bincount(minlength=num_classes) > 0)[labels]
+        for place, fit in enumerate(logistic_path(features[rest], labels[rest], num_classes, penalties)):
+            held_out[place, known] = _logits(fit, features[known]).to(held_out)
+    seen = held_out[0].isfinite().all(1)
+    if seen.any():
+        losses = torch.stack([F.cross_entropy(logits[seen], labels[seen]) for logits in held_out])
+        best = int(losses.argmin())
+    else:
+        best = len(penalties) // 2
+        warnings.warn(f"no class has two samples to choose a penalty by; {penalties[best]:g} is taken", stacklevel=2)
     fit = logistic_path(features, labels, num_classes, penalties[: best + 1])[-1]
     return _judged(fit.weight, fit.bias, held_out[best], labels, {"l2": fit.l2}, "folds")
 
@@ -105,13 +119,18 @@ def solve_nearest_mean(
         counts = labels.bincount(minlength=num_classes).double()
         sums = values.new_zeros(num_classes, values.shape[1]).index_add_(0, labels, values)
         means = sums / counts.clamp(min=1)[:, None]
-    bias = torch.where(counts > 0, -means.square().sum(1), _ABSENT)
+    present = counts > 0
+    centre = means[present].mean(0)  # from where logits are not large: nothing cancels, and -100 is below them all
+    means, values = means - centre, values - centre
+    bias = -means.square().sum(1)
     logits = 2 * values @ means.T + bias
-    rows, own, number = torch.arange(len(labels)), means[labels], counts[labels][:, None]
+    rows, own, number = torch.arange(len(labels), device=labels.device), means[labels], counts[labels][:, None]
     without = (number * own - values) / (number - 1)  # nan for the only sample of a class
     logits[rows, labels] = 2 * (values * without).sum(1) - without.square().sum(1)
     logits[(counts[labels] < 2).nonzero()[:, 0]] = torch.nan
-    return _judged(2 * means, bias, logits, labels, {}, "leave_one_out")
+    weight = 2 * means
+    found = _judged(weight[present], (bias - weight @ centre)[present], logits[:, present], _dense(labels, present))
+    return _for_all_classes(found, present)
 
 
 def solve_priors(
@@ -167,18 +186,23 @@ def solve_neighbors(
     if len(labels) < 2:
         raise ValueError("neighbours need at least two samples, got one")
     tried = [number for number in NEIGHBORS if number < len(labels)]
-    votes = [votes_of_neighbors(features, features, labels, num_classes, number, leave_out=True) for number in tried]
+    votes = [torch.empty(len(labels), num_classes, device=labels.device) for _ in tried]
+    for start in range(0, len(labels), _ROWS):
+        rows = torch.arange(start, min(start + _ROWS, len(labels)), device=labels.device)
+        near = (features[rows] @ features.T).float()
+        near[rows - start, rows] = -torch.inf  # nobody votes for itself
+        for found, number in zip(votes, tried, strict=True):
+            found[rows] = _votes(near, labels, num_classes, number)
     right = [(found.argmax(1) == labels).double().mean().item() for found in votes]
     best = max(range(len(tried)), key=lambda place: right[place])
-    loss = F.cross_entropy(votes[best], labels).item()
-    chosen = {"neighbors": float(tried[best])}
+    scale = temperature(votes[best], labels).item()
+    logits, chosen = votes[best].double() / scale, {"neighbors": float(tried[best])}
+    loss = F.cross_entropy(logits, labels).item()
     bank, own = features.double(), labels.double()
-    return SolvedHead(bank, own, torch.nan, 1.0, right[best], loss, votes[best], chosen, "leave_one_out")
+    return SolvedHead(bank, own, torch.nan, scale, right[best], loss, logits, chosen, "leave_one_out")
 
 
-def votes_of_neighbors(
-    features: Tensor, bank: Tensor, labels: Tensor, num_classes: int, neighbors: int, *, leave_out: bool = False
-) -> Tensor:
+def votes_of_neighbors(features: Tensor, bank: Tensor, labels: Tensor, num_classes: int, neighbors: int) -> Tensor:
     """Let the nearest vote, each by ``exp(cosine / 0.07)``; return logarithms of the shares of the votes.
 
     Args:
@@ -187,7 +211,6 @@ def votes_of_neighbors(
         labels: Shape ``(M,)``.
         num_classes: K.
         neighbors: How many vote, at most M.
-        leave_out: The features are those of the bank, and none votes for itself.
 
     Returns:
         Shape ``(N, K)``, the logarithms of shares, a thousandth where a class has no vote.
@@ -201,17 +224,14 @@ def votes_of_neighbors(
         >>> votes_of_neighbors(torch.tensor([[0.6, 0.8]]), bank, labels, 2, 1).argmax(1).tolist()
         [1]
     """
-    parts = []
-    for start in range(0, len(features), _ROWS):
-        near = features[start : start + _ROWS] @ bank.T
-        if leave_out:
-            own = torch.arange(len(near), device=near.device)
-            near[own, own + start] = -torch.inf
-        closest = near.topk(neighbors, dim=1)
-        weights = ((closest.values - closest.values[:, :1]) / _SHARPNESS).exp()
-        shares = near.new_zeros(len(near), num_classes).scatter_add_(1, labels[closest.indices], weights)
-        parts.append((shares / shares.sum(1, keepdim=True)).clamp(min=_LEAST_SHARE).log())
-    return torch.cat(parts) if parts else features.new_zeros(0, num_classes)
+    return _votes((features @ bank.T).float(), labels, num_classes, neighbors)
+
+
+def _votes(near: Tensor, labels: Tensor, num_classes: int, neighbors: int) -> Tensor:
+    closest = near.topk(neighbors, dim=1)
+    weights = ((closest.values - closest.values[:, :1]) / _SHARPNESS).exp()
+    shares = near.new_zeros(near.shape[0], num_classes).scatter_add_(1, labels[closest.indices], weights)
+    return (shares / shares.sum(1, keepdim=True)).clamp(min=_LEAST_SHARE).log()
 
 
 def _kept(features: Tensor | ClassStatistics, what: str) -> Tensor:
@@ -234,7 +254,12 @@ def _logits(fit: LinearFit, features: Tensor) -> Tensor:
 
 
 def _judged(
-    weight: Tensor, bias: Tensor, logits: Tensor, labels: Tensor, chosen: dict[str, float], left_out: str
+    weight: Tensor,
+    bias: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    chosen: Mapping[str, float] | None = None,
+    left_out: str = "leave_one_out",
 ) -> SolvedHead:
     """Put a head and the logits of samples that it was not fitted to over one temperature."""
     seen = logits.isfinite().all(1)
@@ -243,4 +268,18 @@ def _judged(
     loss = F.cross_entropy(logits[seen], labels[seen]).item()
     accuracy = (logits[seen].argmax(1) == labels[seen]).double().mean().item()
     weight, bias = weight.double() / scale, bias.double() / scale
-    return SolvedHead(weight, bias, torch.nan, scale, accuracy, loss, logits, chosen, left_out)
+    return SolvedHead(weight, bias, torch.nan, scale, accuracy, loss, logits, dict(chosen or {}), left_out)
+
+
+def _dense(labels: Tensor, present: Tensor) -> Tensor:
+    """Number labels anew by the classes that are there."""
+    return (present.cumsum(0) - 1)[labels]
+
+
+def _for_all_classes(head: SolvedHead, present: Tensor) -> SolvedHead:
+    """Give the classes that are not there a logit of -100."""
+    weight = head.weight.new_zeros(len(present), head.weight.shape[1])
+    bias = head.bias.new_full((len(present),), _ABSENT)
+    logits = head.logits.new_full((len(head.logits), len(present)), _ABSENT)
+    weight[present], bias[present], logits[:, present] = head.weight, head.bias, head.logits
+    return replace(head, weight=weight, bias=bias, logits=logits)

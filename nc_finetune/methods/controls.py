@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -99,7 +99,7 @@ class Control(FinetuningMethod):
 
 
 class NeighborsHead(nn.Module):
-    """Let the nearest of the training images vote.
+    """Let the nearest of the training images vote, at one temperature.
 
     See :func:`~nc_finetune.functional.reference_heads.votes_of_neighbors`.
 
@@ -118,21 +118,33 @@ class NeighborsHead(nn.Module):
         self.register_buffer("bank", torch.zeros(1, in_features))
         self.register_buffer("labels", torch.zeros(1, dtype=torch.long))
         self.register_buffer("neighbors", torch.tensor(1))
+        self.scale = nn.Parameter(torch.tensor(1.0))  # one over the temperature
+        self._number = 1  # of the neighbours, known without a look at the device, and to exporters
 
     def take_(self, solved: SolvedHead) -> None:
         """Take what :func:`~nc_finetune.functional.reference_heads.solve_neighbors` gave."""
         self.bank = solved.weight.to(self.bank)
         self.labels = solved.bias.to(self.labels)
-        self.neighbors = torch.as_tensor(int(solved.chosen["neighbors"]), device=self.bank.device)
+        self._number = int(solved.chosen["neighbors"])
+        self.neighbors = torch.as_tensor(self._number, device=self.bank.device)
+        with torch.no_grad():
+            self.scale.fill_(1 / solved.temperature)
+
+    def make_room_(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Make room for as many images as a file holds."""
+        for name in ("bank", "labels"):
+            if (given := tensors.get(f"{prefix}{name}")) is not None:
+                setattr(self, name, getattr(self, name).new_zeros(given.shape))
+        if (number := tensors.get(f"{prefix}neighbors")) is not None:
+            self._number = int(number)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logarithms of shares of the votes, shape ``(N, K)``."""
-        features = features.to(self.bank.dtype)
-        return votes_of_neighbors(features, self.bank, self.labels, self.out_features, int(self.neighbors))
+        """Return logarithms of shares of the votes over the temperature, shape ``(N, K)``."""
+        with torch.autocast(features.device.type, enabled=False):  # neighbours are those that leave-one-out saw
+            features = features.to(self.bank.dtype)
+            votes = votes_of_neighbors(features, self.bank, self.labels, self.out_features, self._number)
+            return self.scale * votes
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Make room for as many images as there are."""
-        for name in ("bank", "labels"):
-            if (given := state_dict.get(f"{prefix}{name}")) is not None:
-                setattr(self, name, getattr(self, name).new_zeros(given.shape))
+        self.make_room_(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -43,7 +43,7 @@ _COMPARISON_NOTE = (
     "{} is ahead. The intervals hold for all alternatives together with 95 % (Student's t over the seeds, the settings "
     "as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval lies on "
     "one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval where these are "
-    "random, too (bootstrap of data sets and of pairs within each, Bonferroni). Epochs: how many times as fast, whole "
+    "random, too (Student's t over data sets, Bonferroni). Epochs: how many times as fast, whole "
     "run: how many times as much time of the processors the other one takes, geometric means."
 )
 _NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed

@@ -98,13 +98,16 @@ def configured(run: Result) -> Facts:
     facts = {path: value for path, value in found.items() if not _is_said(path, value)}
     if _known(run, "data_fingerprint") is None and "dataset.source" in found:
         facts["dataset.source"] = found["dataset.source"]
+    if (augmentation := run.config.get("dataset", {}).get("augmentation")) is not None:
+        facts["method.augmentation"] = text_of(augmentation)  # of the method: other runs on the same data have none
     return facts
 
 
 def _hashes(run: Result) -> Facts:
     """Hashes of images and weights; random weights are those of the seed."""
+    random = run.weights is None or bool(run.options.get("random_weights"))
     found = {CONTENT: _known(run, "data_fingerprint")}
-    found[WEIGHTS_HASH] = None if run.weights is None else _known(run, "weights_hash")
+    found[WEIGHTS_HASH] = None if random else _known(run, "weights_hash")
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -122,9 +125,7 @@ def settings_of(run: Result) -> Facts:
 def facts_of(run: Result) -> Facts:
     """Say everything that tells a run from others, as far as its record does."""
     asked = {name: text_of(getattr(run, name)) for name in _ASKED}
-    augmentation = run.config.get("dataset", {}).get("augmentation")  # no part of the place: some runs are augmented
-    augmented = {} if augmentation is None else {"dataset.augmentation": text_of(augmentation)}
-    return asked | configured(run) | _hashes(run) | augmented
+    return asked | configured(run) | _hashes(run)
 
 
 def identity_of(run: Result) -> str:

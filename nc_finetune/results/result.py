@@ -86,7 +86,8 @@ class Result:
         run_seconds: Time of the whole run, with all candidate rates and folds, and the choice of the block, also of
             what an earlier process or run had done for it.
         processor_seconds: Time that processors spent on the whole run, all of them together; ``None`` where a part of
-            it was done by an earlier process or run.
+            it was done by an earlier process, or the choice of the block by an earlier run. What neighbouring runs of
+            a grid share, decoded images and frozen prefixes, counts in the first of them.
         learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
             images with several labels the loss alone.
         class_names: K names.

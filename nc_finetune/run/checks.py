@@ -135,7 +135,19 @@ def _method(spec: MethodSpec) -> list[str]:
         problems += _attempt(spec.solver)
         if not needed and not problems:
             problems.append(f"solve_head comes after training, and {spec.method} trains nothing; leave it out")
+    if spec.augment and not problems and not needed:
+        problems.append(
+            f"{spec.method} is solved from the images as they are, so that augment: true would change nothing; leave it"
+            " out"
+        )
     problems += _candidates(spec, needed)
+    if not problems and (inner := spec.nested) is not None:
+        usual = MethodSpec(method=inner.method)
+        problems += [
+            f"{name} of {inner.method} inside {spec.method} would be left out; say it of {spec.method}"
+            for name in ("heads", "solve_head", "augment", "pretrained", "candidates")
+            if getattr(inner, name) != getattr(usual, name)
+        ]
     if spec.heads == []:
         problems.append(f"heads of {spec.method} must not be empty; leave them out to take those of the grid")
     return problems

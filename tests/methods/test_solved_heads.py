@@ -8,6 +8,7 @@ import torch
 
 from nc_finetune import ImageClassifier, ImageData, load_delta, save_delta
 from nc_finetune.backbones import TimmBackbone
+from nc_finetune.deployment.export import export_onnx
 from nc_finetune.methods import Control, FinetuningMethod, LinearProbe
 
 KINDS = ("class_priors", "mean_color", "nearest_class_mean", "nearest_neighbors")
@@ -78,3 +79,25 @@ def test_mean_colour_is_that_of_the_image_whatever_its_type() -> None:
     expected = images.double().mean((2, 3)) / 255
     assert torch.allclose(control.features(backbone, images).double(), expected, atol=1e-6)
     assert torch.allclose(control.features(backbone, images / 255).double(), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_neighbours_export_and_vote_the_same_in_half_precision(data: ImageData, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    model, _ = fitted("nearest_neighbors", data, tmp_path)
+    model.eval()
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(images).dtype == torch.float32
+    export_onnx(model, tmp_path / "net.onnx", image_size=32, uint8=True)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert torch.allclose(torch.tensor(found), expected, atol=1e-4)
+
+
+def test_neighbours_have_something_that_processes_can_share() -> None:
+    assert any(parameter.requires_grad for parameter in make_model("nearest_neighbors").parameters())

@@ -289,10 +289,27 @@ def test_over_data_sets_few_sets_that_differ_leave_more_doubt_than_many_seeds() 
     assert low < 0 < found.mean < high
     wider = compare(ours, theirs, alternatives=10).over_sets
     assert wider is not None
-    assert wider[0] <= low < high <= wider[1]
+    assert wider[0] < low < high < wider[1]
     two = [run for run in (*ours, *theirs) if run.dataset in "ab"]
     few = compare([run for run in two if run.method == "scl_ft"], [run for run in two if run.method == "full_ft"])
     assert few.over_sets is None
+
+
+def test_over_data_sets_it_is_students_t_of_their_means_however_many_settings_each_has() -> None:
+    leads = {"a": 1.0, "b": 2.0, "c": 6.0}
+    ours = [make_run("scl_ft", 80 + lead, dataset=name) for name, lead in leads.items()]
+    theirs = [make_run("full_ft", 80, dataset=name) for name in leads]
+    found = compare(ours, theirs).over_sets
+    expected = stats.t.interval(0.95, 2, loc=3.0, scale=stats.sem([*leads.values()]))
+    assert found == pytest.approx(expected)
+    sizes = [
+        {"config": {"dataset": {"name": "one", "image_size": size}}, "dataset": f"one ({size})"}
+        for size in (32, 64, 96)
+    ]
+    ours, theirs = (
+        [make_run(name, value, **size) for size in sizes] for name, value in (("scl_ft", 90), ("full_ft", 80))
+    )
+    assert compare(ours, theirs).over_sets is None  # one data set, in three sizes
 
 
 LEADS = (("a", 6.0), ("b", -4.0), ("c", 4.0))

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from nc_finetune.report._tables.labels import variant_labels
+from nc_finetune.report._tables.summary import summarize
 from nc_finetune.results.result import Result
+from nc_finetune.run._cell.outcome import planned_result
 from nc_finetune.run._cell.run import run_cell
 from nc_finetune.run.cell import Cell, Settings
 from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
@@ -80,11 +82,19 @@ def test_a_control_begins_with_random_weights_in_the_group_of_the_others(monkeyp
 
     monkeypatch.setattr(BackboneSpec, "build", watched)
     backbone = BackboneSpec(name="test_resnet", weights="package")
-    cells = [Cell(backbone=backbone, **of_cell(method)) for method in (PROBE, replace(PROBE, pretrained=False))]
+    methods = (PROBE, replace(PROBE, pretrained=False))
+    cells = [Cell(backbone=backbone, **of_cell(method) | {"seed": seed}) for method in methods for seed in (0, 1)]
     results = [run_cell(cell) for cell in cells]
     assert {"package", None} == {*asked}
-    assert [result.weights for result in results] == ["package", "package"]
-    assert sorted(variant_labels(results).values()) == ["linear probe", "linear probe, random weights"]
+    assert {result.weights for result in results} == {"package"}
+    rows = summarize([replace(run, provenance={**run.provenance, **known(run)}) for run in results])
+    assert sorted((row.label, row.seeds) for row in rows) == [("linear probe", 2), ("linear probe, random weights", 2)]
+    assert len({row.group for row in rows}) == 1
+
+
+def known(run: Result) -> dict[str, str]:
+    """Say of pre-trained weights that they are one file, as they would be."""
+    return {} if run.options.get("random_weights") else {"weights_hash": "w" * 64}
 
 
 PROBE = MethodSpec(method="LinearProbe", options={"solver": "lbfgs"})
@@ -113,6 +123,16 @@ def test_the_cost_of_the_whole_job_is_told() -> None:
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
+        (replace(PROBE, augment=True), {}, "LinearProbe is solved from the images as they are"),
+        (
+            MethodSpec(
+                method="ProbeFirst",
+                learning_rates=[1e-3],
+                options={"method": {"method": "AdapterTuning", "candidates": {"rank": [2, 4]}}},
+            ),
+            {},
+            "candidates of AdapterTuning inside ProbeFirst would be left out",
+        ),
         (replace(LORA, augment=True), {}, "augment: true needs what the images of digits allow"),
         (LORA, {"choice": "validation", "folds": 5}, "candidates of AdapterTuning are chosen by folds"),
         (replace(LORA, candidates={"rank": [2]}), {}, "must have two values at least, got \\[2\\] of rank"),
@@ -124,6 +144,19 @@ def test_the_cost_of_the_whole_job_is_told() -> None:
 def test_what_cannot_be_chosen_is_refused_at_once(method: MethodSpec, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_grid(method, **changes)
+
+
+def test_other_augmentations_of_one_data_set_are_rows_of_their_own() -> None:
+    plain = MethodSpec(method="LinearProbe", learning_rates=[1e-2], augment=True)
+    digits = make_grid(LORA).datasets[0]
+    runs = []
+    for seed, scale in ((0, (0.9, 1.0)), (1, (0.5, 0.6))):
+        dataset = replace(digits, augmentation=AugmentationSpec(scale=scale))
+        (cell,) = make_grid(plain, datasets=[dataset], seeds=[seed]).cells()
+        runs.append(replace(planned_result(cell), accuracy=50.0, nc1=1.0))
+    rows = summarize(runs)
+    assert [row.seeds for row in rows] == [1, 1]
+    assert len({row.label for row in rows}) == 2
 
 
 def test_augmentation_out_of_range_is_refused() -> None:

@@ -120,8 +120,9 @@ class OpenClipSource:
         import open_clip
 
         with _without_log_of_open_clip():
-            # The device by name: on the meta device open_clip would move the tensors to the CPU.
-            device = torch.get_default_device()
+            # The device by name: on the meta device open_clip would move the tensors to the CPU. In torch 2.6
+            # get_default_device() does not know of `with torch.device("meta")`.
+            device = torch.empty(0).device
             model: nn.Module = open_clip.create_model(self.name, pretrained, device=device, **self.options)
         return model
 

@@ -17,7 +17,6 @@ from nc_finetune.report._tables.summary import Row
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 3
 _FEWEST_SETS = 3
-_RESAMPLES = 10_000
 _DIGITS = 9  # of a difference in points: what is beyond them is rounding, not a result
 Verdict = Literal["ahead", "behind", "not clear"]
 
@@ -110,7 +109,6 @@ def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternati
 
     Source:
         Satterthwaite 1946, An approximate distribution of estimates of variance components, 10.2307/3002019.
-        Efron & Tibshirani 1993, An introduction to the bootstrap, 10.1201/9780429246593, of data sets and pairs.
         Dunn 1961, Multiple comparisons among means, 10.1080/01621459.1961.10482090.
     """
     pairs = {group: values for group in ours if group in theirs and (values := paired(ours[group], theirs[group]))}
@@ -128,24 +126,39 @@ def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternati
     unpaired = sum(len(row.accuracies) for row in (*ours.values(), *theirs.values())) - 2 * number
     reason = _why_no_interval(list(pairs.values()))
     confidence = 1 - (1 - CONFIDENCE) / alternatives
-    found = Difference(pairs, unpaired, None, None, reason, speed, cost, _over_sets(pairs, confidence))
+    found = Difference(pairs, unpaired, None, None, reason, speed, cost, _over_sets(pairs, ours, confidence))
     if reason:
         return found
     half = _half_interval(list(pairs.values()), confidence)
     return replace(found, low=found.mean - half, high=found.mean + half)
 
 
-def _over_sets(pairs: Mapping[Group, Sequence[float]], confidence: float) -> tuple[float, float] | None:
-    """Bootstrap the mean over data sets: these are drawn with replacement, and within each its pairs."""
-    sets = list(dict.fromkeys(group.dataset for group in pairs))
+def _over_sets(
+    pairs: Mapping[Group, Sequence[float]], ours: Mapping[Group, Row], confidence: float
+) -> tuple[float, float] | None:
+    """Return the interval of the mean where data sets are random, too: Student's t over these.
+
+    A bootstrap of three to seven sets covers too little, 78 % instead of 95 % with three. Settings count the same, so
+    that a data set weighs as many as it has.
+    """
+    from scipy import stats  # an extra
+
+    sets: dict[str, list[float]] = {}
+    for group, values in pairs.items():
+        sets.setdefault(_set_of(ours[group]), []).append(statistics.fmean(values))
     if len(sets) < _FEWEST_SETS:
         return None
-    random = np.random.default_rng(0)
-    drawn = {group: random.choice(values, (_RESAMPLES, len(values))).mean(1) for group, values in pairs.items()}
-    means = np.stack([np.mean([drawn[group] for group in pairs if group.dataset == name], axis=0) for name in sets], 1)
-    rows = random.integers(len(sets), size=means.shape)
-    low, high = np.quantile(np.take_along_axis(means, rows, 1).mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    mean = statistics.fmean(value for values in sets.values() for value in values)
+    squares = sum(sum(value - mean for value in values) ** 2 for values in sets.values())
+    error = math.sqrt(squares * len(sets) / (len(sets) - 1)) / len(pairs)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(sets) - 1)) * error
+    return mean - half, mean + half
+
+
+def _set_of(row: Row) -> str:
+    """Name the data set of a row, whatever tells it apart from others of its name in a report."""
+    config = row.runs[0].config.get("dataset", {}) if row.runs else {}
+    return str(config.get("name") or config.get("source") or row.group.dataset)
 
 
 def _why_no_interval(samples: Sequence[Sequence[float]]) -> str:

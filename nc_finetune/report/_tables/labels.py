@@ -41,7 +41,7 @@ _PHRASES_OF = {"readout": {"method": "under it {}"}}
 _HEADS = {"simplex_etf_head": "ETF head", "SimplexETFHead": "ETF head", "bottleneck_head": "bottleneck"}
 _VALUES = {"canonical": "the axes", "random": "random directions", "lbfgs": "L-BFGS"}
 # Told only where nothing else sets two variants apart: what was chosen from, and arguments left at their defaults.
-_LAST_SETTINGS = ("method.learning_rates",)
+_LAST_SETTINGS = ("method.learning_rates", "method.augmentation")
 Choices = tuple[tuple[str, str], ...]
 
 

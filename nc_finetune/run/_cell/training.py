@@ -235,7 +235,12 @@ def _by_folds(cell: Cell, data: ImageData, advance: Callable[[], None], progress
         advance()
         return Trained(None, scores, seconds_before=judging.seconds_before)
     chosen, notes = held[known], _Notes(cell, data)
-    trained = Trained(None, scores, _in_words(judging, best, held, chosen), judging.seconds_before)
+    trained = Trained(
+        None,
+        scores,
+        _in_words(judging, best, held, chosen, [one.seconds for one in found.values() if one is not None]),
+        judging.seconds_before,
+    )
     try:
         trainer, model = judging.refit(build(best.chosen, known), chosen.epoch, notes.callbacks)
     except DivergedError as error:
@@ -254,7 +259,11 @@ def _text(options: Mapping[str, Any]) -> str:
 
 
 def _in_words(
-    judging: CrossValidation, search: OptionSearch, found: dict[float, HeldOut], chosen: HeldOut
+    judging: CrossValidation,
+    search: OptionSearch,
+    found: dict[float, HeldOut],
+    chosen: HeldOut,
+    seconds: Sequence[float],
 ) -> dict[str, Any]:
     """Say how folds chose, as a result keeps it; scores in per cent."""
     tried = {
@@ -270,7 +279,7 @@ def _in_words(
         "scores": {f"{rate:g}": [_per_cent(value) for value in held.scores] for rate, held in found.items()},
         "stopped_after": {f"{rate:g}": held.epoch for rate, held in found.items()},
         "extensions": search.rates.extensions,
-        "seconds": sum(held.seconds for held in found.values()),
+        "seconds": sum(seconds),
         **options,
     }
 
