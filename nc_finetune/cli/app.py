@@ -22,7 +22,7 @@ from nc_finetune.cli.predict import predict
 from nc_finetune.cli.profile import profile
 from nc_finetune.cli.push import push
 from nc_finetune.cli.rank import rank
-from nc_finetune.cli.recipes import recipes
+from nc_finetune.cli.recipes import list_recipes, recipes
 from nc_finetune.cli.report import report
 from nc_finetune.cli.tune import tune
 
@@ -33,6 +33,7 @@ _TRAINER_COMMANDS = {
     "predict": "write class probabilities to a CSV file: of a recipe's test split, or MODEL FOLDER",
 }
 _MODEL_FILES = (".safetensors", ".ckpt")
+_RECIPE_FILES = (".yaml", ".yml", ".json", "")
 _EPILOG = """\
 examples:
   nc-finetune tune photos                                 from a folder of images to a model, with a report
@@ -82,14 +83,23 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     # `predict MODEL FOLDER` is a command of its own, `predict RECIPE` is one of Lightning's.
-    model = words[1] if words[:1] == ["predict"] and len(words) > 1 else ""
-    names_a_model = Path(model).suffix in _MODEL_FILES or model.startswith("hub:")
-    if words and words[0] in _TRAINER_COMMANDS and not names_a_model:
+    predicts_by_a_model = words[:1] == ["predict"] and len(words) > 1 and _names_a_model(words[1])
+    if words and words[0] in _TRAINER_COMMANDS and not predicts_by_a_model:
         from nc_finetune.cli.trainer import run_trainer
 
         return run_trainer(words[0], words[1:])
     options = vars(_parser().parse_args(words))
     return int(options.pop("run")(**options))
+
+
+def _names_a_model(word: str) -> bool:
+    """Tell a model, or what is taken for one by mistake, from a recipe and an option."""
+    path = Path(word)
+    if path.suffix in _MODEL_FILES or word.startswith("hub:"):
+        return True
+    if word and path.is_dir():
+        return word not in list_recipes()
+    return path.is_file() and path.suffix not in _RECIPE_FILES
 
 
 def _parser() -> CommandParser:

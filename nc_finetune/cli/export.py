@@ -25,7 +25,7 @@ def export(
     checked against the original with onnxruntime (extra export).
 
     Args:
-        model: a delta (.safetensors), a checkpoint (.ckpt), or hub:user/name, extra hub
+        model: a delta (.safetensors), a checkpoint (.ckpt), a folder of nc-finetune tune, or hub:user/name, extra hub
         image_size: default: what the model was fine-tuned on
         trust: let the file name classes of other packages, whose code then runs; only for files whose origin you know
         to: timm's own weights, .pt2, or ONNX

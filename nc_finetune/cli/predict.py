@@ -31,7 +31,7 @@ def predict(
     Of tables, archives or a data set of the hub those images that have no label, or all where each has one.
 
     Args:
-        model: a delta (.safetensors), a checkpoint (.ckpt), or hub:user/name, extra hub
+        model: a delta (.safetensors), a checkpoint (.ckpt), a folder of nc-finetune tune, or hub:user/name, extra hub
         folder: images, in any depth; or tables, archives, a table of labels, an id of the hub
         image_size: default: what the model was fine-tuned on
         trust: let the file name classes of other packages, whose code then runs; only for files whose origin you know

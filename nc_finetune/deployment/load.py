@@ -7,11 +7,13 @@ from pathlib import Path
 
 from nc_finetune.classifier import ImageClassifier
 from nc_finetune.classifier.checkpoint import load_state, model_arguments, read_checkpoint, take_layers
-from nc_finetune.deployment.hub import local_model
+from nc_finetune.deployment.hub import MODEL_FILE, local_model
 from nc_finetune.files.delta import apply_delta, read_delta
 from nc_finetune.files.delta import save_delta as save_delta
-from nc_finetune.files.delta_io import CHECKPOINT_KEY
+from nc_finetune.files.delta_io import CHECKPOINT_KEY, DELTA_SUFFIX
 from nc_finetune.files.model_config import ModelConfig
+
+CHECKPOINT_SUFFIX = ".ckpt"
 
 
 def load_delta(
@@ -20,8 +22,9 @@ def load_delta(
     """Load a delta; the logits are then those of the model that it was saved from, bit for bit.
 
     Args:
-        path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote, or, on the Hugging Face
-            hub (extra ``hub``), ``"hub:user/name"`` or ``"hub:user/name@revision"``; the same is trusted of both.
+        path: What :func:`save_delta` or :class:`~nc_finetune.callbacks.DeltaCheckpoint` wrote, or a folder of
+            :func:`~nc_finetune.tune`, or, on the Hugging Face hub (extra ``hub``), ``"hub:user/name"`` or
+            ``"hub:user/name@revision"``; the same is trusted of all.
         model: A model that was built like the one it was saved from, on the same pre-trained weights; a readout that
             chooses its layers takes those of the file, and one with a head that was solved after its fit the one that
             the file is of. ``None`` builds it as the file says.
@@ -43,7 +46,7 @@ def load_delta(
         >>> save_delta(model, path, class_names=["cat", "dog", "owl"])
         >>> loaded = load_delta(path, model)
     """
-    delta = read_delta(local_model(path))
+    delta = read_delta(_model_file(path))
     loaded = build_model(delta.config, str(path), trust=trust) if model is None else model
     described = {CHECKPOINT_KEY: delta.config.to_json(), "state_dict": delta.tensors}
     loaded.taken_head.follow(described)
@@ -58,7 +61,7 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[Im
     A checkpoint holds all weights; those that the backbone was pre-trained with need not be there.
 
     Args:
-        path: A ``.safetensors`` or a ``.ckpt`` file, or ``"hub:user/name"``.
+        path: A ``.safetensors`` or a ``.ckpt`` file, a folder of :func:`~nc_finetune.tune`, or ``"hub:user/name"``.
         trust: As for :func:`load_delta`.
 
     Returns:
@@ -68,13 +71,22 @@ def load_model(path: str | os.PathLike[str], *, trust: bool = False) -> tuple[Im
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or of another kind; for a delta as :func:`load_delta`.
     """
-    path = local_model(path)
-    if path.suffix != ".ckpt":
+    path = _model_file(path)
+    if path.suffix not in (DELTA_SUFFIX, CHECKPOINT_SUFFIX):
+        raise ValueError(
+            f"{path} is no model: a model is a .safetensors, a .ckpt, a folder of nc-finetune tune, or hub:user/name"
+        )
+    if path.suffix == DELTA_SUFFIX:
         model, config = load_delta(path, trust=trust), read_delta(path).config
     else:
         model, config = _load_checkpoint(path, trust)
     model.eval()
     return model, config
+
+
+def _model_file(path: str | os.PathLike[str]) -> Path:
+    found = local_model(path)
+    return found / MODEL_FILE if found.is_dir() else found
 
 
 def build_model(config: ModelConfig, where: str, *, trust: bool = False, with_weights: bool = True) -> ImageClassifier:

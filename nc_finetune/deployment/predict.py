@@ -64,7 +64,7 @@ def predict_folder(
     :class:`~nc_finetune.callbacks.PredictionWriter`.
 
     Args:
-        model: A delta (``.safetensors``) or a checkpoint (``.ckpt``).
+        model: As for :func:`~nc_finetune.deployment.load_model`.
         folder: Where the images are, in any depth. Or another source as for :func:`~nc_finetune.data.load_source`:
             tables, archives, a table of labels, a short name, an id of the hub. Of such a source those images are taken
             that have no label; all of them where each has one, or none.
@@ -114,7 +114,7 @@ def predict_images(
     """Do as :func:`predict_folder`, and return what was written.
 
     Args:
-        model: A delta or a checkpoint.
+        model: As there.
         folder: Where the images are, or another source.
         out: The CSV file.
         image_size: Of the images; ``None`` is that of the model.

@@ -16,10 +16,11 @@ import timm
 import torch
 from PIL import Image
 
-from nc_finetune import ImageClassifier, save_delta
+from nc_finetune import ImageClassifier, load_delta, save_delta
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.backbones._weights.state_dicts import hub_failure
 from nc_finetune.cli import main
+from nc_finetune.cli.app import _names_a_model
 from nc_finetune.cli.recipes import list_recipes
 from nc_finetune.data._pixels.transforms import DecodeAndResize
 from nc_finetune.heads import HEAD_NAMES
@@ -142,6 +143,8 @@ def test_predict_takes_a_checkpoint_of_fit_as_it_was_trained(checkpoint: Path, t
     ("words", "message"),
     [
         (["nowhere.safetensors", "photos"], "no delta at nowhere.safetensors"),
+        (["empty", "photos"], "no delta at empty/model.safetensors"),
+        (["photos/a.png", "photos"], "a.png is no model: a model is a .safetensors, a .ckpt, a folder of nc-finetune"),
         (["it.safetensors", "nowhere"], "no folder of images at nowhere"),
         (["it.safetensors", "empty"], "holds no images"),
         (["it.safetensors", "photos", "--batch-size", "0"], "at least 1"),
@@ -159,6 +162,22 @@ def test_predict_says_what_is_wrong(
     assert main(["predict", *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_folder_of_a_tuning_is_a_model_to_predict_and_export(tmp_path: Path) -> None:
+    (tmp_path / "tuned").mkdir()
+    make_delta(tmp_path / "tuned" / "model.safetensors")
+    make_photos(tmp_path / "photos")
+    assert main(["predict", "tuned", "photos", "--image-size", "32"]) == 0
+    assert (tmp_path / "predictions.csv").read_text().startswith("file,prediction,cat,dog,owl")
+    assert main(["export", "tuned", "--to", "state-dict", "--out", "weights.safetensors"]) == 0
+    assert load_delta("tuned").num_classes == 3
+
+
+def test_a_folder_that_is_called_as_a_recipe_is_none(tmp_path: Path) -> None:
+    (tmp_path / RECIPE).mkdir(parents=True)
+    (tmp_path / "tuned").mkdir()
+    assert (_names_a_model(RECIPE), _names_a_model("tuned")) == (False, True)
 
 
 def test_export_writes_weights_that_timm_loads(tmp_path: Path) -> None:
