@@ -41,5 +41,7 @@ def model_facts(
 
 def _name_of(source: str) -> str:
     """Return the name of a folder or file without where it lies, which is nobody's business; others are names."""
-    path = Path(source)
-    return path.resolve().name if path.exists() or path.is_absolute() else source
+    path = Path(source).expanduser()
+    if not path.exists() and not path.is_absolute():
+        return source
+    return path.resolve().name if path.name in ("", "..") else path.name  # not of where a link leads

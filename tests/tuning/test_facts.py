@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_hub
 import pytest
@@ -10,6 +11,8 @@ from tuning_photos import write_photos
 
 from nc_finetune.deployment.model_facts import FACTS, facts_beside
 from nc_finetune.tuning import tune
+from nc_finetune.tuning.estimate import Estimate
+from nc_finetune.tuning.facts import model_facts
 
 
 @pytest.fixture
@@ -46,6 +49,30 @@ def test_what_was_measured_lies_beside_the_model_and_goes_to_the_hub(hub: FakeHu
     assert f"| {found.test.images} | {100 * found.test.accuracy:.1f} % |" in card
     assert str(tmp_path) not in card
     assert lines[-1] == f"on the hub: {hub.endpoint}/user/photos"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("~/secret/photos", "photos"),
+        ("secret/photos", "photos"),
+        ("secret/photos/.", "photos"),
+        ("secret/photos/..", "secret"),
+        ("secret/link", "link"),
+        ("/gone/secret/photos", "photos"),
+        ("user/flowers", "user/flowers"),
+        ("sklearn:digits", "sklearn:digits"),
+    ],
+)
+def test_of_a_path_the_last_part_alone_is_told(
+    source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret" / "photos").mkdir(parents=True)
+    (tmp_path / "secret" / "link").symlink_to(tmp_path / "secret" / "photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = SimpleNamespace(source=source, class_names=["cat"], class_counts=[2])
+    assert model_facts(data, "", Estimate(0.5, 0.4, 0.6, 2), None, "").data == name  # type: ignore[arg-type]
 
 
 def test_a_repository_that_exists_is_refused_before_any_work(hub: FakeHub, tmp_path: Path) -> None:
