@@ -28,6 +28,7 @@ class FakeHub:
         private: Which are private.
         asked: What was asked for, as ``"GET /path"``.
         refuses_commits: Answer commits with an error of the server.
+        refuses_reading: Answer that the login may not read.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class FakeHub:
         self.private: dict[str, bool] = {}
         self.messages: list[str] = []
         self.asked: list[str] = []
-        self.refuses_commits = False
+        self.refuses_commits = self.refuses_reading = False
 
     def files(self, repo: str) -> dict[str, bytes]:
         """Return the newest files of a repository."""
@@ -136,12 +137,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self, with_body: bool) -> None:
         self.hub.asked.append(f"{self.command} {self.path}")
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
+        if self.hub.refuses_reading:
+            self._json(403, {"error": "the token is of another organisation"})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
             if found[1] in self.hub.repos:
-                self._json(200, {"id": found[1], "modelId": found[1], "private": True, "tags": [], "downloads": 0})
+                private = self.hub.private.get(found[1], False)
+                self._json(200, {"id": found[1], "modelId": found[1], "private": private, "tags": [], "downloads": 0})
             else:
                 self._refuse("RepoNotFound", "Repository not found")
-            return
+        else:
+            self._resolve(with_body)
+
+    def _resolve(self, with_body: bool) -> None:
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
         if found is None or found[1] not in self.hub.repos:
             self._refuse("RepoNotFound", "Repository not found")

@@ -25,7 +25,7 @@ def push(
         model: a delta (.safetensors), or the folder of nc-finetune tune
         repo: user/name, which must not exist yet
         public: let everybody see it; otherwise it is private
-        update: add to a repository that exists
+        update: add to a repository that exists, if it is public or private as asked for
         licence: of the model, by its short name on the hub, such as apache-2.0 (default: left open)
         card: Markdown of your own in place of the card that is written
         card_only: write the card there, to be read and edited, and push nothing

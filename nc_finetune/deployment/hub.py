@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,15 +88,17 @@ def hub_api() -> Any:
 
 
 @contextmanager
-def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None = None, *, writing: bool = False) -> Iterator[None]:
     """Turn what the client raises inside into one error that says what to do.
 
     Args:
         repo: What is asked for.
         revision: Of it.
+        writing: Whether something is written there, not read.
 
     Raises:
         ValueError: If the hub answers that it cannot be had.
+        OSError: As it is, if it is of this machine, such as a full disk.
         UnavailableError: If it does not answer, or not as a hub.
     """
     api = hub_api()
@@ -108,12 +111,21 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     except Exception as error:  # those of its HTTP library, too, which changes
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
             raise  # words of its own about an argument
-        raise _in_words(error, repo, revision, api.endpoint) from error
+        if _is_of_this_machine(error):
+            raise
+        raise _in_words(error, repo, revision, api.endpoint, "write to" if writing else "read") from error
 
 
-def _in_words(error: Exception, repo: str, revision: str | None, endpoint: str) -> Exception:
+def _is_of_this_machine(error: Exception) -> bool:
+    of_network = (ConnectionError, TimeoutError, socket.gaierror)
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, of_network)
+
+
+def _in_words(error: Exception, repo: str, revision: str | None, endpoint: str, what_for: str) -> Exception:
     from huggingface_hub import errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # what the hub said before the client looked on this machine
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return ValueError(f"{repo} is open to those only whom its owner lets in: ask on {endpoint}/{repo}, and log in")
@@ -129,7 +141,7 @@ def _in_words(error: Exception, repo: str, revision: str | None, endpoint: str) 
     if status == _EXISTS:
         return ValueError(f"{repo} exists on the hub; choose another name, or add to it with --update (update=True)")
     if status in _REFUSED:
-        return ValueError(f"the hub lets this login not write to {repo}: {_short(error)}; log in by `hf auth login`")
+        return ValueError(f"the hub lets this login not {what_for} {repo}: {_short(error)}; log in by `hf auth login`")
     if status is not None:
         return UnavailableError(f"the hub at {endpoint} answers {status}: {_short(error)}")
     return UnavailableError(

@@ -31,7 +31,7 @@ def push_model(
         model: A delta, or the folder of a tuning.
         repo: ``"user/name"``, the repository to make.
         public: Whether everybody may see it; otherwise it is private.
-        update: Commit to a repository that exists.
+        update: Commit to a repository that exists, if it is as public or private as is asked for.
         licence: Of the model, by its short name on the hub, such as ``"apache-2.0"``; ``None`` leaves it open.
         card: A file of one's own in place of the card that is written, such as an edited :func:`model_card`.
 
@@ -41,8 +41,8 @@ def push_model(
     Raises:
         ImportError: If huggingface_hub is not installed.
         FileNotFoundError: If there is no such delta or card.
-        ValueError: If the file is no delta or an old one, nobody is logged in, the repository exists, or the login may
-            not write there.
+        ValueError: If the file is no delta or an old one, nobody is logged in, the repository exists, is public where
+            it was to be private or the other way round, or the login may not write there.
         UnavailableError: If the hub cannot be reached.
 
     Warns:
@@ -57,10 +57,12 @@ def push_model(
     api = hub_api()
     from huggingface_hub import CommitOperationAdd
 
-    with hub_errors(repo):
+    with hub_errors(repo, writing=True):
         address = str(api.create_repo(repo, private=not public, exist_ok=update))
+    if update:
+        _check_visibility(repo, address, public)
     try:
-        with hub_errors(repo):
+        with hub_errors(repo, writing=True):
             api.create_commit(
                 repo,
                 [CommitOperationAdd(MODEL_FILE, path), CommitOperationAdd(CARD_FILE, text.encode("utf-8"))],
@@ -69,6 +71,20 @@ def push_model(
     except (UnavailableError, ValueError) as error:
         raise type(error)(f"{error}; nothing was pushed, and {repo} is there: try again with --update") from error
     return address
+
+
+def _check_visibility(repo: str, address: str, public: bool) -> None:
+    """Refuse to show everybody what was to be private, and to hide what was to be shown."""
+    with hub_errors(repo):
+        private = bool(hub_api().repo_info(repo).private)
+    if private == (not public):
+        return
+    found, wanted = ("private", "public") if private else ("public", "private")
+    flag = "leave --public (public=True) out" if private else "say --public (public=True)"
+    raise ValueError(
+        f"{repo} is {found} on the hub, and the model was to be {wanted}; nothing was pushed: {flag}, or make the"
+        f" repository {wanted} on {address}/settings"
+    )
 
 
 def check_push(repo: str) -> None:

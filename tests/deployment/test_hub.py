@@ -1,7 +1,9 @@
 """Models to the hub and back, by a server on the loopback device."""
 
+import errno
 import json
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from nc_finetune import ImageClassifier, load_delta, save_delta
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.cli import main
 from nc_finetune.deployment import Accuracy, ModelFacts, check_push, load_model, model_card, push_model
+from nc_finetune.deployment.hub import hub_errors
 from nc_finetune.deployment.model_facts import FACTS, facts_beside
 from nc_finetune.errors import UnavailableError
 from nc_finetune.files.delta import METADATA_KEY
@@ -151,6 +154,34 @@ def test_update_adds_to_a_repository(hub: FakeHub, make_model: Callable[..., Any
     assert all(message.startswith("Upload by nc-finetune") for message in hub.messages)
 
 
+@pytest.mark.parametrize(
+    ("there", "public", "message"),
+    [
+        (
+            False,
+            False,
+            r"user/pets is public on the hub, and the model was to be private; nothing was pushed: say --pub",
+        ),
+        (
+            True,
+            True,
+            r"user/pets is private on the hub, and the model was to be public; nothing was pushed: leave --pub",
+        ),
+    ],
+)
+def test_update_shows_and_hides_nothing_unasked(
+    there: bool, public: bool, message: str, hub: FakeHub, make_model: Callable[..., Any]
+) -> None:
+    path, _ = make_model()
+    hub.commit("user/pets", {"model.safetensors": b"old"})
+    hub.private["user/pets"] = there
+    with pytest.raises(ValueError, match=message):
+        push_model(path, "user/pets", public=public, update=True)
+    assert hub.files("user/pets") == {"model.safetensors": b"old"}
+    push_model(path, "user/pets", public=not there, update=True)
+    assert hub.files("user/pets")["model.safetensors"] == path.read_bytes()
+
+
 # --- bad input: one clear error each
 
 
@@ -171,6 +202,29 @@ def test_a_token_that_the_hub_does_not_know_is_an_error(
     monkeypatch.setenv("HF_TOKEN", "hf_old")
     with pytest.raises(ValueError, match=r"the hub lets this login not write to user/pets: .*log in by"):
         push_model(path, "user/pets")
+
+
+def test_a_login_that_may_not_read_is_told_so(hub: FakeHub) -> None:
+    hub.refuses_reading = True
+    with pytest.raises(ValueError, match=r"the hub lets this login not read user/pets: 403 Forbidden.*; log in by"):
+        load_delta("hub:user/pets")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), (OSError, "No space left on device")),
+        (PermissionError(errno.EACCES, "Permission denied", "cache"), (PermissionError, "Permission denied: 'cache'")),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), (UnavailableError, r"cannot be reached.*by peer")),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), (UnavailableError, r"cannot be reached.*timed out")),
+        (socket.gaierror(socket.EAI_NONAME, "name not known"), (UnavailableError, r"cannot be reached.*not known")),
+    ],
+)
+def test_an_error_of_this_machine_is_not_one_of_the_network(
+    error: Exception, shown: tuple[type[Exception], str]
+) -> None:
+    with pytest.raises(shown[0], match=shown[1]), hub_errors("user/pets"):
+        raise error
 
 
 def test_a_repository_that_exists_is_an_error_and_stays(hub: FakeHub, make_model: Callable[..., Any]) -> None:
