@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nc_finetune._common.markdown_text import escape_markdown
 from nc_finetune.backbones import WeightsOrigin, weights_origin
 from nc_finetune.classifier.checkpoint import model_arguments
 from nc_finetune.deployment.hub import parse_hub_id
@@ -39,12 +41,12 @@ def model_card(model: str | os.PathLike[str], repo: str, *, licence: str | None 
     repo, _ = parse_hub_id(repo)
     delta, facts = read_delta(path), facts_beside(path)
     parts = [
-        f"---\n{_front_matter(delta, facts, repo, licence)}\n---\n\n# {repo.partition('/')[2]}",
+        f"---\n{_front_matter(delta, facts, repo, licence)}\n---\n\n# {escape_markdown(repo.partition('/')[2])}",
         _opening(delta, facts),
         "## How good it is\n\n" + _results(facts),
         "## How to load it\n\n" + _loading(delta, repo),
         "## Classes\n\n" + _classes(delta, facts),
-        "## What it is made of\n\n" + _table(_parts(delta), "part", "what"),
+        "## What it is made of\n\n" + _table(_parts(delta).items(), "part", "what"),
         "## Licence\n\n" + _licence(delta, licence),
     ]
     return "\n\n".join(parts) + "\n"
@@ -82,24 +84,25 @@ def _front_matter(delta: Delta, facts: ModelFacts | None, repo: str, licence: st
 
 def _opening(delta: Delta, facts: ModelFacts | None) -> str:
     config = delta.config
-    on = "" if facts is None else f", fine-tuned on {sum(facts.class_counts.values()):,} images of {_plain(facts.data)}"
-    chosen = "" if facts is None or not facts.decision else f"\n\n{facts.decision[0].upper()}{facts.decision[1:]}."
-    return (
-        f"Tells {config.num_classes} classes of images apart: `{config.backbone_name}`{on} by"
+    on = "" if facts is None else f", fine-tuned on {sum(facts.class_counts.values()):,} images of {facts.data}"
+    chosen = "" if facts is None or not facts.decision else f"{facts.decision[0].upper()}{facts.decision[1:]}."
+    what = (
+        f"Tells {config.num_classes} classes of images apart: {config.backbone_name}{on} by"
         " nc-finetune. The file holds what fine-tuning changed, and no more; the pre-trained weights come from where"
-        f" they are public, and their hash is checked when it is loaded.{chosen}"
+        " they are public, and their hash is checked when it is loaded."
     )
+    return "\n\n".join(escape_markdown(text) for text in (what, chosen) if text)
 
 
 def _results(facts: ModelFacts | None) -> str:
     if facts is None or not facts.accuracies:
         return "Who published it has not said."
     rows = [
-        f"| {one.on} | {one.images:,} | {100 * one.accuracy:.1f} % | {100 * one.low:.1f} to {100 * one.high:.1f} % |"
+        (one.on, f"{one.images:,}", f"{100 * one.accuracy:.1f} %", f"{100 * one.low:.1f} to {100 * one.high:.1f} %")
         for one in facts.accuracies
     ]
-    table = "\n".join(["| measured on | images | accuracy | 95 % interval |", "|---|---|---|---|", *rows])
-    return table + (f"\n\nCalibration: {facts.calibration}." if facts.calibration else "")
+    table = _table(rows, "measured on", "images", "accuracy", "95 % interval")
+    return table + (f"\n\n{escape_markdown(f'Calibration: {facts.calibration}.')}" if facts.calibration else "")
 
 
 def _loading(delta: Delta, repo: str) -> str:
@@ -128,9 +131,9 @@ def _classes(delta: Delta, facts: ModelFacts | None) -> str:
     if names is None:
         return f"{delta.config.num_classes}, without names."
     counts = {} if facts is None else facts.class_counts
-    shown = [f"{_plain(name)}{f' ({counts[name]:,})' if name in counts else ''}" for name in names[:_MOST_CLASSES]]
+    shown = [f"{name}{f' ({counts[name]:,})' if name in counts else ''}" for name in names[:_MOST_CLASSES]]
     more = f", and {len(names) - _MOST_CLASSES:,} more" if len(names) > _MOST_CLASSES else ""
-    return ", ".join(shown) + more + (". In brackets: training images." if counts else ".")
+    return escape_markdown(", ".join(shown) + more + (". In brackets: training images." if counts else "."))
 
 
 def _parts(delta: Delta) -> dict[str, str]:
@@ -139,7 +142,7 @@ def _parts(delta: Delta) -> dict[str, str]:
     said = (config.preprocessing[name] for name in ("mean", "std"))
     mean, std = ("/".join(f"{value:.3g}" for value in values) for values in said)
     return {
-        "backbone": f"`{config.backbone_name}`, weights {_shown_weights(delta)}",
+        "backbone": f"{config.backbone_name}, weights {_shown_weights(delta)}",
         "SHA-256 of its weights": delta.base_sha256 or "not recorded",
         "SHA-256 of what is frozen": delta.frozen_sha256,
         "tuned": _tuned(delta),
@@ -165,15 +168,15 @@ def _tuned(delta: Delta) -> str:
 
 def _licence(delta: Delta, licence: str | None) -> str:
     known = (_origin(delta) or WeightsOrigin()).licence
-    base = f"That of the pre-trained weights{f', {known},' if known else ''} holds beside it"
+    base = escape_markdown(f"That of the pre-trained weights{f', {known},' if known else ''} holds beside it.")
     if licence is not None:
-        return f"{licence}. {base}."
-    return f"Not chosen yet: it is for who publishes the model to say (`license:` on top of this card). {base}."
+        return f"{escape_markdown(f'{licence}.')} {base}"
+    return f"Not chosen yet: it is for who publishes the model to say (`license:` on top of this card). {base}"
 
 
 def _shown_weights(delta: Delta) -> str:
     found = base_weights(delta)
-    return "not said" if found is None else f"`{Path(found).name}`"  # of a path the folders are nobody's business
+    return "not said" if found is None else Path(found).name  # of a path the folders are nobody's business
 
 
 def base_weights(delta: Delta) -> str | None:
@@ -190,18 +193,13 @@ def _origin(delta: Delta) -> WeightsOrigin | None:
 
 
 def _class_of(described: dict[str, Any] | None) -> str:
-    return "not said" if described is None else f"`{described['class_path'].rpartition('.')[2]}`"
+    return "not said" if described is None else str(described["class_path"]).rpartition(".")[2]
 
 
-def _side(delta: Delta) -> int | str:
-    return delta.config.image_size or "height"
+def _side(delta: Delta) -> str:
+    return escape_markdown(str(delta.config.image_size or "height"))
 
 
-def _plain(name: str) -> str:
-    """Take out of a name what Markdown would read."""
-    return "".join(f"\\{sign}" if sign in r"\`*_[]<>|#" else sign for sign in name)
-
-
-def _table(rows: dict[str, str], *head: str) -> str:
+def _table(rows: Iterable[Sequence[str]], *head: str) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join([*lines, *(f"| {' | '.join(map(escape_markdown, row))} |" for row in rows)])

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterator, Sequence
 
+from nc_finetune._common.markdown_text import escape_markdown
 from nc_finetune.report._tables.tables import Entry, Table
 from nc_finetune.report.content import Report, Section
-
-
-def escape_markdown(text: str) -> str:
-    """Make any text stand for itself in GitHub's markdown, in a table too.
-
-    Args:
-        text: Any text; a line break becomes a blank, for a table row is one line.
-
-    Returns:
-        The text with entities for whatever markdown or HTML would act upon.
-
-    Example:
-        >>> print(escape_markdown("a|b <i> *c* layer_ft"))
-        a&#124;b &lt;i&gt; &#42;c&#42; layer_ft
-    """
-    one_line = html.escape(" ".join(text.split()), quote=False)
-    # An underscore inside a word is only itself.
-    return re.sub(r"[\\`*\[\]|~]|\b_|_\b", lambda match: "".join(f"&#{ord(sign)};" for sign in match[0]), one_line)
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from fake_hub import FakeHub
+from markdown_it import MarkdownIt
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -337,7 +339,7 @@ def test_the_card_says_what_was_measured(make_model: Callable[..., Any]) -> None
     assert "| test images, looked at once | 120 | 75.0 % | 70.0 to 80.0 % |" in text
     assert "Calibration: an error of 2.1 %." in text
     assert "fine-tuned on 1,225 images of pets" in text
-    assert r"cat (20), dog (1,200), owl\_2 (5)" in text
+    assert "cat (20), dog (1,200), owl_2 (5)" in text
     share = 100 * model.tuned_parameters / model.total_parameters
     assert re.search(rf"\| tuned \| [\d,]+ parameters, {share:.1f}\d % of the model \|", text)
     assert 'load_delta("hub:user/pets")' in text
@@ -352,6 +354,28 @@ def test_the_card_has_the_hashes_and_no_path(make_model: Callable[..., Any], tmp
     assert content["frozen_sha256"] in card
     assert str(tmp_path) not in card
     assert "Its pre-trained weights are no public ones" in card
+
+
+EVIL = "a](http://evil) <img src=x onerror=1> | x\n\n# b &lt; `c` **d** www.evil.org"
+
+
+def test_nothing_that_others_wrote_acts_in_the_card(make_model: Callable[..., Any]) -> None:
+    path, _ = make_model(facts=None)
+    said = {"class_names": [EVIL, "dog", EVIL], **dict.fromkeys(["backbone_name", "image_size", "interpolation"], EVIL)}
+    path.write_bytes(with_metadata(path, **said).read_bytes())
+    ModelFacts(EVIL, {EVIL: 2, "dog": 3}, (Accuracy(EVIL, 0.5, 0.4, 0.6, 5),), EVIL, f"chosen: {EVIL}").write_beside(
+        path
+    )
+    front, text = front_and_text(model_card(path, "user/pets", licence=EVIL))
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == EVIL
+    assert front["license"] == EVIL
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    assert not re.search("<(a|img|em|strong|ul|ol)\\b", html)
+    assert (html.count("<h1>"), html.count("<code>")) == (1, 3)  # its own
+    plain = escape(" ".join(EVIL.split()), quote=False).replace("://", ":\u2060//").replace("www", "www\u2060")
+    assert html.count(plain) == 11
+    columns = [len(re.findall("<t[hd]>", row)) for row in html.split("<tr>")[1:]]
+    assert columns == [4, 4] + [2] * (len(columns) - 2)
 
 
 def test_a_card_without_facts_claims_no_accuracy(make_model: Callable[..., Any]) -> None:

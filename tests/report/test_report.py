@@ -18,7 +18,6 @@ from nc_finetune.report._tables.summary import row_labels, summarize
 from nc_finetune.report.charts import accuracy_against_nc1, layerwise_nc1
 from nc_finetune.report.content import build_report
 from nc_finetune.report.figures import Figure, palette, vegalite_version
-from nc_finetune.report.markdown import escape_markdown
 from nc_finetune.report.report import check_report_extra, print_summary, write_report
 from nc_finetune.results.result import Result
 
@@ -248,11 +247,6 @@ def test_markdown_shows_its_pictures(folder: Path, markdown: str) -> None:
         with Image.open(folder / file) as image:
             assert image.format == "PNG"
             assert image.width > 800
-
-
-@pytest.mark.parametrize("text", ["a|b", "`a", "*a*", "_a_", "[a](b)", "<a>", "~a~", "a\\"])
-def test_escaped_markdown_holds_no_sign_that_acts(text: str) -> None:
-    assert not re.search(r"[|`*\[\]<>~\\]|\b_|_\b", escape_markdown(text))
 
 
 def test_report_leaves_no_temporary_files(folder: Path) -> None:
