@@ -68,7 +68,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if a run of a benchmark failed, data have faults, or training could not go on; 2 for input
-        that cannot be used; 130 and 143 after Ctrl-C and SIGTERM, of a fit with a checkpoint.
+        that cannot be used, or had, as from a hub out of reach; 130 and 143 after Ctrl-C and SIGTERM, of a fit with a
+        checkpoint.
     """
     try:
         with told_to_end():
@@ -164,4 +165,6 @@ def _report_error(error: Exception) -> int:
     signum = getattr(error, "signal", None)
     if signum is not None:
         return 128 + int(signum)
+    if isinstance(error, UnavailableError):
+        return 2
     return 1 if isinstance(error, (RuntimeError, MemoryError)) else 2

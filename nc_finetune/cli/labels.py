@@ -72,7 +72,8 @@ def labels(
             f" {image.suggested} ({100 * image.probability:.0f} %)",
             soft_wrap=True,
         )
-    console.print(f"Page: {found.page}\nTable, to be edited and applied: {found.table}", soft_wrap=True)
+    table = "Table, to be edited and applied" if found.suspected else "Table, with nothing to correct"
+    console.print(f"Page: {found.page}\n{table}: {found.table}", soft_wrap=True)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from nc_finetune.errors import unknown_name
 
 _PACKAGE = Path(__file__).parents[1]
+_FILES = (".yaml", ".yml")
 
 
 def recipes(
@@ -65,7 +66,8 @@ def find_recipe(name: str) -> Path:
         Path of the file.
 
     Raises:
-        ValueError: If there is neither; the message lists the recipes.
+        ValueError: If there is no recipe of that name; the message lists those that there are.
+        FileNotFoundError: If it is the name of a YAML file, and there is none.
 
     Example:
         >>> find_recipe("quickstart").name
@@ -76,6 +78,8 @@ def find_recipe(name: str) -> Path:
     known = list_recipes()
     # `recipes/quickstart.yaml` works from everywhere, too: it is how a checkout would name it.
     short = name.removeprefix("recipes/").removesuffix(".yaml")
+    if short not in known and name.endswith(_FILES):
+        raise FileNotFoundError(f"no such file: {name}; nc-finetune recipes lists what there is by name")
     if short not in known:
         raise unknown_name("recipe", name, known)
     return recipe_folder() / f"{short}.yaml"

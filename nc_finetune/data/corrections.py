@@ -92,8 +92,8 @@ def apply_corrections(
     path, folder = Path(table), Path(out)
     if not path.is_file():
         raise FileNotFoundError(f"no table of corrected labels at {path}")
-    check_new_folder(folder, source)
     found = one_label_source(source, image_column, label_column)
+    check_new_folder(folder, source)
     labels = _corrected_labels(path, found)
     changed = sum(
         new != old
@@ -138,8 +138,8 @@ def check_new_folder(out: Path, source: str) -> None:
         raise NotADirectoryError(f"the results go to a folder, and {out} is a file; choose another")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(
-            f"{out} holds files already, such as {min(path.name for path in out.iterdir())}; choose a new folder, or"
-            " move them away"
+            f"{out} holds files already, such as {min(path.name for path in out.iterdir())}; name a new folder"
+            " by --out (out=), or move them away"
         )
     place = Path(source).expanduser()
     if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
@@ -149,6 +149,8 @@ def check_new_folder(out: Path, source: str) -> None:
 def _corrected_labels(path: Path, source: Source) -> dict[str, list[int]]:
     """Return the labels of every split as the table says; each line is checked before any counts."""
     names, lines = read_csv(path)
+    if not lines:
+        raise ValueError(f"{path} has no rows: nothing to correct")
     if missing := [name for name in NEEDED if name not in names]:
         raise ValueError(
             f"{path} has no column {missing[0]!r}, only {', '.join(names)}; give the table that nc-finetune data labels"

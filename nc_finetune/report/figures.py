@@ -69,7 +69,7 @@ def check_report_extra() -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise missing_extra(package, "report", "writing a benchmark report") from error
+            raise missing_extra(package, "report", "writing a report") from error
 
 
 def altair() -> Any:

@@ -111,10 +111,10 @@ def check_labels(
         raise ValueError(f"most must be at least 1, got {most}")
     check_report_extra()
     folder = Path(out)
-    check_new_folder(folder, str(source))
     options = {"image_column": image_column, "label_column": label_column, "group": group}
     with quietly() as notes:
         pool = LabelledPool.of(str(source), batch_size=batch_size, **options)
+        check_new_folder(folder, str(source))
         tell(str(pool))
         network = build_network(backbone)
         pool.data.image_size = first_size(pool.data, network, image_size)

@@ -400,7 +400,7 @@ def test_weights_that_cannot_be_had_are_one_line(
         raise hub_failure(name, str(weights), "no route to host")
 
     monkeypatch.setattr("nc_finetune.tuning.first_answers.create_backbone", build)
-    assert main(["tune", "sklearn:digits", "--backbones", "resnet50", "--out", str(tmp_path)]) == 1
+    assert main(["tune", "sklearn:digits", "--backbones", "resnet50", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("nc-finetune: the pre-trained weights 'default' of resnet50 could not be had")
     assert "weights='package'" in said

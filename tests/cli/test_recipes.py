@@ -59,9 +59,16 @@ def test_a_file_comes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("made_up")
-@pytest.mark.parametrize("name", ["frist", "", "missing/my.yaml", "recipes"])
+@pytest.mark.parametrize("name", ["frist", "", "missing/my", "recipes"])
 def test_unknown_recipe_lists_those_that_there_are(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^unknown recipe '{name}'.* Valid: first, pets/second$"):
+        find_recipe(name)
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("name", ["missing/my.yaml", "my.yml"])
+def test_a_file_that_is_not_there_is_no_unknown_recipe(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^no such file: {name}; nc-finetune recipes lists"):
         find_recipe(name)
 
 

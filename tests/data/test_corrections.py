@@ -129,9 +129,12 @@ def test_odd_tables_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("file,label\n1.png,cat\n")
     with pytest.raises(ValueError, match=r"other.csv has no column 'split', only file, label; give the table"):
         apply_corrections(str(source), tmp_path / "other.csv", tmp_path / "new")
+    (tmp_path / "names.csv").write_text("split,row,label,corrected,image\n")
+    with pytest.raises(ValueError, match=r"^.*names.csv has no rows: nothing to correct$"):
+        apply_corrections(str(source), tmp_path / "names.csv", tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="no table of corrected labels at"):
         apply_corrections(str(source), tmp_path / "none.csv", tmp_path / "new")
-    for out, said in ((source / "new", "lies within"), (source, "holds files already")):
+    for out, said in ((source / "new", "lies within"), (source, "holds files already, .*; name a new folder by --out")):
         with pytest.raises(ValueError, match=said):
             apply_corrections(str(source), twice, out)
 

@@ -66,7 +66,7 @@ def test_several_labels(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", r"labels\.csv is empty: expected a line with the names of columns, and one for each image"),
-        ("file,label\n", r"labels\.csv is empty: expected"),
+        ("file,label\n", r"labels\.csv has no rows: expected one for each image below the names of columns"),
         ('file,label\n"1.png,cat\n', r"labels\.csv is no CSV file"),
         ("file,label\n1.png,cat\n2.png\n", r"line 3: 1 cells where the first line has 2; mend it"),
         ("file,label\n1.png,cat\n1.png,dog\n", r"line 3: '1\.png' is there twice; keep one line"),

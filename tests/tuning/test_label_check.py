@@ -84,6 +84,21 @@ def test_no_label_is_suspected_where_none_is_wrong(tmp_path: Path) -> None:
     assert "Look at these labels" not in found.page.read_text()
 
 
+def test_the_command_asks_to_apply_a_table_where_it_has_rows_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_plain(tmp_path / "photos")
+    words = ["data", "labels", str(source), "--backbone", "test_resnet=null", "--image-size", "32", "--out"]
+    assert main([*words, str(tmp_path / "none")]) == 0
+    swap(source, "class0/3.png", "class1/2.png")
+    assert main([*words, str(tmp_path / "two")]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Table")]
+    assert [line.partition(":")[0] for line in said] == [
+        "Table, with nothing to correct",
+        "Table, to be edited and applied",
+    ]
+
+
 def test_tune_names_the_same_images_and_the_command(tmp_path: Path) -> None:
     source = write_plain(tmp_path / "photos")
     swap(source, "class0/3.png", "class1/2.png")
@@ -206,6 +221,7 @@ def test_errors_say_what_to_do_and_leave_nothing(tmp_path: Path, capsys: pytest.
         f"{source} --out {source / 'labels'}": "lies within",
         f"{source} --out {tmp_path / 'used' / 'suspects.csv'}": "is a file; choose another",
         f"{tmp_path / 'nothing'} --out {tmp_path / 'out'}": "no folder of images or tables",
+        f"{tmp_path / 'nothing'} --out {tmp_path / 'used'}": "no folder of images or tables",
         f"{source} --out {tmp_path / 'out'} --backbone nonsense": "nonsense",
         f"{source} --out {tmp_path / 'out'} --apply x.csv --most 9": "--most is for looking for wrong labels",
         f"{source} --out {tmp_path / 'out'} --most 0": "--most: must be a whole number of at least 1",

@@ -159,6 +159,8 @@ class LabelTable:
     def _lines(self, split: str, table: Path, needs_labels: bool) -> list[_Row]:
         """Return what each line says."""
         names, lines = read_jsonl(table) if table.suffix.lower() == ".jsonl" else read_csv(table)
+        if not lines:
+            raise ValueError(f"{table} has no rows: expected one for each image below the names of columns")
         image = _column(table, names, self.columns[0], FILE_COLUMNS, "image")
         label: str | None = None
         if needs_labels or _has_column(names, self.columns[1], USUAL_LABELS):

@@ -20,7 +20,7 @@ def _read_text(table: Path) -> str:
 
 
 def read_csv(table: Path) -> tuple[list[str], Lines]:
-    """Return the names of the columns, and the number and the cells of each line."""
+    """Return the names of the columns, and the number and the cells of each line below them, if there are any."""
     text = _read_text(table)
     first = text.partition("\n")[0]
     divider = max(",;\t", key=first.count)
@@ -28,7 +28,7 @@ def read_csv(table: Path) -> tuple[list[str], Lines]:
         lines = [line for line in csv.reader(io.StringIO(text), delimiter=divider, strict=True) if line]
     except csv.Error as error:
         raise ValueError(f"{table} is no CSV file: {error}") from error
-    if len(lines) < 2:
+    if not lines:
         raise ValueError(f"{table} is empty: expected a line with the names of columns, and one for each image")
     names = [name.strip() for name in lines[0]]
     if doubled := [name for name in names if name and names.count(name) > 1]:
