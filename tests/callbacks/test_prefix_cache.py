@@ -17,6 +17,7 @@ import torch
 from conftest import quick_first, quick_where
 from PIL import Image
 from plain_module import PlainModule
+from safely import SAFELY
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -362,7 +363,7 @@ def test_a_run_resumes_from_its_checkpoint(
         losses = Losses()
         L.seed_everything(1, verbose=False)
         trainer = make_trainer(losses, PrefixCache(str(tmp_path / "cache")), max_epochs=epochs)
-        trainer.fit(make_model(optimizer=torch.optim.SGD), make_loader(), ckpt_path=path, weights_only=True)
+        trainer.fit(make_model(optimizer=torch.optim.SGD), make_loader(), ckpt_path=path, **SAFELY)
         return losses, trainer
 
     _, trainer = train(2)

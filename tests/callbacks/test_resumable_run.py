@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from safely import SAFELY
 from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier, ImageData
@@ -58,7 +59,7 @@ def fit(
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     run = ResumableRun(folder, **options)
     trainer = L.Trainer(max_epochs=EPOCHS, callbacks=[*callbacks, run], num_sanity_val_steps=0, **quiet)
-    trainer.fit(model, datamodule=data, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
+    trainer.fit(model, datamodule=data, ckpt_path=folder / "last.ckpt" if resume else None, **SAFELY)
     assert trainer.global_step == EPOCHS * STEPS
     return model
 

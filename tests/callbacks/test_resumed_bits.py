@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from safely import SAFELY
 from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier, ImageData
@@ -111,7 +112,7 @@ def fit(
     callbacks = [AfterBatch(end_after), *kind.get("callbacks", list)(), run]
     limits = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0}
     trainer = L.Trainer(callbacks=callbacks, **{**quiet, **limits, **kind.get("trainer", {})})
-    trainer.fit(model, datamodule=data, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
+    trainer.fit(model, datamodule=data, ckpt_path=folder / "last.ckpt" if resume else None, **SAFELY)
     return {name: value.clone() for name, value in model.state_dict().items()}, run
 
 
@@ -158,7 +159,7 @@ def test_a_test_of_a_checkpoint_leaves_the_numbers_of_the_next_fit(tmp_path: Pat
     model = ImageClassifier("test_resnet", 10, weights=None, head=dropout_head)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = L.Trainer(callbacks=[run], limit_test_batches=1, max_epochs=1, limit_train_batches=1, **quiet)
-    trainer.test(model, data, ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True)
+    trainer.test(model, data, ckpt_path=tmp_path / "last.ckpt", verbose=False, **SAFELY)
     seen = []
 
     class Look(L.Callback):

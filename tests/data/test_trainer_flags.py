@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import quick_where
+from safely import SAFELY
 from torch import Tensor
 
 from nc_finetune import ImageClassifier, ImageData, LayerwiseNC1
@@ -54,7 +55,7 @@ def fit(
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = L.Trainer(callbacks=[watch, run], **{"max_epochs": EPOCHS, "num_sanity_val_steps": 0, **quiet, **flags})
     try:
-        trainer.fit(model, datamodule=images, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
+        trainer.fit(model, datamodule=images, ckpt_path=folder / "last.ckpt" if resume else None, **SAFELY)
     except RunInterruptedError:
         assert stop_after is not None
     return watch, model

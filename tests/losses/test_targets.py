@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TrainerFactory
 from crossed import crossed
+from safely import SAFELY
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -189,7 +190,7 @@ def test_checkpoints_load_whatever_the_class_weights(
     trainer.fit(model, datamodule=Counted(data))
     trainer.save_checkpoint(tmp_path / "it.ckpt")
     other = ImageClassifier(TimmBackbone("test_resnet", None), K, loss=loaded())
-    make_trainer().test(other, data, ckpt_path=tmp_path / "it.ckpt", verbose=False, weights_only=True)
+    make_trainer().test(other, data, ckpt_path=tmp_path / "it.ckpt", verbose=False, **SAFELY)
     assert torch.equal(logits_of(model, data)[0], logits_of(other, data)[0])
 
 
@@ -201,7 +202,7 @@ def test_a_loss_that_waits_for_weights_takes_those_of_the_checkpoint(
     trainer.fit(ImageClassifier(TimmBackbone("test_resnet", None), K, loss=ClassBalanced()), datamodule=Counted(data))
     trainer.save_checkpoint(tmp_path / "it.ckpt")
     other = ImageClassifier(TimmBackbone("test_resnet", None), K, loss=ClassBalanced())
-    (found,) = make_trainer().test(other, data, ckpt_path=tmp_path / "it.ckpt", verbose=False, weights_only=True)
+    (found,) = make_trainer().test(other, data, ckpt_path=tmp_path / "it.ckpt", verbose=False, **SAFELY)
     weight = torch.tensor([2 / 3, 4 / 3, 0.0])
     torch.testing.assert_close(other.loss.loss.weight, weight)  # type: ignore[union-attr]
     wanted = F.cross_entropy(*logits_of(other, data), weight=weight).item()

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from crossed import crossed
+from safely import SAFELY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -243,7 +244,7 @@ def test_a_run_resumes_in_either_phase_bit_for_bit(
     halted = make_trainer(Stop(), max_epochs=3)
     halted.fit(first, make_loader())
     halted.save_checkpoint(tmp_path / "half.ckpt")
-    make_trainer(max_epochs=3).fit(second, make_loader(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    make_trainer(max_epochs=3).fit(second, make_loader(), ckpt_path=tmp_path / "half.ckpt", **SAFELY)
     assert halted.current_epoch == epoch + 1
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
     assert not all(torch.equal(value, first.state_dict()[name]) for name, value in whole.state_dict().items())
@@ -277,7 +278,7 @@ def test_a_run_resumes_in_the_midst_of_an_epoch_in_the_phase_that_it_was_in(
 
     whole, resumed, phases, again = model(), model(), Phases(), Phases()
     make_trainer(phases, max_epochs=3).fit(whole, make_loader())
-    make_trainer(again, max_epochs=3).fit(resumed, make_loader(), ckpt_path=tmp_path / "midst.ckpt", weights_only=True)
+    make_trainer(again, max_epochs=3).fit(resumed, make_loader(), ckpt_path=tmp_path / "midst.ckpt", **SAFELY)
     assert [phases.seen[number] for number in range(1, 10)] == [True] * 3 + [False] * 6
     assert again.seen == {number: probing for number, probing in phases.seen.items() if number > step}
 

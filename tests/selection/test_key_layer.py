@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import quick_first
+from safely import SAFELY
 from torch import nn
 
 from nc_finetune import ImageClassifier, load_delta, save_delta
@@ -232,18 +233,18 @@ def test_a_checkpoint_says_which_block_was_chosen(
     trainer.fit(model := make(), datamodule=data)
     trainer.save_checkpoint(path)
     (before,) = trainer.test(model, datamodule=data, verbose=False)
-    assert make_trainer().test(make(), datamodule=data, ckpt_path=path, weights_only=True, verbose=False) == [before]
+    assert make_trainer().test(make(), datamodule=data, ckpt_path=path, **SAFELY, verbose=False) == [before]
 
     resumed, trainer = make(), make_trainer(ChooseKeyLayer())
-    trainer.fit(resumed, datamodule=data, ckpt_path=path, weights_only=True)  # chooses blocks.4 in vain
+    trainer.fit(resumed, datamodule=data, ckpt_path=path, **SAFELY)  # chooses blocks.4 in vain
     assert not chosen
     assert resumed.method.key_layer == "blocks.0"
     trainer = make_trainer(ChooseKeyLayer())
     trainer.ckpt_path = path
-    trainer.fit(resumed := make(), datamodule=data, weights_only=True)  # chooses nothing
+    trainer.fit(resumed := make(), datamodule=data, **SAFELY)  # chooses nothing
     assert resumed.method.key_layer == "blocks.0"
     with pytest.raises(ValueError, match=r"tunes key_layer='blocks.0', the model blocks.2"):
-        make_trainer().test(make("blocks.2"), datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        make_trainer().test(make("blocks.2"), datamodule=data, ckpt_path=path, **SAFELY, verbose=False)
 
 
 def test_trials_of_two_phases_train_the_block(backbone: Backbone, data: ImageData) -> None:
