@@ -165,7 +165,8 @@ def _choice_words(choice: Standing) -> str:
     measure = next(iter(choice.rows)).measure
     return (
         f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the closest to the "
-        f"best{where} of all that tune at most {LIGHT:g} % and lost no run ({measure} {choice.accuracy:.2f} %{mean})."
+        f"best{where} of all that tune at most {LIGHT:g} %, or train nothing, and lost no run"
+        f" ({measure} {choice.accuracy:.2f} %{mean})."
     )
 
 
@@ -296,7 +297,7 @@ def recommendation_words(rows: Sequence[Row]) -> list[str]:
     choice = recommended(found)
     if choice is None:
         lost = [f"{standing.label}: {', '.join(dict.fromkeys(standing.lost.values()))}" for standing in light(found)]
-        why = f"all that tune at most {LIGHT:g} % of the parameters lost runs ({_listed(lost)})"
+        why = f"all that tune at most {LIGHT:g} % of the parameters, or train nothing, lost runs ({_listed(lost)})"
         return [f"Nothing is recommended: {why}."] if lost else []
     against = alternatives(choice, found)
     objections = list(_objections(choice, found, against))

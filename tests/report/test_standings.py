@@ -68,6 +68,20 @@ def test_the_recommended_tunes_little_and_is_closest_to_the_best_on_average() ->
     assert choice.label == "SCL-FT"
 
 
+def test_a_head_of_many_classes_that_was_solved_is_as_light_as_a_small_one() -> None:
+    solved = {"tuned_percent": 30.0, "readout": {"shrinkage": 0.1}}
+    trained = {"tuned_percent": 30.0, "learning_rate": 1e-3}
+    for fields, label in ((solved, "SCL-FT"), (trained, "linear probe")):
+        runs = [
+            run
+            for name in "ab"
+            for run in (make_run("scl_ft", 90, dataset=name, **fields), make_run("linear_probe", 80, dataset=name))
+        ]
+        found = recommended(stand(*runs))
+        assert found is not None
+        assert found.label == label
+
+
 def test_what_was_run_in_few_settings_is_not_recommended() -> None:
     choice = recommended(stand(*TWO, make_run("adapter", 99.0)))
     assert choice is not None

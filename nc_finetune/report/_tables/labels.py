@@ -20,7 +20,7 @@ from nc_finetune.report._tables.variants import (
 from nc_finetune.results.identity import setting_words
 from nc_finetune.results.result import Result
 
-_PLAIN = {"head": ("linear",), "loss": ("cross_entropy", "cross_entropy_loss")}
+_PLAIN = {"head": ("linear", "neighbors_head"), "loss": ("cross_entropy", "cross_entropy_loss")}
 _ACRONYMS = {"etf": "ETF", "mse": "MSE", "lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 # What an option is called, with a place for its value.
 _PHRASES = {

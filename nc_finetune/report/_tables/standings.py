@@ -51,6 +51,12 @@ class Standing:
         return max(finite(row.tuned_percent for row in self.rows.values()), default=math.nan)
 
     @property
+    def is_light(self) -> bool:
+        """Whether it tunes at most 10 % of the parameters, or solves a head and trains nothing."""
+        solved = all(run.readout for row in self.rows.values() for run in row.runs)
+        return self.tuned_percent <= LIGHT or (solved and not any(row.learning_rates for row in self.rows.values()))
+
+    @property
     def near(self) -> int:
         """In how many settings it is within one point of the best."""
         return sum(points <= NEAR for points in self.behind.values())
@@ -88,21 +94,19 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
 
 
 def light(found: Sequence[Standing]) -> list[Standing]:
-    """Find what can be recommended if it lost no run: what tunes at most 10 % of the parameters, in most settings.
+    """Find what can be recommended if it lost no run: what tunes at most 10 % of the parameters, or trains nothing.
+
+    Of these, what was run in most settings.
 
     Returns:
         Those, the closest to the best on average first; empty where there is nothing to compare with.
     """
     most = max((len(standing.rows) for standing in found), default=0)
-    return [
-        standing
-        for standing in found
-        if len(found) > 1 and len(standing.rows) == most and standing.tuned_percent <= LIGHT
-    ]
+    return [standing for standing in found if len(found) > 1 and len(standing.rows) == most and standing.is_light]
 
 
 def recommended(found: Sequence[Standing]) -> Standing | None:
-    """Choose what to recommend: the most accurate of what tunes at most 10 % of the parameters and lost no run.
+    """Choose what to recommend: the most accurate of what tunes at most 10 %, or trains nothing, and lost no run.
 
     What diverged or failed on some seeds is never recommended: its mean is over the runs that went well.
 
