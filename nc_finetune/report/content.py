@@ -52,9 +52,9 @@ _STANDINGS_NOTE = (
     "methods share. Rank 1 is the best of a setting. Not below probe: settings in which it is at least as good as the "
     "linear probe. Epochs vs full FT: how many times as fast; whole run: how many times as little time of the "
     "processors, choices included, but for what runs share, which counts in the first of them; geometric means. A mean "
-    "stands only where a method was run in every setting. Bold: recommended, the best of what tunes at most 10 % of the "
-    "parameters, or trains nothing, and lost no run; as it is chosen by the numbers of this table, they flatter it a "
-    "little."
+    "stands only where a method was run in every setting. Bold: recommended, the best of what tunes at most 10 % of "
+    "the parameters, or trains nothing, and lost no run; as it is chosen by the numbers of this table, they flatter it "
+    "a little."
 )
 _CHOICE_NOTE = (
     "\N{CHECK MARK}: within 1 point of the best of all, or not below what it is compared with. Of a method with "
