@@ -111,7 +111,7 @@ def test_with_a_cache_it_is_the_same(make_trainer: TrainerFactory) -> None:
 
 def test_several_labels_are_refused(make_loader: LoaderFactory, make_trainer: TrainerFactory) -> None:
     model = make_model(loss=nn.BCEWithLogitsLoss())
-    with pytest.raises(ValueError, match="DiscriminantHead is the discriminant of classes of which each image has one"):
+    with pytest.raises(ValueError, match="DiscriminantHead is solved for classes of which each image has one"):
         make_trainer().fit(model, make_loader(12))
 
 

@@ -167,7 +167,7 @@ def test_yaml_builds_no_objects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in list_recipes() if "/" not in name or "benchmarks" in name))
 def test_our_own_grids_need_no_trust(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("CIFAR10", "DTD10", "PACS"):
+    for folder in ("CIFAR10", "DATA", "DTD10", "PACS"):
         monkeypatch.setenv(folder, folder.lower())
     with only_known_classes(trust=False):
         assert read_grid(find_recipe(name)).cells()
