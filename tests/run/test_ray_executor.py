@@ -114,7 +114,7 @@ def test_a_cluster_that_does_not_answer_is_named_with_what_to_look_at() -> None:
 
     tasks._ray = SimpleNamespace(is_initialized=lambda: False, init=refuse)
     with (
-        pytest.raises(ConnectionError, match="no Ray cluster answers at head-node:6379.*RAY_AUTH_MODE"),
+        pytest.raises(ConnectionError, match=r"no Ray cluster answers at head-node:6379.*RAY_AUTH_MODE"),
         tasks.cluster(),
     ):
         pass
