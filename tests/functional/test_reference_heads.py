@@ -72,7 +72,7 @@ def test_neighbours_vote_without_themselves(sample: tuple[Tensor, Tensor]) -> No
     unit = torch.nn.functional.normalize(features, dim=1)
     head = solve_neighbors(unit, target, 3)
     number = int(head.chosen["neighbors"])
-    for row in (0, 5):
+    for row in range(60):  # some have their nearest neighbour in another class
         rest = torch.arange(60) != row
         alone = votes_of_neighbors(unit[row : row + 1], unit[rest], target[rest], 3, number)
         assert torch.allclose(alone[0].double() / head.temperature, head.logits[row])
