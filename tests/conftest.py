@@ -120,10 +120,18 @@ def _the_drawing_library_is_bundled_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left() -> Iterator[None]:
-    """Lightning leaves its process group standing, and whoever synchronises in a forked process waits for it."""
+    """Lightning leaves its process group standing, and whoever synchronises in a forked process waits for it.
+
+    It leaves the variables that name ranks, too: a command that a later test starts would take itself for one of
+    several processes that somebody else has started, and wait for the others.
+    """
     import torch
 
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            patch.setenv(name, "")  # so that what is there after the test goes away
+            patch.delenv(name)
+        yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
