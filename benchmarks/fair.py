@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +25,7 @@ from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.results.result import Result, write_result
 from nc_finetune.run import read_grid
 from nc_finetune.run._cell.outcome import planned_result, with_data, with_network
+from nc_finetune.run._cell.work import counted_work
 from nc_finetune.run.cell import Cell
 from nc_finetune.run.grid import Grid
 from nc_finetune.run.specs import HeadSpec, MethodSpec
@@ -77,8 +76,7 @@ def run(cell: Cell, larger_images: bool) -> Result:
     known = with_network(with_data(planned_result(cell), cell, data), cell)
     config = {**known.config, "method": {"method": label, "learning_rates": [], "options": {}}}
     network = f"{cell.backbone.name}={cell.backbone.weights or 'null'}"
-    start, processors = time.perf_counter(), sum(os.times()[:4])
-    with TemporaryDirectory() as folder:
+    with counted_work(cell.settings.count_flops) as work, TemporaryDirectory() as folder:
         place = write_images(data, Path(folder))
         size = {} if larger_images else {"image_size": spec.image_size}
         found = tune(place, Path(folder) / "tuned", backbones=[network], seed=cell.seed, **size)
@@ -92,8 +90,9 @@ def run(cell: Cell, larger_images: bool) -> Result:
         config=config,
         accuracy=100 * found.test.accuracy,
         notes=[found.decision],
-        run_seconds=time.perf_counter() - start,
-        processor_seconds=sum(os.times()[:4]) - processors,
+        run_seconds=work.seconds,
+        processor_seconds=None if cell.settings.count_flops else work.processor_seconds,
+        flops=work.flops,
     )
 
 

@@ -245,13 +245,15 @@ def cost_values(rows: Sequence[Row]) -> Values:
 
 
 def accuracy_against_cost(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
-    """Draw test accuracy against the time of an epoch, or else the tuned share, with the Pareto front.
+    """Draw test accuracy against the time of a whole run, or what is known else, with the Pareto front.
 
     Returns:
         The figure; ``None`` where nothing was measured.
     """
     values = cost_values(rows)
-    kinds = [kind for kind in ("s/epoch", "tuned %") if sum(value["kind"] == kind for value in values) > 1]
+    kinds = [
+        kind for kind in ("processor s", "s/epoch", "tuned %") if sum(value["kind"] == kind for value in values) > 1
+    ]
     if not kinds:
         return None
     shown = [value for value in values if value["kind"] == kinds[0]]

@@ -168,7 +168,8 @@ def _notes(finished: Sequence[Result]) -> str:
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "A learning rate with a \N{DOUBLE DAGGER} was the lowest or the highest that was tried, so that a better one "
-        "may lie beyond. s/epoch: mean time of one training pass. Peak memory: largest of the seeds. Delta size: what "
+        "may lie beyond. s/epoch: mean time of one training pass. processor s and TFLOP: of whole runs, with "
+        "everything that was chosen by. Peak memory: largest of the seeds. Delta size: what "
         "a file of the tuned part and the head takes."
     ) + "".join(
         words

@@ -88,6 +88,8 @@ class Result:
         processor_seconds: Time that processors spent on the whole run, all of them together; ``None`` where a part of
             it was done by an earlier process, or the choice of the block by an earlier run. What neighbouring runs of
             a grid share, decoded images and frozen prefixes, counts in the first of them.
+        flops: Floating-point operations of the whole run, in convolutions, matrix products and attention, where the
+            grid's settings ask to count them; ``None`` likewise.
         learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
             images with several labels the loss alone.
         class_names: K names.
@@ -150,6 +152,7 @@ class Result:
     delta_bytes: int | None = None
     run_seconds: float | None = None
     processor_seconds: float | None = None
+    flops: int | None = None
     learning_curve: dict[str, list[float]] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
     confusion: list[str] = field(default_factory=list)

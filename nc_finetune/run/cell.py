@@ -33,7 +33,7 @@ from nc_finetune.run.specs import (
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 # Fields of a cell that change nothing in a result but time and memory, and the heads that a cell has one of.
-WITHOUT_EFFECT = ("cache", "settings.num_workers", "method.heads")
+WITHOUT_EFFECT = ("cache", "settings.num_workers", "settings.count_flops", "method.heads")
 # Files may have 255 bytes, of which endings and temporary files need some.
 _LONGEST_NAME = 200
 # Choices that came later, and what they were before.
@@ -55,6 +55,8 @@ class Settings:
         head_learning_rate: Rate of the head beside a tuned backbone.
         normalize: Convention of NC1.
         num_workers: Processes that decode images.
+        count_flops: Whether the arithmetic of whole runs is counted. They take a third longer then, so that no
+            processor time is told of them.
     """
 
     epochs: int = 15
@@ -62,6 +64,7 @@ class Settings:
     head_learning_rate: float = 1e-3
     normalize: Normalize = "none"
     num_workers: int = 0
+    count_flops: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +203,8 @@ def _canonical(cell: Cell) -> tuple[Cell, dict[str, dict[str, Any]]]:
         options=network[0],
         key_layer=cell.backbone.key_layer if cell.method.takes_key_layer else None,
     )
-    settings = dataclasses.replace(cell.settings, num_workers=type(cell.settings)().num_workers)
+    usual = Settings()
+    settings = dataclasses.replace(cell.settings, num_workers=usual.num_workers, count_flops=usual.count_flops)
     same = dataclasses.replace(
         cell, cache=True, settings=settings, backbone=backbone, dataset=cell.data_spec, **changed
     )

@@ -69,6 +69,7 @@ OTHER: dict[str, Any] = {
     "settings.head_learning_rate": 0.5,
     "settings.normalize": "classes",
     "settings.num_workers": 2,
+    "settings.count_flops": True,
     "choice.by": "folds",
     "choice.folds": 3,
     "choice.extend_rates": True,

@@ -4,9 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.summary import summarize
+from nc_finetune.report._tables.tables import group_table
 from nc_finetune.results.result import Result
 from nc_finetune.run._cell.outcome import planned_result
 from nc_finetune.run._cell.run import run_cell
@@ -118,6 +121,29 @@ def test_the_cost_of_the_whole_job_is_told() -> None:
     found = run(PROBE)
     assert found.processor_seconds is not None
     assert 0 < found.processor_seconds < 600
+    assert found.flops is None
+
+
+def test_arithmetic_is_counted_where_asked_and_changes_nothing_else() -> None:
+    known, found = (run(PROBE, settings=Settings(epochs=1, count_flops=counted)) for counted in (False, True))
+    assert found.processor_seconds is None  # counting takes time
+    assert found.run_id == known.run_id
+    assert found.config == known.config
+    assert found.accuracy == known.accuracy
+    images = sum(found.split_sizes.values())
+    backbone = BackboneSpec(name="test_vit", weights=None, model_options={"img_size": 32}).build(None)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(torch.zeros(1, 3, 32, 32))
+    once = counter.get_total_flops()
+    assert found.flops is not None
+    assert images * once <= found.flops <= 4 * images * once  # each image at least once, and none of them trained on
+
+
+def test_arithmetic_of_whole_runs_is_a_column_where_it_was_counted() -> None:
+    counted = replace(run(PROBE), flops=3_210_000_000_000, processor_seconds=None)
+    table = group_table(summarize([counted]))
+    assert table.rows[0][table.columns.index("TFLOP")].text == "3.21"
+    assert "processor s" not in table.columns
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Row:
         at_edge: Runs whose rate was the lowest or the highest of those that were tried.
         epoch_seconds: Mean time of one training pass.
         processor_seconds: Mean time of the processors for a whole run, with everything that was chosen by.
+        teraflop: Mean arithmetic of a whole run in 10^12 operations, of those that counted it.
         peak_memory_bytes: The largest peak memory.
         delta_bytes: Mean size of what was tuned.
         calibration_error: Mean expected calibration error in per cent.
@@ -78,6 +79,7 @@ class Row:
     lost: Mapping[str, int] = field(default_factory=dict)
     at_edge: int = 0
     processor_seconds: float | None = None
+    teraflop: float | None = None
 
     @property
     def planned(self) -> int:
@@ -157,6 +159,7 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
         lost=dict(fates),
         at_edge=sum(run.bracketed is False for run in runs),
         processor_seconds=_mean(finite(run.processor_seconds for run in runs)),
+        teraflop=_mean(finite(run.flops / 1e12 for run in runs if run.flops)),
     )
 
 

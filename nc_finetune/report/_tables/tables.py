@@ -134,12 +134,13 @@ def memory_text(size: float | None) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-_WHOLE_JOB = "processor s"
+_WHOLE_JOB = ("processor s", "TFLOP")
 # Heading of each column that costs something, with the attribute of a row that holds it.
 COSTS = {
     "tuned %": "tuned_percent",
     "s/epoch": "epoch_seconds",
-    _WHOLE_JOB: "processor_seconds",
+    "processor s": "processor_seconds",
+    "TFLOP": "teraflop",
     "peak memory": "peak_memory_bytes",
     "delta size": "delta_bytes",
 }
@@ -164,9 +165,9 @@ def cost_text(column: str, value: float | None) -> str:
 
 
 def costs_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Return :data:`COSTS`; that of whole runs, which old records do not have, where it is known of any row."""
-    known = any(row.processor_seconds is not None for row in rows)
-    return {name: part for name, part in COSTS.items() if known or name != _WHOLE_JOB}
+    """Return :data:`COSTS`; those of whole runs, which not all records have, where they are known of any row."""
+    known = _whole_job(rows)
+    return {name: part for name, part in COSTS.items() if name in known or name not in _WHOLE_JOB}
 
 
 def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -175,19 +176,19 @@ def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
     calibration = CALIBRATION if _is_calibration_known(rows) else ()
     return (
         *("method", "tuned %", measure_column(rows), *balanced, *calibration, "NC1", "NC2", "learning rate"),
-        *("s/epoch", *((_WHOLE_JOB,) if _is_job_known(rows) else ()), "peak memory", "delta size", "seeds"),
+        *("s/epoch", *_whole_job(rows), "peak memory", "delta size", "seeds"),
     )
 
 
-def _is_job_known(rows: Sequence[Row]) -> bool:
-    return _WHOLE_JOB in costs_of(rows)
+def _whole_job(rows: Sequence[Row]) -> list[str]:
+    return [name for name in _WHOLE_JOB if any(getattr(row, COSTS[name]) is not None for row in rows)]
 
 
 def _is_calibration_known(rows: Sequence[Row]) -> bool:
     return any(row.calibration_error is not None for row in rows)
 
 
-def _cells(row: Row, best: bool, balanced: bool, calibration: bool, whole_job: bool) -> tuple[Entry, ...]:
+def _cells(row: Row, best: bool, balanced: bool, calibration: bool, whole_job: Sequence[str]) -> tuple[Entry, ...]:
     """Write one row of the table of a group."""
     costs = {name: Entry(cost_text(name, value := getattr(row, part)), value=value) for name, part in COSTS.items()}
     rates = ", ".join(f"{rate:g}" for rate in row.learning_rates) or NOTHING
@@ -203,7 +204,7 @@ def _cells(row: Row, best: bool, balanced: bool, calibration: bool, whole_job: b
         Entry(measure_text(row.nc2, row.nc2_sd), value=row.nc2),
         Entry(f"{rates}{AT_EDGE if row.at_edge else ''}", value=max(row.learning_rates, default=None)),
         costs["s/epoch"],
-        *([costs[_WHOLE_JOB]] if whole_job else []),
+        *(costs[name] for name in whole_job),
         costs["peak memory"],
         costs["delta size"],
         Entry(f"{row.seeds}{f' ({row.lost_words})' if row.lost else ''}", value=row.seeds),
@@ -217,7 +218,7 @@ def _percent(value: float | None) -> str:
 def group_table(rows: Sequence[Row]) -> Table:
     """Tabulate one group: a row for each method."""
     best, balanced = best_rows(rows), any(row.uneven for row in rows)
-    calibration, whole_job = _is_calibration_known(rows), _is_job_known(rows)
+    calibration, whole_job = _is_calibration_known(rows), _whole_job(rows)
     lines = tuple(_cells(row, row in best, balanced, calibration, whole_job) for row in rows)
     return Table(_columns(rows), lines)
 
@@ -237,7 +238,7 @@ def long_table(rows: Sequence[Row]) -> Table:
     vary = vary or {"data set": "dataset"}
     lines = []
     for row in rows:
-        cells = _cells(row, id(row) in best, balanced, _is_calibration_known(rows), _is_job_known(rows))
+        cells = _cells(row, id(row) in best, balanced, _is_calibration_known(rows), _whole_job(rows))
         lines.append((cells[0], *(_place_cell(part, row) for part in vary.values()), *cells[1:]))
     columns = _columns(rows)
     return Table((columns[0], *vary, *columns[1:]), tuple(lines))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +16,7 @@ from nc_finetune.run._cell.choice import choose_once
 from nc_finetune.run._cell.memory import peak_memory, reset_peak_memory
 from nc_finetune.run._cell.outcome import SPLITS, failed_result, planned_result, with_data, with_network, with_outcome
 from nc_finetune.run._cell.training import train
+from nc_finetune.run._cell.work import counted_work
 from nc_finetune.run.cell import Cell
 from nc_finetune.run.specs import DatasetSpec
 from nc_finetune.selection import pixel_folder
@@ -35,25 +34,20 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None, progress: P
     Returns:
         The result; one that failed carries the error, so that a grid goes on.
     """
-    start, processors = time.perf_counter(), _processor_seconds()
-    try:
-        with quietly() as notes:
-            result = _run(cell, advance, progress)
-        result = replace(result, notes=list(dict.fromkeys([*notes, *result.notes])))
-    except Exception as error:  # a failed cell is a result, too
-        result = failed_result(cell, error)
+    with counted_work(cell.settings.count_flops) as work:
+        try:
+            with quietly() as notes:
+                result = _run(cell, advance, progress)
+            result = replace(result, notes=list(dict.fromkeys([*notes, *result.notes])))
+        except Exception as error:  # a failed cell is a result, too
+            result = failed_result(cell, error)
     before = result.run_seconds or 0.0
     return replace(
         result,
-        run_seconds=time.perf_counter() - start + before,
-        processor_seconds=None if before else _processor_seconds() - processors,
+        run_seconds=work.seconds + before,
+        processor_seconds=None if before or cell.settings.count_flops else work.processor_seconds,
+        flops=None if before else work.flops,
     )
-
-
-def _processor_seconds() -> float:
-    """Return what processors have spent on this process and on those that it has waited for."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def _run(cell: Cell, advance: Callable[[], None], progress: Path | None) -> Result:
