@@ -246,6 +246,8 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> No
 
 
 GRIDS = {
+    "fair": 875,
+    "fair_solved": 245,
     "slides_table": 180,
     "low_data": 126,
     "low_data_sizes": 108,
@@ -259,7 +261,17 @@ GRIDS = {
 @pytest.mark.parametrize("name", GRIDS)
 def test_published_grids_are_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR10", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path))
     assert len(read_grid(find_recipe(f"benchmarks/{name}")).cells()) == GRIDS[name]
+
+
+def test_what_is_solved_is_the_same_run_in_both_fair_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", str(tmp_path))
+    fair, solved = (
+        {cell.run_id for cell in read_grid(find_recipe(f"benchmarks/{name}")).cells()}
+        for name in ("fair", "fair_solved")
+    )
+    assert solved < fair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from nc_finetune.selection._trials.block_trial import BlockTrial, FoldedTrial
 from nc_finetune.selection._trials.halving import Measurement, Rung
 from nc_finetune.selection._trials.trial_samples import FoldedSamples, TrialSamples
 from nc_finetune.selection.backbone_scores import score_backbone
-from nc_finetune.selection.key_layer import _tunable, _tuned_percent
+from nc_finetune.selection.key_layer import _steps, _tunable, _tuned_percent
 
 
 def test_trials_leave_the_backbone_as_it_was(backbone: Backbone, data: ImageData) -> None:
@@ -33,6 +33,13 @@ def test_trials_leave_the_backbone_as_it_was(backbone: Backbone, data: ImageData
 def test_the_same_seed_chooses_the_same(backbone: Backbone, data: ImageData) -> None:
     rungs = [choose_key_layer(backbone, data, SkipConnectionFinetuning, epochs=2).rungs for _ in range(2)]
     assert rungs[0] == rungs[1]
+
+
+def test_few_images_leave_enough_steps_to_tell_blocks_apart() -> None:
+    assert _steps(1000, 6, beside=False) == 1000  # enough as it is
+    assert _steps(105, 6, beside=False) == 6 * 24 * 2  # 200 images: 24 steps a block in the first round
+    assert _steps(10, 6, beside=False) == 30  # but no more than three fine-tunings
+    assert _steps(105, 6, beside=True) == 315
 
 
 @pytest.mark.parametrize("kind", quick_first(1, [LayerFinetuning, SideFinetuning, SkipConnectionFinetuning]))

@@ -100,7 +100,7 @@ def successive_halving(
     """
     if not candidates:
         raise ValueError("there must be at least one candidate, got none")
-    rounds = max(1, math.floor(math.log2(len(candidates))))
+    rounds = rounds_of(len(candidates))
     trials: dict[str, Trial] = {}
     left, done, rungs = list(candidates), 0, []
     for number in range(1, rounds + 1):
@@ -118,6 +118,16 @@ def successive_halving(
         left = sorted(left, key=rungs[-1].scores.__getitem__, reverse=True)[: max(1, len(left) // 2)]
         trials = {name: trials[name] for name in left}
     return rungs
+
+
+def rounds_of(candidates: int) -> int:
+    """Return how many rounds so many candidates take.
+
+    Example:
+        >>> [rounds_of(number) for number in (1, 2, 5, 8)]
+        [1, 1, 2, 3]
+    """
+    return max(1, math.floor(math.log2(candidates)))
 
 
 def spread_out(names: Sequence[str], number: int) -> list[str]:
