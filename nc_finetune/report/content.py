@@ -167,10 +167,11 @@ def _notes(finished: Sequence[Result]) -> str:
         "seeds says what became of the rest. tuned %: parameters trained, the head's included. NC1 is "
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
-        "A learning rate with a \N{DOUBLE DAGGER} was the lowest or the highest that was tried, so that a better one "
-        "may lie beyond. s/epoch: mean time of one training pass. processor s and TFLOP: of whole runs, with "
-        "everything that was chosen by. Peak memory: largest of the seeds. Delta size: what "
-        "a file of the tuned part and the head takes."
+        "Behind a learning rate, or the dash of a solved head, a \N{DOUBLE DAGGER} says that in some runs the rate, a "
+        "rank, a penalty, a shrinkage or a number of neighbours was the lowest or the highest that was tried, so that a "
+        "better one may lie beyond (none below 1 neighbour, or above a shrinkage of 1). s/epoch: mean time of one "
+        "training pass. processor s and TFLOP: of whole runs, with everything that was chosen by. Peak memory: largest "
+        "of the seeds. Delta size: what a file of the tuned part and the head takes."
     ) + "".join(
         words
         for words, said in (
@@ -198,9 +199,9 @@ def _group_sections(rows: Sequence[Row], styles: Mapping[str, Style]) -> Iterato
     groups = by_group(rows)
     for place, (group, members) in enumerate(groups.items()):
         slug = _slug(group.label)
-        stems[slug] += 1
-        # Names that differ only in punctuation must not overwrite each other's pictures.
-        stem = slug if stems[slug] == 1 else f"{slug}_{stems[slug]}"
+        stems[slug.lower()] += 1
+        # Names that differ only in punctuation, or in case on some disks, must not overwrite each other's pictures.
+        stem = slug if stems[slug.lower()] == 1 else f"{slug}_{stems[slug.lower()]}"
         figures: dict[str, Figure | None] = {}
         if place == 0 or len(groups) <= _MOST_GROUP_PICTURES:
             figures["layers"] = layerwise_nc1(members, styles)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from nc_finetune.report._tables.analysis import correlation_text, nc1_correlation, wins
 from nc_finetune.report._tables.comparison import Difference, difference, gap
 from nc_finetune.report._tables.groups import Group, common_words, group_of, grouped, setting_names
+from nc_finetune.report._tables.labels import plain_words
 from nc_finetune.report._tables.standings import (
     LIGHT,
     NEAR,
@@ -29,6 +30,7 @@ from nc_finetune.results.result import Result
 _MOST_GROUPS_IN_WORDS = 3
 _MOST_NAMES = 4
 _FASTER = 1.1  # times: less is noise
+_EDGES = {"l2": "penalty", "neighbors": "neighbours"}
 _STATUS_WORDS = {"ok": "finished", "diverged": "diverged", "failed": "failed"}
 
 
@@ -55,29 +57,49 @@ def lost_words(rows: Sequence[Row]) -> str:
     Returns:
         One sentence; empty where every run came to a result.
     """
-    names = setting_names(by_group(rows))
-    places = " on {}" if len(names) > 1 else ""
-    lost = [f"{row.label}{places.format(names[row.group])}: {row.lost_words}" for row in rows if row.lost]
+    lost = [f"{name}: {row.lost_words}" for row, name in _placed(rows) if row.lost]
     return f"Without a result: {_listed(lost)}." if lost else ""
 
 
 def edge_words(rows: Sequence[Row]) -> str:
-    """Say which rows have learning rates that were not bracketed: the best of a list, and at its edge.
+    """Say which rows hold values that were not bracketed: the best of those that were tried, and at their edge.
 
     Returns:
-        One sentence; empty where a lower and a higher rate did no better everywhere.
+        A sentence or two; empty where a lower and a higher value did no better everywhere.
     """
-    names = setting_names(by_group(rows))
-    places = " on {}" if len(names) > 1 else ""
-    found = [
-        f"{row.label}{places.format(names[row.group])} ({row.at_edge} of {row.seeds})" for row in rows if row.at_edge
-    ]
+    found = [f"{name} ({_edge_counts(row)})" for row, name in _placed(rows) if row.at_edge]
     if not found:
         return ""
-    return (
-        f"Learning rates at the edge of those tried, so that better ones may lie beyond: {_listed(found)}; a grid with"
-        " extend_rates: true goes on until they are inside."
+    words = f"At the edge of what was tried, so that better may lie beyond: {_listed(found)}."
+    fixed = any("learning rate" in run.edges and not _extends(run) for row in rows for run in row.runs)
+    advice = " A grid with extend_rates: true goes on with learning rates until they are inside." if fixed else ""
+    return words + advice
+
+
+def _edge_counts(row: Row) -> str:
+    return ", ".join(
+        f"{_EDGES.get(what, plain_words(what))} {number} of {row.seeds}" for what, number in row.at_edge.items()
     )
+
+
+def epoch_words(rows: Sequence[Row]) -> str:
+    """Say which rows were trained for all epochs that there were, as folds saw none as good before.
+
+    Returns:
+        One sentence; empty where all were stopped before, or nobody chose.
+    """
+    found = [f"{name} ({row.all_epochs} of {row.seeds})" for row, name in _placed(rows) if row.all_epochs]
+    return f"Not as good before the last epoch, so that more may be better: {_listed(found)}." if found else ""
+
+
+def _placed(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """Name each row, with its setting where there are several."""
+    names = setting_names(by_group(rows))
+    yield from ((row, f"{row.label} on {names[row.group]}" if len(names) > 1 else row.label) for row in rows)
+
+
+def _extends(run: Result) -> bool:
+    return bool(run.config.get("choice", {}).get("extend_rates"))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -327,5 +349,6 @@ def outcome(results: Sequence[Result], rows: Sequence[Row]) -> tuple[str, ...]:
         first = [_group_words(names[group], members) for group, members in groups.items()]
     about = (status_words(results), lost_words(rows), _seed_words(rows), common_words(groups))
     counted = " ".join(filter(None, about))
-    words = [counted, edge_words(rows), *recommendation_words(rows), *first, _correlation_words(finished_runs(results))]
+    warnings = (edge_words(rows), epoch_words(rows))
+    words = [counted, *warnings, *recommendation_words(rows), *first, _correlation_words(finished_runs(results))]
     return tuple(filter(None, words))

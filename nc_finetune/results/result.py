@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune.functional.discriminant import SHRINKAGES
+from nc_finetune.functional.reference_heads import NEIGHBORS, PENALTIES
 from nc_finetune.results.json_numbers import from_json, to_json
 
 SCHEMA_VERSION = 2
 _READABLE = (1, SCHEMA_VERSION)
 Status = Literal["ok", "diverged", "failed"]
 Measure = Literal["accuracy", "average precision"]
+# What numbers of a solved head are chosen from.
+_LISTS: dict[str, Sequence[float]] = {"shrinkage": SHRINKAGES, "l2": PENALTIES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +186,27 @@ class Result:
         return self.val_accuracy if self.val_average_precision is None else self.val_average_precision
 
     @property
-    def bracketed(self) -> bool | None:
-        """Whether lower and higher values than the chosen ones were tried: of the rate, and of numbers beside it.
+    def edges(self) -> tuple[str, ...]:
+        """What was chosen and is the lowest or the highest of the values that were tried.
 
-        ``None`` where no rate was chosen.
+        Returns:
+            ``"learning rate"``, names of options that folds chose, and of a solved head ``"shrinkage"``, ``"l2"`` or
+            ``"neighbors"``.
+
+        Example:
+            >>> run = Result(run_id="r", backbone="b", weights=None, dataset="d", method="m", learning_rate=3e-3)
+            >>> tried = {"0.001": 80.0, "0.003": 90.0}
+            >>> dataclasses.replace(run, learning_rates=tried, readout={"neighbors": 100}).edges
+            ('learning rate', 'neighbors')
+        """
+        found = [name for name, value, tried in self._chosen() if not min(tried) < value < max(tried)]
+        return (*found, *self.choice.get("edges", []))
+
+    @property
+    def bracketed(self) -> bool | None:
+        """Whether lower and higher values than the chosen ones were tried, so that there are no :attr:`edges`.
+
+        ``None`` where nothing was chosen.
 
         Example:
             >>> run = Result(run_id="r", backbone="b", weights=None, dataset="d", method="m", learning_rate=3e-3)
@@ -191,10 +214,33 @@ class Result:
             >>> run.bracketed, dataclasses.replace(run, learning_rates=tried).bracketed
             (None, False)
         """
-        if self.learning_rate is None or not self.learning_rates:
-            return None
-        tried = [float(rate) for rate in self.learning_rates]
-        return min(tried) < float(f"{self.learning_rate:g}") < max(tried) and not self.choice.get("edges")
+        return not self.edges if any(self._chosen()) else None
+
+    @property
+    def took_all_epochs(self) -> bool:
+        """Whether folds chose after how many epochs to stop, and chose all that there were."""
+        looked_at = self.choice.get("epochs", [])
+        return len(looked_at) > 1 and self.epochs == max(looked_at)
+
+    def _chosen(self) -> Iterator[tuple[str, float, Sequence[float]]]:
+        """Name numbers that were chosen, each with its value and those that were tried."""
+        if self.learning_rate is not None and self.learning_rates:
+            yield "learning rate", float(f"{self.learning_rate:g}"), [float(rate) for rate in self.learning_rates]
+        if self.readout.get("taken") == "trained":  # the solved head was not
+            return
+        for name, value in self.readout.items():
+            if isinstance(value, (int, float)) and (tried := self._listed(name)):
+                yield name, value, tried
+
+    def _listed(self, name: str) -> Sequence[float]:
+        """Return what a number of a solved head was chosen from; nothing where it was given, or is none of these."""
+        solved = self.config.get("method", {}).get("solve_head")
+        options = solved if isinstance(solved, dict) else self.options
+        given = options.get(name, options.get(f"head.{name}"))
+        if given is not None:
+            return given if isinstance(given, list) and len(given) > 1 else ()
+        size = math.inf if self.train_size is None else self.train_size
+        return [number for number in NEIGHBORS if number < size] if name == "neighbors" else _LISTS.get(name, ())
 
     def confusion_matrix(self) -> list[list[int]]:
         """Return counts of test images, true classes downwards, predicted ones across; empty if they are not known.

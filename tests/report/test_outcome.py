@@ -191,11 +191,53 @@ def test_rows_whose_rates_are_not_bracketed_are_named() -> None:
     inside = [make_run("layer_ft", 80.0, seed, learning_rate=3e-3, learning_rates=tried) for seed in range(3)]
     without = [make_run("readout", 80.0, seed) for seed in range(3)]
     rows = summarize([*runs, *inside, *without])
-    assert edge_words(rows).startswith("Learning rates at the edge of those tried")
-    assert ": full FT (2 of 3); a grid with extend_rates" in edge_words(rows)
+    assert edge_words(rows).startswith("At the edge of what was tried, so that better may lie beyond")
+    assert ": full FT (learning rate 2 of 3). A grid with extend_rates" in edge_words(rows)
     assert edge_words(rows) in outcome([*runs, *inside, *without], rows)
     assert edge_words(summarize([*inside, *without])) == ""
     table = group_table(rows)
     place = table.columns.index("learning rate")
     rates = {line[0].text: line[place].text for line in table.rows}
     assert rates == {"full FT": "0.001, 0.003 \N{DOUBLE DAGGER}", "layer FT": "0.003", "readout": "\N{EN DASH}"}
+
+
+def test_a_list_that_was_extended_already_is_not_advised_to_be() -> None:
+    config = {"choice": {"by": "folds", "extend_rates": True}}
+    run = make_run("full_ft", 80.0, learning_rate=0.1, learning_rates={"0.03": 79.0, "0.1": 80.0}, config=config)
+    assert edge_words(summarize([run])).endswith(": full FT (learning rate 1 of 1).")
+
+
+@pytest.mark.parametrize(
+    ("readout", "changes", "words"),
+    [
+        ({"neighbors": 100.0}, {}, "neighbours 1 of 1"),
+        ({"neighbors": 1.0}, {}, "neighbours 1 of 1"),
+        ({"neighbors": 20.0}, {"train_size": 40}, "neighbours 1 of 1"),  # of 40 images no more were tried
+        ({"neighbors": 20.0}, {"train_size": 200}, ""),
+        ({"l2": 100.0, "folds_accuracy": 80.0}, {}, "penalty 1 of 1"),
+        ({"l2": 0.1, "folds_accuracy": 100.0}, {}, ""),
+        ({"shrinkage": 1e-4 / (1 + 1e-4), "layers": "all"}, {}, "shrinkage 1 of 1"),
+        ({"shrinkage": 0.5}, {}, ""),
+        ({"shrinkage": 0.5}, {"options": {"shrinkage": 0.5}}, ""),  # given, not chosen
+        ({"shrinkage": 0.5}, {"options": {"shrinkage": [0.1, 0.5]}}, "shrinkage 1 of 1"),
+        ({"shrinkage": 0.1}, {"options": {"shrinkage": [0.1, 0.5, 0.9], "head.shrinkage": 0.1}}, "shrinkage 1 of 1"),
+        ({"shrinkage": 1e-4 / (1 + 1e-4), "taken": "trained"}, {}, ""),
+        ({"shrinkage": 0.2}, {"config": {"method": {"solve_head": {"shrinkage": [0.2, 0.3]}}}}, "shrinkage 1 of 1"),
+    ],
+)
+def test_solved_heads_at_the_edge_of_their_lists_are_marked(
+    readout: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    rows = summarize([make_run("control", 80.0, readout=readout, **changes)])
+    mark = " \N{DOUBLE DAGGER}" if words else ""
+    table = group_table(rows)
+    assert table.rows[0][table.columns.index("learning rate")].text == f"\N{EN DASH}{mark}"
+    assert (f"control ({words})" in edge_words(rows)) == bool(words)
+
+
+def test_rows_that_took_all_the_epochs_there_were_are_named() -> None:
+    known: dict[str, Any] = {"config": {"settings": {"epochs": 3}}, "choice": {"by": "folds", "epochs": [1, 2, 3]}}
+    runs = [make_run("scl_ft", 80.0, seed, epochs=epochs, **known) for seed, epochs in enumerate((3, 2, 3))]
+    alone = make_run("full_ft", 80.0, epochs=1, choice={"by": "folds", "epochs": [1]})
+    (line,) = [line for line in outcome(runs, summarize([*runs, alone])) if "last epoch" in line]
+    assert line == "Not as good before the last epoch, so that more may be better: SCL-FT (2 of 3)."

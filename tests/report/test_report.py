@@ -296,9 +296,10 @@ def test_several_groups_get_an_overview_and_a_section_each() -> None:
     assert [title[0] for title in titles[4:]] == ["a", "b"]
 
 
-def test_names_that_differ_in_punctuation_get_pictures_of_their_own() -> None:
-    report = build_report([*grid(dataset="a/b"), *grid(dataset="a b")])
-    files = [picture.file for section in report.sections for picture in section.pictures]
+@pytest.mark.parametrize("names", [("a/b", "a b"), ("Digits", "digits")])
+def test_names_that_differ_in_punctuation_or_case_get_pictures_of_their_own(names: tuple[str, str]) -> None:
+    report = build_report([run for name in names for run in grid(dataset=name)])
+    files = [picture.file.lower() for section in report.sections for picture in section.pictures]
     assert len(set(files)) == len(files) == 3
 
 

@@ -113,8 +113,16 @@ def test_a_solved_probe_needs_neither_rates_nor_folds_and_says_its_penalty() -> 
     found = run(PROBE)
     assert found.method == "linear_probe"
     assert {*found.readout} == {"l2", "folds_accuracy"}
+    assert found.bracketed == (1e-7 < found.readout["l2"] < 100)
     assert found.learning_rates == {}
     assert found.tempered_calibration_error is not None
+
+
+@pytest.mark.parametrize("kind", ["mean_color", "class_priors"])
+def test_what_cannot_be_measured_of_a_control_is_no_warning(kind: str, recwarn: pytest.WarningsRecorder) -> None:
+    found = run(MethodSpec(method="Control", options={"kind": kind}))
+    assert not [str(one.message) for one in recwarn if "could not measure" in str(one.message)]
+    assert found.nc1_layers.keys() >= {"stem", "penultimate"}
 
 
 def test_the_cost_of_the_whole_job_is_told() -> None:

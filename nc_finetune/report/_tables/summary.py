@@ -37,7 +37,8 @@ class Row:
         nc2_sd: Its sample standard deviation; ``None`` for one seed.
         tuned_percent: Parameters tuned, in per cent of all.
         learning_rates: The rates that were chosen, each once, in increasing order.
-        at_edge: Runs whose rate was the lowest or the highest of those that were tried.
+        at_edge: How many runs chose the lowest or the highest of the values that were tried, by what it is a value of.
+        all_epochs: How many runs chose all the epochs that there were.
         epoch_seconds: Mean time of one training pass.
         processor_seconds: Mean time of the processors for a whole run, with everything that was chosen by.
         teraflop: Mean arithmetic of a whole run in 10^12 operations, of those that counted it.
@@ -77,7 +78,8 @@ class Row:
     accuracies: Mapping[int, float] = field(default_factory=dict)
     runs: tuple[Result, ...] = ()
     lost: Mapping[str, int] = field(default_factory=dict)
-    at_edge: int = 0
+    at_edge: Mapping[str, int] = field(default_factory=dict)
+    all_epochs: int = 0
     processor_seconds: float | None = None
     teraflop: float | None = None
 
@@ -157,7 +159,8 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
         accuracies=accuracies,
         runs=tuple(runs),
         lost=dict(fates),
-        at_edge=sum(run.bracketed is False for run in runs),
+        at_edge=dict(Counter(name for run in runs for name in run.edges)),
+        all_epochs=sum(run.took_all_epochs for run in runs),
         processor_seconds=_mean(finite(run.processor_seconds for run in runs)),
         teraflop=_mean(finite(run.flops / 1e12 for run in runs if run.flops)),
     )

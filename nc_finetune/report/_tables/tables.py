@@ -11,7 +11,7 @@ from nc_finetune.report._tables.score import ACCURACY
 from nc_finetune.report._tables.summary import Row, best_rows, by_group, row_labels
 
 NOTHING = "\N{EN DASH}"
-AT_EDGE = " \N{DOUBLE DAGGER}"  # behind learning rates that were not bracketed
+AT_EDGE = " \N{DOUBLE DAGGER}"  # behind the learning rate of a row with values that were not bracketed
 _INFINITE = "\N{INFINITY}"
 CALIBRATION = ("calibration error %", "tempered %")
 _PARTIAL = " \N{DAGGER}"  # behind a mean from which runs are missing
