@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,11 +69,22 @@ def samples(grid: Grid) -> list[Cell]:
     ]
 
 
+def label_of(larger_images: bool) -> str:
+    """Name the row."""
+    return "tune, larger images" if larger_images else "tune"
+
+
+def name_of(cell: Cell, label: str) -> str:
+    """Name a run as a file can be named, whatever its data set is called."""
+    words = f"{cell.dataset_name}-{cell.backbone.name}-{label}-n{cell.samples_per_class}-s{cell.seed}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+
+
 def run(cell: Cell, larger_images: bool) -> Result:
     """Tune on the images of a cell, and say what it came to as a run of the grid."""
     spec = cell.data_spec
     data = spec.build(cell.samples_per_class, cell.seed, cell.settings.batch_size, cell.settings.num_workers)
-    label = "tune, larger images" if larger_images else "tune"
+    label = label_of(larger_images)
     known = with_network(with_data(planned_result(cell), cell, data), cell)
     config = {**known.config, "method": {"method": label, "learning_rates": [], "options": {}}}
     network = f"{cell.backbone.name}={cell.backbone.weights or 'null'}"
@@ -84,8 +96,7 @@ def run(cell: Cell, larger_images: bool) -> Result:
         raise SystemExit(f"tune looked at no test images of {cell.dataset_name}")
     return replace(
         known,
-        run_id=f"{cell.dataset_name}-{cell.backbone.name}-{label.replace(', ', '_').replace(' ', '_')}"
-        f"-n{cell.samples_per_class}-s{cell.seed}",
+        run_id=name_of(cell, label),
         method=label,
         config=config,
         accuracy=100 * found.test.accuracy,
@@ -108,10 +119,8 @@ def main() -> None:
         if options.seeds and cell.seed not in options.seeds:
             continue
         name = f"{cell.dataset_name}, seed {cell.seed}"
-        label = "tune_larger_images" if options.larger_images else "tune"
         place = options.out / "results"
-        stem = f"{cell.dataset_name}-{cell.backbone.name}-{label}-n{cell.samples_per_class}-s{cell.seed}"
-        if (place / f"{stem}.json").exists():
+        if (place / f"{name_of(cell, label_of(options.larger_images))}.json").exists():
             continue
         result = run(cell, options.larger_images)
         write_result(result, place)

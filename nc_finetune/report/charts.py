@@ -315,7 +315,8 @@ def learning_curves(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure 
     alt = altair()
     loss = alt.Tooltip("loss:Q", format=".3~g", title="training loss")
     accuracy = alt.Tooltip("accuracy:Q", format=".1f", title="training accuracy %")
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(grid=False, tickMinStep=1))
+    whole = "datum.value % 1 ? '' : datum.label"  # of two epochs Vega would have one and a half
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(grid=False, tickMinStep=1, format="~g", labelExpr=whole))
     y = alt.Y("loss:Q", title="training loss", **log_axis(alt, "loss", "y"))
     chart = lines_with_dots(alt, values, styles, 35, ["method:N", "epoch:Q", loss, accuracy], x=x, y=y)
     last = {value["method"]: value for value in values}

@@ -40,10 +40,10 @@ _MOST_GROUP_PICTURES = 6
 
 _COMPARISON_NOTE = (
     "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above 0: "
-    "{} is ahead. The intervals hold for all alternatives together with 95 % (Student's t over the seeds, the settings "
-    "as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval lies on "
-    "one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval where these are "
-    "random, too (Student's t over data sets, Bonferroni). Epochs: how many times as fast, whole "
+    "{} is ahead. The intervals hold for all pairs of methods together with 95 % (Student's t over the seeds, the "
+    "settings as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval "
+    "lies on one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval where "
+    "these are random, too (Student's t over data sets, Bonferroni). Epochs: how many times as fast, whole "
     "run: how many times as much time of the processors the other one takes, geometric means."
 )
 _NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed

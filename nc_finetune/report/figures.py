@@ -110,7 +110,8 @@ def method_channels(alt: Any, points: Points, styles: Mapping[str, Style]) -> tu
     """Encode the method as colour and as shape; the same field and title make Vega-Lite draw one legend for both."""
     present = {point["method"] for point in points}
     names = [label for label in styles if label in present]
-    legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=2, labelLimit=300)
+    # With its own limit Vega leaves out all methods but thirty.
+    legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=2, labelLimit=300, symbolLimit=0)
     colour = alt.Scale(domain=names, range=[styles[name].colour for name in names])
     shape = alt.Scale(domain=names, range=[styles[name].shape for name in names])
     return (

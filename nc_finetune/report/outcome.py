@@ -136,8 +136,8 @@ def _group_words(name: str, rows: Sequence[Row]) -> str:
     second = best_rows([row for row in rows if row not in best])
     if not second:
         return f"On {name}, the highest mean {group.measure} is that of {named}."
-    others = sum(row.accuracy is not None for row in rows) - 1
-    against = difference({group: best[0]}, {group: second[0]}, others)
+    pairs = math.comb(sum(row.accuracy is not None for row in rows), 2)
+    against = difference({group: best[0]}, {group: second[0]}, pairs)
     lead = "no seed that both have" if against is None else _difference_words(against)
     behind = f"followed by {second[0].label} ({_share_words(second[0])}): {lead}"
     return f"On {name}, the highest mean {group.measure} is that of {named}, {behind}."
@@ -220,7 +220,10 @@ def _verdict_words(against: Mapping[str, Difference]) -> str:
         parts.append(f"nothing is clear against {len(members)} ({_listed([name for name, _ in members])}): {reason}")
     unpaired = sum(found.unpaired for found in against.values())
     left_out = f" Runs without a counterpart are left out ({unpaired} over all comparisons)." if unpaired else ""
-    return f"Seed by seed against {count(len(against), 'alternative')}: {'; '.join(parts)}.{left_out}"
+    over_sets = [found.over_sets for found in against.values() if found.over_sets is not None]
+    clear = sum(low > 0 or high < 0 for low, high in over_sets)
+    random = f" Over data sets that are random, too, {clear} of {len(over_sets)} are clear." if over_sets else ""
+    return f"Seed by seed against {count(len(against), 'alternative')}: {'; '.join(parts)}.{random}{left_out}"
 
 
 def _objections(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> Iterator[str]:
@@ -323,10 +326,11 @@ def recommendation_words(rows: Sequence[Row]) -> list[str]:
         return [f"Nothing is recommended: {why}."] if lost else []
     against = alternatives(choice, found)
     objections = list(_objections(choice, found, against))
+    untold = "it shares no setting and seed with any other, so that nothing can be told"
     return [
         f"{_choice_words(choice)} {_best_words(choice)}",
         *([_verdict_words(against)] if against else []),
-        f"What speaks against it: {'; '.join(objections) or 'nothing in these results'}.",
+        f"What speaks against it: {'; '.join(objections) or ('nothing in these results' if against else untold)}.",
         *filter(None, [_faster_words(choice, found, against)]),
     ]
 

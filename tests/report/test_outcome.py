@@ -172,6 +172,22 @@ def test_few_settings_are_told_one_by_one_and_many_are_counted() -> None:
     )
 
 
+def test_what_shares_no_seed_with_any_other_cannot_be_told() -> None:
+    runs = [make_run("scl_ft", 90.0, 0), make_run("full_ft", 80.0, 1)]
+    assert objections(runs).endswith("it shares no setting and seed with any other, so that nothing can be told.")
+
+
+def test_what_is_clear_on_these_sets_alone_is_said_to_be() -> None:
+    leads = {"a": 6.0, "b": 1.0, "c": 1.5}
+    runs = [
+        make_run(method, 80.0 + (seed + lead) * (method == "scl_ft") + (0.1 * seed - seed), seed, name)
+        for name, lead in leads.items()
+        for method in ("scl_ft", "full_ft")
+        for seed in range(3)
+    ]
+    assert "clearly ahead of 1 (full FT). Over data sets that are random, too, 0 of 1 are clear." in words(runs)
+
+
 def test_what_all_settings_share_is_said_once() -> None:
     runs = [make_run("scl_ft", 90.0, dataset=name) for name in "ab"]
     first, *rest = outcome(runs, summarize(runs))

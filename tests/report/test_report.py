@@ -296,6 +296,14 @@ def test_several_groups_get_an_overview_and_a_section_each() -> None:
     assert [title[0] for title in titles[4:]] == ["a", "b"]
 
 
+def test_legends_name_all_of_many_methods() -> None:
+    report = build_report([measured("scl_ft", 0, 80.0, 1.0 + scale, options={"scale": scale}) for scale in range(40)])
+    pictures = [picture.figure.spec for section in report.sections for picture in section.pictures]
+    drawn = [vl_convert.vegalite_to_svg(spec, vl_version=vegalite_version()) for spec in pictures]
+    assert drawn
+    assert all(text.count(">SCL-FT, skip scale") == 40 for text in drawn)
+
+
 @pytest.mark.parametrize("names", [("a/b", "a b"), ("Digits", "digits")])
 def test_names_that_differ_in_punctuation_or_case_get_pictures_of_their_own(names: tuple[str, str]) -> None:
     report = build_report([run for name in names for run in grid(dataset=name)])

@@ -100,9 +100,9 @@ def test_the_most_accurate_variant_of_a_method_stands_for_it() -> None:
     assert [row.accuracy for row in rows.values()] == [95.0, 68.0]
 
 
-def compare(ours: list[Result], theirs: list[Result], alternatives: int = 1) -> Difference:
+def compare(ours: list[Result], theirs: list[Result], comparisons: int = 1) -> Difference:
     found = {standing.label: standing for standing in stand(*ours, *theirs)}
-    compared = difference(found["SCL-FT"].rows, found["full FT"].rows, alternatives)
+    compared = difference(found["SCL-FT"].rows, found["full FT"].rows, comparisons)
     assert compared is not None
     return compared
 
@@ -111,18 +111,18 @@ def over_seeds(method: str, accuracies: dict[int, float], **changes: Any) -> lis
     return [make_run(method, accuracy, seed, **changes) for seed, accuracy in accuracies.items()]
 
 
-@pytest.mark.parametrize("alternatives", [1, 4])
+@pytest.mark.parametrize("comparisons", [1, 4])
 @pytest.mark.parametrize("number", [3, 5, 20])
-def test_difference_is_paired_by_seed_as_in_scipy(number: int, alternatives: int) -> None:
+def test_difference_is_paired_by_seed_as_in_scipy(number: int, comparisons: int) -> None:
     chance = np.random.default_rng(0)
     samples = chance.normal(80, 5, number)
     ours, theirs = samples + chance.normal(2, 0.5, number), samples
     found = compare(
         over_seeds("scl_ft", dict(enumerate(ours.tolist()))),
         over_seeds("full_ft", dict(enumerate(theirs.tolist()))),
-        alternatives,
+        comparisons,
     )
-    expected = stats.ttest_rel(ours, theirs).confidence_interval(1 - 0.05 / alternatives)
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(1 - 0.05 / comparisons)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
     assert found.verdict == ("ahead" if expected.low > 0 else "not clear")
 
@@ -195,8 +195,8 @@ def test_the_best_of_twenty_equal_variants_is_hardly_ever_called_clear() -> None
             for place, seed in np.ndindex(20, 5)
         ]
         choice, *rest = stand(*runs)
-        clear += all(found.verdict == "ahead" for found in alternatives(choice, [choice, *rest]).values())
-    assert clear <= 3
+        clear += any(found.verdict != "not clear" for found in alternatives(choice, [choice, *rest]).values())
+    assert clear <= 6  # of 60; for 19 comparisons alone they are 15
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
@@ -301,7 +301,7 @@ def test_over_data_sets_few_sets_that_differ_leave_more_doubt_than_many_seeds() 
     assert found.over_sets is not None
     low, high = found.over_sets
     assert low < 0 < found.mean < high
-    wider = compare(ours, theirs, alternatives=10).over_sets
+    wider = compare(ours, theirs, comparisons=10).over_sets
     assert wider is not None
     assert wider[0] < low < high < wider[1]
     two = [run for run in (*ours, *theirs) if run.dataset in "ab"]

@@ -91,7 +91,7 @@ class Difference:
         return statistics.geometric_mean(self.cost.values()) if self.cost else None
 
 
-def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternatives: int = 1) -> Difference | None:
+def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], comparisons: int = 1) -> Difference | None:
     """Compare two variants on the settings and seeds that both have a result of.
 
     A seed fixes the training sample, so that differences of the same seed spread less than accuracies do. The interval
@@ -101,8 +101,9 @@ def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternati
     Args:
         ours: Rows of one variant, by setting.
         theirs: Rows of the other one.
-        alternatives: With how many ours is compared in all: intervals hold for all of them together with 95 %
-            (Bonferroni), so that the best of many is not called clear for having been looked for.
+        comparisons: Of how many this is one: intervals hold for all of them together with 95 % (Bonferroni). Where one
+            of n variants is compared since it came first, these are all n (n - 1) / 2 pairs, any of which it might have
+            been: by n - 1, the best of twenty that are equal is called clear of another one in a quarter of tables.
 
     Returns:
         The difference, above zero where ours is more accurate; ``None`` where they share no run.
@@ -125,7 +126,7 @@ def difference(ours: Mapping[Group, Row], theirs: Mapping[Group, Row], alternati
     number = sum(map(len, pairs.values()))
     unpaired = sum(len(row.accuracies) for row in (*ours.values(), *theirs.values())) - 2 * number
     reason = _why_no_interval(list(pairs.values()))
-    confidence = 1 - (1 - CONFIDENCE) / alternatives
+    confidence = 1 - (1 - CONFIDENCE) / comparisons
     found = Difference(pairs, unpaired, None, None, reason, speed, cost, _over_sets(pairs, ours, confidence))
     if reason:
         return found

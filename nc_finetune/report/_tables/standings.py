@@ -118,7 +118,9 @@ def recommended(found: Sequence[Standing]) -> Standing | None:
 
 
 def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Difference]:
-    """Compare one variant with each other one, all intervals holding together.
+    """Compare one variant with each other one, the intervals of all pairs holding together.
+
+    The variant was chosen by the same numbers: intervals for its own comparisons alone would be too narrow.
 
     Returns:
         Difference by label, the strongest rival first; what shares no run with it is left out.
@@ -128,8 +130,9 @@ def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Diffe
         for standing in found
         if standing is not choice and difference(choice.rows, standing.rows)
     }
+    pairs = math.comb(len(others) + 1, 2)
     compared = {
-        label: against for label, rows in others.items() if (against := difference(choice.rows, rows, len(others)))
+        label: against for label, rows in others.items() if (against := difference(choice.rows, rows, pairs))
     }
     return dict(sorted(compared.items(), key=lambda item: item[1].mean))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ import lightning as L
 from nc_finetune.backbones import PENULTIMATE
 from nc_finetune.classifier import DivergedError, ImageClassifier
 from nc_finetune.data import ImageData
+from nc_finetune.methods import Control
 from nc_finetune.run._cell.calibration import HeadLogits, Judged, found_temperature
 from nc_finetune.run._cell.recording import EpochTimer, LearningCurve, TestConfusion
 from nc_finetune.run._cell.run_collapse import MultilabelRunCollapse, RunCollapse
@@ -135,7 +137,10 @@ def _fit(cell: Cell, data: ImageData, learning_rate: float | None) -> Fit:
     callbacks = [*notes.callbacks, *_caches(cell)(model)]
     unused = {"limit_val_batches": 0} if cell.choice.by_folds else {}
     trainer = quiet_trainer(epochs, callbacks, check_val_every_n_epoch=epochs, **unused)
-    trainer.fit(model, datamodule=data)
+    with warnings.catch_warnings():
+        if isinstance(model.method, Control):  # colours come of no layer, and what looks at nothing has no directions
+            warnings.filterwarnings("ignore", message=r"\w*RunCollapse on the train split could not measure")
+        trainer.fit(model, datamodule=data)
     logged = trainer.callback_metrics.get(f"val/{score_name(data)}")
     score = math.nan if logged is None else logged.item()
     if notes.solved_score is not None:
