@@ -66,7 +66,8 @@ class Comparison:
     def _weights(self, result: Result, cell: Cell) -> str | None:
         """Hash the weights; random ones are those of the seed and the version of torch, and not compared."""
         spec = cell.backbone
-        if spec.weights is None or result.provenance.get("weights_hash") is None:
+        known = cell.method.pretrained and result.provenance.get("weights_hash") is not None
+        if spec.weights is None or not known:
             return None
         key = ("weights", spec.name, spec.weights, repr(sorted(spec.model_options.items())), repr(spec.options))
         if key not in self._known:

@@ -135,6 +135,16 @@ def test_other_weights_in_one_file_are_noticed(tmp_path: Path) -> None:
     assert len(outdated(tmp_path / "out")) == 1
 
 
+def test_random_weights_of_a_control_are_not_compared_and_nothing_is_with_them(tmp_path: Path) -> None:
+    weights = tmp_path / "net.pth"
+    torch.save(TimmBackbone("test_resnet", weights=None).model.state_dict(), weights)
+    control = MethodSpec(method="Control", options={"kind": "nearest_class_mean"}, pretrained=False)
+    methods = [control, replace(control, pretrained=True)]  # what is random comes first
+    grid = make_grid(str(write_pets(tmp_path / "pets")), weights=str(weights), methods=methods)
+    run(grid, tmp_path / "out")
+    assert not plan_grid(grid, tmp_path / "out").planned
+
+
 def test_nothing_that_was_set_aside_is_overwritten(finished: tuple[Path, Path, Result]) -> None:
     pets, out, _ = finished
     for shade in (1, 2):
