@@ -41,10 +41,11 @@ _MOST_GROUP_PICTURES = 6
 _COMPARISON_NOTE = (
     "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above 0: "
     "{} is ahead. The intervals hold for all pairs of methods together with 95 % (Student's t over the seeds, the "
-    "settings as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the interval "
-    "lies on one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval where "
-    "these are random, too (Student's t over data sets, Bonferroni). Epochs: how many times as fast, whole "
-    "run: how many times as much time of the processors the other one takes, geometric means."
+    "settings as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the "
+    "interval lies on one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval "
+    "where these are random, too (Student's t over data sets, Bonferroni). Epochs: how many times as fast, whole run: "
+    "how many times as much time of the processors the other one takes, geometric means; what neighbouring runs share, "
+    "such as decoded images, counts in the first of them, which tells where runs take seconds."
 )
 _NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed
 _STANDINGS_NOTE = (
@@ -168,8 +169,8 @@ def _notes(finished: Sequence[Result]) -> str:
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "Behind a learning rate, or the dash of a solved head, a \N{DOUBLE DAGGER} says that in some runs the rate, a "
-        "rank, a penalty, a shrinkage or a number of neighbours was the lowest or the highest that was tried, so that a "
-        "better one may lie beyond (none below 1 neighbour, or above a shrinkage of 1). s/epoch: mean time of one "
+        "rank, a penalty, a shrinkage or a number of neighbours was the lowest or the highest that was tried, so that "
+        "a better one may lie beyond (none below 1 neighbour, or above a shrinkage of 1). s/epoch: mean time of one "
         "training pass. processor s and TFLOP: of whole runs, with everything that was chosen by. Peak memory: largest "
         "of the seeds. Delta size: what a file of the tuned part and the head takes."
     ) + "".join(

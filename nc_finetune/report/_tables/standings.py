@@ -131,9 +131,7 @@ def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Diffe
         if standing is not choice and difference(choice.rows, standing.rows)
     }
     pairs = math.comb(len(others) + 1, 2)
-    compared = {
-        label: against for label, rows in others.items() if (against := difference(choice.rows, rows, pairs))
-    }
+    compared = {label: against for label, rows in others.items() if (against := difference(choice.rows, rows, pairs))}
     return dict(sorted(compared.items(), key=lambda item: item[1].mean))
 
 
