@@ -1,6 +1,6 @@
 """The row of `nc-finetune tune` in the report of a grid: on the very images of its cells, test images looked at once.
 
-    DATA=folder python -m benchmarks.fair benchmarks/fair --out runs/fair [--seeds 0 1] [--image-size 64]
+    DATA=folder python -m benchmarks.fair benchmarks/fair --out runs/fair [--seeds 0 1] [--larger-images]
 
 For every data set, training size and seed of a grid of one backbone, the training images of its cells go as a table to
 `tune`, with its default time and that one network; so do the test images, which it looks at once, at the end. What it
