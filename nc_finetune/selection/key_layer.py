@@ -100,9 +100,9 @@ def choose_key_layer(
     Up to six evenly spaced blocks of at most 10 % of the parameters are tuned for a few steps each, the better half for
     some more, and so on; a trial is judged by accuracy with NC1 as a second witness
     (:func:`~nc_finetune.selection._trials.halving.score`). The smallest pre-trained NC1 alone may point at the worst
-    block. All trials together take as many training steps as one fine-tuning, or up to three times as many: where blocks
-    are tuned beside the network, whose steps cost less, and where the first round would have less than 24 steps a block;
-    the test split is not touched, and the backbone is left as it was.
+    block. All trials together take as many training steps as one fine-tuning, or up to three times as many: where
+    blocks are tuned beside the network, whose steps cost less, and where the first round would have less than 24 steps
+    a block. The test split is not touched, and the backbone is left as it was.
 
     Args:
         backbone: The pre-trained network, on the device to compute on.

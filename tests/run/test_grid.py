@@ -258,20 +258,27 @@ GRIDS = {
 }
 
 
+@pytest.fixture
+def _places_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CIFAR10", "DATA"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("cifar10", "cifar100", "dtd10", "pacs_photo", "caltech101"):
+        (tmp_path / name).mkdir()
+
+
+def cells_of(name: str) -> set[str]:
+    return {cell.run_id for cell in read_grid(find_recipe(f"benchmarks/{name}")).cells()}
+
+
+@pytest.mark.usefixtures("_places_of_data")
 @pytest.mark.parametrize("name", GRIDS)
-def test_published_grids_are_whole(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CIFAR10", str(tmp_path))
-    monkeypatch.setenv("DATA", str(tmp_path))
-    assert len(read_grid(find_recipe(f"benchmarks/{name}")).cells()) == GRIDS[name]
+def test_published_grids_are_whole(name: str) -> None:
+    assert len(cells_of(name)) == GRIDS[name]
 
 
-def test_what_is_solved_is_the_same_run_in_both_fair_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATA", str(tmp_path))
-    fair, solved = (
-        {cell.run_id for cell in read_grid(find_recipe(f"benchmarks/{name}")).cells()}
-        for name in ("fair", "fair_solved")
-    )
-    assert solved < fair
+@pytest.mark.usefixtures("_places_of_data")
+def test_what_is_solved_is_the_same_run_in_both_fair_grids() -> None:
+    assert cells_of("fair_solved") < cells_of("fair")
 
 
 @dataclass(frozen=True, kw_only=True)
