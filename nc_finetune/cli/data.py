@@ -29,7 +29,8 @@ def check(
 ) -> int:
     """Decode every image; count classes, sizes and modes; find broken, doubled and rare ones.
 
-    Exit status 1 where images do not decode, images or groups are in two splits, or classes are too rare.
+    Splits are those that the source brings along; of a source without any, all images are in train. Exit status 1 where
+    images do not decode, have two labels, images or groups are in two splits, or classes are too rare.
 
     Args:
         source: a folder, a table of labels, a short name or a hub id
@@ -48,9 +49,10 @@ def check(
 
     from nc_finetune._common.atomic_files import write_text_atomically
     from nc_finetune._common.terminal import open_console
-    from nc_finetune.data import ImageData, check_data
+    from nc_finetune.data import check_data
+    from nc_finetune.data.check import undivided
 
-    data = ImageData(source, image_column=image_column, label_column=label_column, group=group)
+    data = undivided(source, image_column=image_column, label_column=label_column, group=group)
     report = check_data(data, min_per_class=min_per_class, num_workers=workers)
     if out is not None:
         write_text_atomically(out, json.dumps(report.to_json(), indent=2) + "\n")
@@ -66,6 +68,8 @@ def print_data_report(report: DataReport, console: Console) -> None:
 
     table = name_table(["split", "smallest class", "largest class"], ["images", "classes"], title=report.source)
     for split, number in report.images.items():
+        if not number:
+            continue
         counts = report.class_counts[split]
         named = [(count, name) for count, name in zip(counts, report.class_names, strict=True) if count]
         ends = [f"{count} ({name})" for count, name in (min(named), max(named))] if named else ["-", "-"]
@@ -88,6 +92,8 @@ def _remarks(report: DataReport) -> Iterator[str]:
         yield f"no image in {split}: {', '.join(names[:_SHOWN])}{' ...' * (len(names) > _SHOWN)}"
     if report.unlabelled:
         yield f"{report.unlabelled:,} images have no label: they are in no split, and for predicting"
+    if copies := len(report.copies) - len(report.torn):
+        yield f"{copies:,} images are copies of another one of their split and class"
     if report.groups is not None:
         yield f"{report.groups:,} groups"
 
@@ -97,6 +103,7 @@ def _examples(report: DataReport) -> Iterator[str]:
     for found in (
         report.broken,
         report.duplicates,
+        report.torn,
         [f"{name}: {number}" for name, number in report.rare_classes.items()],
         [f"{name}: {' and '.join(splits)}" for name, splits in report.shared_groups.items()],
     ):

@@ -16,7 +16,7 @@ from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.image_data import ImageData
 from nc_finetune.data.labelled_images import LabelledImages
 from nc_finetune.data.patient_loader import PatientLoader
-from nc_finetune.data.splits.content_hashes import Duplicate
+from nc_finetune.data.splits.content_hashes import Duplicate, find_copies
 
 SMALL_SIDE = 32
 
@@ -54,6 +54,7 @@ class DataReport:
         multi_label: Whether images may have several labels.
         broken: Images that do not decode.
         duplicates: Images that are in two splits.
+        copies: Images that are twice in one split.
         rare_classes: Classes with fewer training images than were asked for, and how many they have.
         left_out: Files below the source that are no part of it.
         left_out_text: What they are, in a sentence; empty where there are none.
@@ -74,6 +75,7 @@ class DataReport:
     multi_label: bool
     broken: list[BadImage]
     duplicates: list[Duplicate]
+    copies: list[Duplicate]
     rare_classes: dict[str, int]
     left_out: list[str]
     left_out_text: str
@@ -94,15 +96,38 @@ class DataReport:
                     "images that do not decode: repair or remove them, or train with --data.on_bad_image skip",
                 ),
                 (self.duplicates, "images that are in two splits: accuracy on them says nothing"),
+                (self.torn, "images that are there again with another label: at most one of both is right"),
                 (self.rare_classes, "classes with too few training images"),
                 (self.shared_groups, "groups that are in two splits: their images are trained on and tested"),
             )
             if found
         ] + ([self.left_out_text] if has_left_images else [])
 
+    @property
+    def torn(self) -> list[Duplicate]:
+        """Copies within a split that have another label."""
+        return [copy for copy in self.copies if not copy.same_label]
+
     def to_json(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
         return {**dataclasses.asdict(self), "faults": self.faults}
+
+
+def undivided(source: str, **options: Any) -> ImageData:
+    """Return the images of a source in the splits that it brings along; none is drawn.
+
+    Args:
+        source: As for :class:`~nc_finetune.ImageData`.
+        options: Further arguments of it.
+
+    Example:
+        >>> check_data(undivided("sklearn:digits")).images
+        {'train': 1797, 'val': 0, 'test': 0}
+    """
+    data = ImageData(source, test_size=0, **options)
+    if "val" not in data.data.splits:  # where it is, 0 would join it to the train split
+        data.plan = dataclasses.replace(data.plan, val_size=0)
+    return data
 
 
 class _Inspection(Dataset[Inspected]):
@@ -164,6 +189,7 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
         multi_label=data.multi_label,
         broken=broken,
         duplicates=data.duplicates,
+        copies=find_copies({split: (rows.table, rows.indices) for split, rows in images.items()}),
         left_out=[file.as_posix() for file in data.left_out.files],
         left_out_text=str(data.left_out) if data.left_out.files else "",
         rare_classes={

@@ -55,6 +55,31 @@ def test_duplicates_and_rare_classes_are_faults(tmp_path: Path, capsys: pytest.C
     assert "dog: 3" in printed
 
 
+def test_copies_are_found_in_images_that_nobody_has_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("cat", 0), ("dog", 100)):
+        for item in range(6):
+            write_images(tmp_path, f"{name}/{item}.png", value=value + item)
+    shutil.copy(tmp_path / "cat/0.png", tmp_path / "cat/again.png")
+    assert main(["data", "check", str(tmp_path), "--out", str(tmp_path / "report.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "1 images are copies of another one of their split and class" in printed
+    assert "val" not in printed
+    shutil.copy(tmp_path / "cat/1.png", tmp_path / "dog/again.png")
+    assert main(["data", "check", str(tmp_path), "--out", str(tmp_path / "report.json")]) == 1
+    assert f"{tmp_path / 'cat/1.png'} (train) = {tmp_path / 'dog/again.png'} (train), with another label" in (
+        capsys.readouterr().out.replace("\n", "")
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images"] == {"train": 14, "val": 0, "test": 0}
+    assert [copy["same_label"] for copy in report["copies"]] == [True, False]
+
+
+def test_few_images_are_looked_at_as_well_as_many(tmp_path: Path) -> None:
+    for item in range(2):
+        write_images(tmp_path, f"cat/{item}.png", f"dog/{item}.jpg", value=item)
+    assert main(["data", "check", str(tmp_path), "--min-per-class", "2"]) == 0
+
+
 def test_sizes_and_modes(tmp_path: Path) -> None:
     for number, (size, mode) in enumerate([((40, 30), "RGB"), ((100, 50), "L"), ((64, 90), "RGBA")] * 4):
         path = tmp_path / f"{'ab'[number % 2]}/{number}.png"
@@ -76,6 +101,6 @@ def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         for item in range(6):
             (tmp_path / "pets" / name.replace("/", "-")).mkdir(parents=True, exist_ok=True)
             path = tmp_path / "pets" / name.replace("/", "-") / f"{item}.png"
-            path.write_bytes(encoded(photo(seed=item + len(name)), "PNG"))
+            path.write_bytes(encoded(photo(seed=item + 10 * len(name)), "PNG"))
     assert main(["data", "check", str(tmp_path / "pets"), "--min-per-class", "1"]) == 0
     assert "[red]cat[-]" in capsys.readouterr().out
