@@ -97,3 +97,25 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     write_images(tmp_path, "1.png")
     with pytest.raises(ValueError, match=r"unknown label column 'breeds'; did you mean 'breed'\?"):
         load_source(write_table(tmp_path, "file,breed\n1.png,pug\n"), None, "breeds")
+
+
+def test_whole_paths_are_taken_where_they_lead_below_the_table(tmp_path: Path) -> None:
+    write_images(tmp_path / "real", "1.png", "2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for folder in ("real", "link"):
+        lines = [f"{tmp_path / folder / name},{label}" for name, label in (("1.png", "cat"), ("2.png", "dog"))]
+        source = write_table(tmp_path / "link", "\n".join(["file,label", *lines]))
+        assert load_source(source).class_names == ("cat", "dog")
+
+
+def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.png")
+    text = 'file,label\n\n1.png,"a cat\nat home"\n,\n9.png,dog\n'
+    with pytest.raises(ValueError, match=r"line 6: the image '9\.png' is not below"):
+        load_source(write_table(tmp_path, text))
+
+
+def test_lines_without_anything_are_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.png", "2.png")
+    found = load_source(write_table(tmp_path, "file,label\n1.png,cat\n , \n2.png,dog\n,\n,\n"))
+    assert found.splits["train"].labels == [0, 1]

@@ -191,6 +191,9 @@ class LabelTable:
     def _file(self, name: str, where: str, base: PurePosixPath, split: str) -> Path:
         """Return the image that a cell names: relative to the table, or else by a name that is the only one."""
         path = PurePosixPath(name.strip().replace("\\", "/"))
+        for whole in (self.folder.absolute(), self.folder.resolve()):
+            if path.is_relative_to(whole.as_posix()):
+                path, base = path.relative_to(whole.as_posix()), PurePosixPath()
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{where}: {name!r} is not below {self.folder}; name files relative to it")
         beside = self._known.get(str(base / path), [])

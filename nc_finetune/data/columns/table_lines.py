@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,39 @@ def _read_text(table: Path) -> str:
 
 
 def read_csv(table: Path) -> tuple[list[str], Lines]:
-    """Return the names of the columns, and the number and the cells of each line below them, if there are any."""
+    """Return the names of the columns, and the number and the cells of each line below them, if there are any.
+
+    Lines without anything in any cell, as spreadsheets leave them behind, are left out.
+    """
     text = _read_text(table)
     first = text.partition("\n")[0]
     divider = max(",;\t", key=first.count)
     try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=divider, strict=True) if line]
+        lines = [(number, line) for number, line in _rows(text, divider) if any(map(str.strip, line))]
     except csv.Error as error:
         raise ValueError(f"{table} is no CSV file: {error}") from error
     if not lines:
         raise ValueError(f"{table} is empty: expected a line with the names of columns, and one for each image")
-    names = [name.strip() for name in lines[0]]
+    names = [name.strip() for name in lines[0][1]]
     if doubled := [name for name in names if name and names.count(name) > 1]:
         raise ValueError(f"{table} has two columns {doubled[0]!r}; rename one")
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in lines[1:]:
         if len(line) != len(names):
             raise ValueError(
                 f"{table}, line {number}: {len(line)} cells where the first line has {len(names)}; mend it"
             )
     return names, [
-        (number, dict(zip(names, (cell.strip() for cell in line), strict=True)))
-        for number, line in enumerate(lines[1:], start=2)
+        (number, dict(zip(names, (cell.strip() for cell in line), strict=True))) for number, line in lines[1:]
     ]
+
+
+def _rows(text: str, divider: str) -> Iterator[tuple[int, list[str]]]:
+    """Return rows, each with the line of the file that it begins in: cells in quotes may have several."""
+    reader = csv.reader(io.StringIO(text), delimiter=divider, strict=True)
+    first = 1
+    for row in reader:
+        yield first, row
+        first = reader.line_num + 1
 
 
 def read_jsonl(table: Path) -> tuple[list[str], Lines]:
