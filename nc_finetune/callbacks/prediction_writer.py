@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from nc_finetune._common.atomic_files import write_text_atomically
+from nc_finetune._common.atomic_files import check_file, write_text_atomically
 from nc_finetune._common.csv_text import class_headings, csv_text, joined_names
 from nc_finetune._common.data_facts import told_by
 from nc_finetune.doubt import Doubts, DoubtState
@@ -99,7 +99,9 @@ class PredictionWriter(L.Callback):
         Raises:
             RuntimeError: If several processes predict: each would write its own share.
             ValueError: If there are several loaders, whose images have no one order, or a coverage without sets.
+            OSError: If a folder is where the file goes.
         """
+        check_file(self.path)
         if len(trainer.num_predict_batches) > 1:
             raise ValueError(
                 f"predictions are written of one loader, got {len(trainer.num_predict_batches)}; predict each alone"

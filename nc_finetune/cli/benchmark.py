@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from nc_finetune._common.stopping import ToldToEnd
-from nc_finetune.cli.options import NonNegativeFloat, PositiveFloat
+from nc_finetune.cli.options import NonNegativeFloat, PositiveFloat, check_executor
 from nc_finetune.cli.recipes import find_recipe
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def benchmark(
     from nc_finetune.run.ray_executor import RayExecutor
     from nc_finetune.run.runner import run_grid, run_serially
 
+    check_executor(executor, ray_address, cpus, gpus)
     path = find_recipe(grid)
     out = out or Path("runs") / path.stem
     console = open_console()

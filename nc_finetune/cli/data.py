@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from nc_finetune.cli.options import Images, NonNegativeInt
+from nc_finetune.cli.options import Images, NewFile, NonNegativeInt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +24,7 @@ def check(
     group: Annotated[str | None, _NAME] = None,
     min_per_class: Images = 5,
     workers: Annotated[NonNegativeInt, ("metavar", "N")] = 0,
-    out: Annotated[Path | None, ("metavar", "FILE")] = None,
+    out: Annotated[NewFile | None, ("metavar", "FILE")] = None,
 ) -> int:
     """Decode every image; count classes, sizes and modes; find broken, doubled and rare ones.
 

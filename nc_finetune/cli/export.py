@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nc_finetune.cli.options import Pixels, Share
+from nc_finetune.cli.options import NewFile, Pixels, Share
 
 
 def export(
@@ -14,7 +14,7 @@ def export(
     image_size: Pixels | None = None,
     trust: bool = False,
     to: Literal["state-dict", "program", "onnx"],
-    out: Path,
+    out: NewFile,
     uint8: bool = False,
     doubt: bool = False,
     coverage: Share | None = None,
@@ -41,10 +41,14 @@ def export(
     """
     from nc_finetune.deployment import export_onnx, export_program, export_state_dict, load_model
 
-    classifier, config = load_model(model, trust=trust)
     if to == "state-dict":
         if doubt or coverage is not None:
             raise ValueError("a state dict has no place for doubts; export a program or ONNX, or leave them out")
+        if uint8 or image_size is not None:
+            given = "--uint8" if uint8 else "--image-size"
+            raise ValueError(f"a state dict is weights alone, which {given} changes nothing of; leave it out")
+    classifier, config = load_model(model, trust=trust)
+    if to == "state-dict":
         export_state_dict(classifier, out)
     else:
         write = {"program": export_program, "onnx": export_onnx}[to]

@@ -12,9 +12,12 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from textwrap import dedent, indent
 from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+from nc_finetune._common.atomic_files import check_file
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -97,10 +100,29 @@ def _where(kind: Callable[[str], float], holds: Callable[[float], bool], words: 
     return "type", parse
 
 
+def _file(word: str) -> Path:
+    path = Path(word)
+    check_file(path)
+    return path
+
+
+def check_executor(executor: str, ray_address: str | None, cpus: float, gpus: float) -> None:
+    """Refuse what is said of tasks of Ray where there are none.
+
+    Raises:
+        ValueError: If an address, or other CPUs or GPUs than the defaults, are given without ``--executor ray``.
+    """
+    given = {"--ray-address": ray_address is not None, "--cpus": cpus != 1, "--gpus": gpus != 0}
+    if executor != "ray" and any(given.values()):
+        named = next(name for name, there in given.items() if there)
+        raise ValueError(f"{named} is of tasks of Ray, and there are none; say --executor ray, too, or leave it out")
+
+
 NonNegativeInt = Annotated[int, _where(int, lambda number: number >= 0, "a whole number of at least 0")]
 PositiveInt = Annotated[int, _where(int, lambda number: number >= 1, "a whole number of at least 1")]
 NonNegativeFloat = Annotated[float, _where(float, lambda number: 0 <= number < math.inf, "at least 0")]
 PositiveFloat = Annotated[float, _where(float, lambda number: 0 < number < math.inf, "above 0")]
 Share = Annotated[float, _where(float, lambda number: 0 < number < 1, "between 0 and 1, such as 0.9")]
+NewFile = Annotated[Path, ("type", _file)]
 Images = Annotated[PositiveInt, ("metavar", "N")]
 Pixels = Annotated[PositiveInt, ("metavar", "PIXELS")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nc_finetune.cli.options import Images, Pixels, Share
+from nc_finetune.cli.options import Images, NewFile, Pixels, Share
 
 
 def predict(
@@ -14,10 +14,10 @@ def predict(
     *,
     image_size: Pixels | None = None,
     trust: bool = False,
-    out: Path = Path("predictions.csv"),
+    out: NewFile = Path("predictions.csv"),
     batch_size: Images = 32,
     coverage: Share | None = None,
-    unlabelled_report: Path | None = None,
+    unlabelled_report: NewFile | None = None,
     on_bad_image: Literal["raise", "skip"] = "raise",
 ) -> int:
     """Write class, probabilities and doubts of each image of a folder to a CSV file.
@@ -54,6 +54,8 @@ def predict(
 
     if unlabelled_report is not None:
         check_report_extra()
+        if unlabelled_report.resolve() == out.resolve():
+            raise ValueError(f"the page would take the place of the table, both are {out}; give one another name")
     found = predict_images(
         model,
         folder,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from nc_finetune.cli.options import NewFile
+
 
 def push(
     model: Path,
@@ -14,7 +16,7 @@ def push(
     update: bool = False,
     licence: Annotated[str | None, ("metavar", "NAME")] = None,
     card: Annotated[Path | None, ("metavar", "FILE")] = None,
-    card_only: Annotated[Path | None, ("metavar", "FILE")] = None,
+    card_only: Annotated[NewFile | None, ("metavar", "FILE")] = None,
 ) -> int:
     """Put a model on the Hugging Face hub, with a card that says what was measured.
 
@@ -40,6 +42,10 @@ def push(
     from nc_finetune.deployment.push import delta_in
 
     if card_only is not None:
+        of_pushing = {"--card": card is not None, "--public": public, "--update": update}
+        if any(of_pushing.values()):
+            named = next(name for name, there in of_pushing.items() if there)
+            raise ValueError(f"--card-only pushes nothing, and {named} is for pushing; leave one of them out")
         write_text_atomically(card_only, model_card(delta_in(model), repo, licence=licence))
         print(f"Card: {card_only}")  # noqa: T201
         return 0

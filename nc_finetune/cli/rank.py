@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from nc_finetune.cli.options import Images, NonNegativeInt, Pixels
+from nc_finetune.cli.options import Images, NewFile, NonNegativeInt, Pixels
 
 
 def rank(
@@ -19,7 +19,7 @@ def rank(
     by: str = "probe_accuracy",
     max_images: Images = 5000,
     results: Annotated[list[Path] | None, ("nargs", "*"), ("metavar", "DIR")] = None,
-    out: Path = Path("rank.csv"),
+    out: NewFile = Path("rank.csv"),
 ) -> int:
     """Score many pre-trained backbones on some data by forward passes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from nc_finetune.cli.options import Images, NonNegativeFloat, NonNegativeInt, Pixels, PositiveFloat
+from nc_finetune.cli.options import Images, NonNegativeFloat, NonNegativeInt, Pixels, PositiveFloat, check_executor
 
 _NAME = ("metavar", "NAME")
 
@@ -64,6 +64,7 @@ def tune(
     from nc_finetune.tuning import DEFAULT_BACKBONE
     from nc_finetune.tuning import tune as run
 
+    check_executor(executor, ray_address, cpus, gpus)
     console = open_console()
     found = run(
         source,

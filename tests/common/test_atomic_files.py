@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
+from nc_finetune._common.atomic_files import check_file, write_atomically, write_text_atomically
 
 
 def test_the_content_is_written(tmp_path: Path) -> None:
@@ -47,13 +47,6 @@ def test_what_fails_half_way_leaves_the_old_file(
     with pytest.raises(type(error)):
         write_atomically(tmp_path / "a", b"new")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a": b"old"}
-
-
-def test_what_cannot_be_replaced_leaves_no_other_file(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        write_atomically(tmp_path / "a", b"new")
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,3 +92,19 @@ def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
 def test_the_longest_name_that_there_may_be(tmp_path: Path) -> None:
     write_atomically(tmp_path / ("a" * 255), b"new")
     assert (tmp_path / ("a" * 255)).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("folder", IsADirectoryError, "a file is written, and .*folder is a folder; name a file in it"),
+        ("file/b/c", NotADirectoryError, "is to lie in .*file, which is a file; name another folder"),
+    ],
+)
+def test_where_no_file_can_be_is_said(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(error, match=message):
+        write_atomically(tmp_path / name, b"new")
+    check_file(tmp_path / "folder/new/c")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
