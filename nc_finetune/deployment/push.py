@@ -46,7 +46,8 @@ def push_model(
         UnavailableError: If the hub cannot be reached.
 
     Warns:
-        UserWarning: If the pre-trained weights are a file, whose path is in the delta and which others do not have.
+        UserWarning: If the pre-trained weights are random, or a file, whose path is in the delta: others do not have
+            them.
     """
     if card is not None and licence is not None:
         raise ValueError("a card of one's own says its licence itself, on top; leave licence out, or the card")
@@ -95,11 +96,12 @@ def check_push(repo: str) -> None:
 
     Raises:
         ImportError: If huggingface_hub is not installed.
-        ValueError: If nobody is logged in, or the repository exists.
+        ValueError: If nobody is logged in, the hub does not know the login, or the repository exists.
         UnavailableError: If the hub cannot be reached.
     """
     repo = check_login(repo)
-    with hub_errors(repo):
+    with hub_errors(repo, writing=True):
+        hub_api().whoami()  # a token that has expired finds no repository
         exists = hub_api().repo_exists(repo)
     if exists:
         raise ValueError(f"{repo} exists on the hub; choose another name, or push the model there once it is made")
@@ -141,8 +143,10 @@ def delta_in(model: str | os.PathLike[str]) -> Path:
 def _warn_of_private_base(path: Path) -> None:
     delta = read_delta(path)
     weights = base_weights(delta)
-    if weights is not None and weights_origin("", weights) is None:
-        warnings.warn(
-            f"{path} builds on the file {weights}, which its metadata name; whoever loads it needs that file's weights",
-            stacklevel=3,
-        )
+    if weights is None:
+        said = "random weights, or others that it does not name; it is loaded by those alone who have them"
+    elif weights_origin("", weights) is None:
+        said = f"the file {weights}, which its metadata name; whoever loads it needs that file's weights"
+    else:
+        return
+    warnings.warn(f"{path} builds on {said}", stacklevel=3)

@@ -220,7 +220,7 @@ def apply_delta(delta: Delta, model: Any) -> None:
         base = f" (the base as a whole: {delta.base_sha256})" if delta.base_sha256 else ""
         raise ValueError(
             f"the delta belongs to another base: it builds on frozen weights with SHA-256 {delta.frozen_sha256}{base},"
-            f" those of this {model.backbone.name} have {found}; load the weights that it was trained from"
+            f" those of this {model.backbone.name} have {found}; {_right_base(delta)}"
         )
     _check_whole_base(delta, model)
     if cast is not None and cast != number_type(model):
@@ -250,8 +250,19 @@ def _check_whole_base(delta: Delta, model: Any) -> None:
     if delta.base_sha256 not in (found, cast):  # the latter where the network was built in that precision
         raise ValueError(
             f"the delta belongs to another base: it was trained from weights with SHA-256 {delta.base_sha256}, those of"
-            f" this {model.backbone.name} have {found}; load the weights that it was trained from"
+            f" this {model.backbone.name} have {found}; {_right_base(delta)}"
         )
+
+
+def _right_base(delta: Delta) -> str:
+    """Say what to do where the weights are others."""
+    described = delta.config.backbone
+    if described is not None and described["init_args"].get("weights") is None:
+        return (
+            "it names none, as of random ones, so that nothing can load them again: give the model that it was trained"
+            " on, load_delta(path, model)"
+        )
+    return "load the weights that it was trained from"
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -160,7 +160,7 @@ def check_images(data: ImageData, test: TestImages | None, hashes: Hashes) -> li
     names, counts = data.class_names, data.class_counts
     found: list[str] = []
     if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
-        found.append(f"{len(missing)} classes have no image to learn from: {_listed(missing)}")
+        found.append(f"{len(missing)} classes have no image to learn from: {listed(missing)}")
     by_hash: dict[str, list[int]] = defaultdict(list)
     for place, digest in enumerate(hashes.train):
         if digest:
@@ -170,12 +170,12 @@ def check_images(data: ImageData, test: TestImages | None, hashes: Hashes) -> li
     if torn:
         classes = [sorted({names[labels[place]] for place in places}) for places in torn]
         said = [f"{name_of(train, p[0])} ({' and '.join(own)})" for p, own in zip(torn, classes, strict=True)]
-        found.append(f"{len(torn)} images are in two classes: {_listed(said)}")
+        found.append(f"{len(torn)} images are in two classes: {listed(said)}")
     if test is not None:
         leaked = [place for place, digest in enumerate(hashes.test) if digest in by_hash]
         if leaked:
             said = [name_of(test.images, place) for place in leaked]
-            found.append(f"{len(leaked)} images of {test.name} are among those to learn from: {_listed(said)}")
+            found.append(f"{len(leaked)} images of {test.name} are among those to learn from: {listed(said)}")
     return found
 
 
@@ -196,11 +196,18 @@ def name_of(images: LabelledImages, place: int) -> str:
     return Path(path).name if path else f"row {row}"
 
 
+def undecoded(images: LabelledImages) -> list[str]:
+    """Return the files, or the rows, of those images that did not decode so far."""
+    flags = [] if images.bad is None else [bool(images.bad[row]) for row in images.indices]
+    return [name_of(images, place) for place, is_bad in enumerate(flags) if is_bad]
+
+
 def thumbnail(images: LabelledImages, place: int, pixels: int = 160) -> bytes:
     """Return a PNG or JPEG file of an image, so many pixels wide or high at the most; empty if it does not decode."""
     return thumbnail_of(images.table.encoded(images.indices[place]), pixels)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Name the first few."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

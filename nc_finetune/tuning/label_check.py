@@ -19,13 +19,11 @@ from nc_finetune.report import check_report_extra
 from nc_finetune.report.labels_page import Suspected
 from nc_finetune.tuning.doubts import doubts
 from nc_finetune.tuning.first_answers import build_network, first_size
-from nc_finetune.tuning.images import Hashes, check_images, hashes_of, never_parted
+from nc_finetune.tuning.images import Hashes, check_images, hashes_of, listed, never_parted
 from nc_finetune.tuning.label_files import PAGE, TABLE, suspects, write_suspects
 from nc_finetune.tuning.labelled_pool import LabelledPool
 from nc_finetune.tuning.pipeline import DEFAULT_BACKBONE
 from nc_finetune.tuning.readouts import FOLDS, good_places, most_folds, read_out
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -173,19 +171,15 @@ def _not_judged(pool: LabelledPool, logits: Tensor) -> list[str]:
     """Say which images nothing can be said of, a sentence a cause."""
     found, bad = [], pool.data.bad_images()
     if bad:
-        found.append(f"{len(bad):,} images do not decode and are left out: {_listed([str(one) for one in bad])}")
+        found.append(f"{len(bad):,} images do not decode and are left out: {listed([str(one) for one in bad])}")
     decoded = torch.zeros(len(logits), dtype=torch.bool)
     decoded[good_places(pool.data)] = True
     alone = (decoded & ~logits.isfinite().all(1)).nonzero().squeeze(1).tolist()
     if alone:
         labels, names = pool.images.labels, pool.data.class_names
-        said = _listed(sorted({names[labels[place]] for place in alone}))
+        said = listed(sorted({names[labels[place]] for place in alone}))
         found.append(
             f"of {len(alone):,} images nothing can be said, since without them, and their copies, their class has none:"
             f" {said}"
         )
     return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

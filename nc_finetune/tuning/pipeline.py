@@ -31,7 +31,16 @@ from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
 from nc_finetune.tuning.facts import model_facts
 from nc_finetune.tuning.first_answers import choose_backbone, read_out_at_sizes
 from nc_finetune.tuning.folder import MODEL, PREDICTIONS, REPORT, Identity, Step, TuneFolder
-from nc_finetune.tuning.images import Hashes, TestImages, all_labelled, check_images, hashes_of, labelled_hashes
+from nc_finetune.tuning.images import (
+    Hashes,
+    TestImages,
+    all_labelled,
+    check_images,
+    hashes_of,
+    labelled_hashes,
+    listed,
+    undecoded,
+)
 from nc_finetune.tuning.judged import Judged, best_of, estimate_best
 from nc_finetune.tuning.label_command import label_command
 from nc_finetune.tuning.page import describe
@@ -219,6 +228,11 @@ def _run(work: Work, backbones: list[str], image_size: int | None) -> Tuned:
     each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
     work.tell(f"{len(work.labels):,} images of {len(counts)} classes, {each} each")
     name, backbone = choose_backbone(work, backbones, image_size)
+    if name.endswith("=null"):
+        work.tell(
+            f"note: the weights of {name.partition('=')[0]} are random, and the file of the model does not hold them:"
+            " no command can load it again; for a model to be used name weights, or a file of them"
+        )
     readout = read_out_at_sizes(work, name, backbone, image_size)
     search = Search(work, name, backbone, readout)
     search.run()
@@ -286,6 +300,8 @@ def _test(model: ImageClassifier, work: Work) -> Estimate | None:
     if not len(labels):
         work.tell(f"note: no image of {tested.name} decodes: there is no test")
         return None
+    if bad := undecoded(tested.images):
+        work.tell(f"note: {len(bad)} images of {tested.name} do not decode and are left out: {listed(bad)}")
     ours = {name: label for label, name in enumerate(work.data.class_names)}
     numbered = torch.tensor([ours[name] for name in tested.class_names])
     found = estimate_accuracy([logits.argmax(1) == numbered[labels]])
@@ -308,7 +324,7 @@ def _write_page(work: Work, found: Tuned, best: Judged, backbone: Backbone, to_m
     tested = work.tested
     said = [f"{found.decision[0].upper()}{found.decision[1:]}."]
     if tested is not None and found.test is not None:
-        said.append(f"On {tested.name}, looked at once: {found.test}, {len(tested.images):,} images.")
+        said.append(f"On {tested.name}, looked at once: {found.test}, {found.test.images:,} images.")
     said.append(f"All of it took {duration(found.seconds)}.")
     page = describe(f"Tuned on {work.data.source}", said, work, best, found.model, backbone, found.commands)
     write_text_atomically(found.report, render_tuned_page(page))

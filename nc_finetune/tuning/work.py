@@ -76,6 +76,7 @@ class Work:
         notes: What has been said of the data and not been told yet.
         done_here: Steps of this process.
         bad_said: Whether bad images have been named.
+        told: Notes that have been told.
     """
 
     folder: TuneFolder
@@ -92,11 +93,15 @@ class Work:
     notes: dict[str, None] = field(default_factory=dict)
     done_here: set[str] = field(default_factory=set)
     bad_said: bool = False
+    told: set[str] = field(default_factory=set)
 
     def tell_notes(self) -> None:
         """Tell what has been said of the data since the last time."""
         for note in list(self.notes):
             del self.notes[note]
+            if note in self.told:
+                continue
+            self.told.add(note)
             self.tell(f"note: {note}")
 
     @cached_property

@@ -204,6 +204,8 @@ def test_a_token_that_the_hub_does_not_know_is_an_error(
     monkeypatch.setenv("HF_TOKEN", "hf_old")
     with pytest.raises(ValueError, match=r"the hub lets this login not write to user/pets: .*log in by"):
         push_model(path, "user/pets")
+    with pytest.raises(ValueError, match=r"the hub lets this login not write to user/new: .*log in by"):
+        check_push("user/new")
 
 
 def test_a_login_that_may_not_read_is_told_so(hub: FakeHub) -> None:
@@ -245,6 +247,8 @@ def test_a_repository_that_exists_is_an_error_and_stays(hub: FakeHub, make_model
     [
         ("hub:user/nothing", r"there is no 'user/nothing' at http://127.* or it is private"),
         ("hub:user/pets@v9", r"user/pets has no revision 'v9' on the hub"),
+        ("hub:user/pets@v9.0+cpu", r"user/pets has no revision 'v9\.0"),
+        ("hub:user/pets@v 9", "an id of the hub is user/name"),
         ("hub:user/other", r"user/other holds no model\.safetensors: it is no delta of nc-finetune"),
         ("hub:pets", r"an id of the hub is user/name, or user/name@revision to load, got 'hub:pets'"),
         ("hub:user/../pets", "an id of the hub is user/name"),
@@ -278,7 +282,7 @@ def test_no_network_is_an_error(make_model: Callable[..., Any], monkeypatch: pyt
     for ask in (lambda: push_model(path, "user/pets"), lambda: check_push("user/pets")):
         with pytest.raises(
             UnavailableError,
-            match=r"the hub at http://127\.0\.0\.1:9 cannot be reached, or does not answer as one \(.+\); check",
+            match=r"the hub at http://127\.0\.0\.1:9 cannot be reached, or does not answer .*; check the network$",
         ):
             ask()
 
@@ -342,7 +346,7 @@ def test_the_card_says_what_was_measured(make_model: Callable[..., Any]) -> None
     assert "cat (20), dog (1,200), owl_2 (5)" in text
     share = 100 * model.tuned_parameters / model.total_parameters
     assert re.search(rf"\| tuned \| [\d,]+ parameters, {share:.1f}\d % of the model \|", text)
-    assert 'load_delta("hub:user/pets")' in text
+    assert 'load_delta("hub:user/pets", built)' in text
     assert "Not chosen yet: it is for who publishes the model to say" in text
 
 
@@ -354,6 +358,8 @@ def test_the_card_has_the_hashes_and_no_path(make_model: Callable[..., Any], tmp
     assert content["frozen_sha256"] in card
     assert str(tmp_path) not in card
     assert "Its pre-trained weights are no public ones" in card
+    assert "the pre-trained weights come from whoever has them" in card
+    assert "nc-finetune predict" not in card  # which could not build the model
 
 
 EVIL = "a](http://evil) <img src=x onerror=1> | x\n\n# b &lt; `c` **d** www.evil.org"
@@ -407,6 +413,14 @@ def test_the_card_names_public_weights_and_their_licence(tmp_path: Path) -> None
     assert front["base_model"] == "timm/test_resnet.r160_in1k"
     assert "That of the pre-trained weights, apache-2.0, holds beside it" in text
     assert "no public ones" not in text
+    assert "the pre-trained weights come from where they are public" in text
+    assert 'load_delta("hub:user/pets")' in text
+
+
+def test_random_weights_are_warned_of(hub: FakeHub, tmp_path: Path) -> None:
+    save_delta(ImageClassifier("test_resnet", 3, weights=None), tmp_path / "it.safetensors", NAMES)
+    with pytest.warns(UserWarning, match="builds on random weights, or others that it does not name"):
+        push_model(tmp_path / "it.safetensors", "user/pets")
 
 
 def test_facts_come_back_as_they_were(make_model: Callable[..., Any]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from nc_finetune.cli.app import main
 from nc_finetune.deployment import load_delta, predict_folder
 from nc_finetune.functional import temperature
 from nc_finetune.tuning import Tuned, judged, search
+from nc_finetune.tuning.folder import TuneFolder
+from nc_finetune.tuning.work import Clock, Work
 
 LABELS = torch.arange(3).repeat_interleave(12)  # of write_photos
 QUICK: dict[str, Any] = {"backbones": ["test_resnet=null"], "image_size": 32, "batch_size": 8, "minutes": 0.01}
@@ -177,6 +180,35 @@ def test_broken_images_are_left_out_and_said(photos: Path, tmp_path: Path) -> No
     found = tune(photos, tmp_path / "out", tell=lines.append)
     assert found.estimate.images == 35
     assert any("class0/0.png" in line and "left out" in line for line in lines)
+
+
+def test_broken_test_images_are_said_and_not_counted(photos: Path, tmp_path: Path) -> None:
+    other = write_photos(tmp_path / "other", each=2, seed=5)
+    (other / "class0" / "0.png").write_bytes(b"no image")
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", test=str(other), tell=lines.append)
+    assert found.test is not None
+    assert found.test.images == 5
+    assert f"note: 1 images of {other} do not decode and are left out: 0.png" in lines
+    assert "looked at once" in (page := found.report.read_text(encoding="utf-8"))
+    assert re.search(r"looked at once: [^<]*, 5 images\.", page)
+
+
+def test_random_weights_are_said_to_be_lost(photos: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = tune(photos, tmp_path / "out", tell=lines.append)
+    assert next(line for line in lines if "random" in line).startswith("note: the weights of test_resnet are random")
+    with pytest.raises(ValueError, match=r"another base: .*; it names none, as of random ones, .* load_delta\(p"):
+        load_delta(found.model_file)
+
+
+def test_a_note_is_told_once(tmp_path: Path) -> None:
+    lines: list[str] = []
+    work = Work(TuneFolder(tmp_path), *[cast(Any, None)] * 3, Clock(1), 0, lines.append)
+    for note in ("a", "b", "a"):
+        work.notes[note] = None
+        work.tell_notes()
+    assert lines == ["note: a", "note: b"]
 
 
 def test_images_without_a_label_are_predicted(tmp_path: Path) -> None:
