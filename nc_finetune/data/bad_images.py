@@ -55,25 +55,34 @@ class BadImages:
     def found(self) -> list[BadImage]:
         """Say which images were marked, and why, in the order of the rows; each is decoded once more."""
         marked = ((name, row) for name, flags in self.flags.items() for row in flags.nonzero().flatten().tolist())
-        return [self._described(name, row) for name, row in marked]
+        return [described(self._decode, self._tables[name].encoded(row), name, row) for name, row in marked]
 
-    def _described(self, name: str, row: int) -> BadImage:
-        encoded = self._tables[name].encoded(row)
-        try:
-            self._decode(encoded)
-            reason = "did not decode before, and does now"
-        except Exception as error:  # every codec has its own kinds
-            reason = str(error)
-        return BadImage(name, row, encoded["path"], reason)
 
-    def report(self, path: Path | None) -> None:
-        """Warn of the images that were left out, if there are any, and list them in a CSV file."""
-        if not (found := self.found()):
-            return
-        first = "\n".join(f"  {bad}" for bad in found[:3])
-        warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", DataWarning, stacklevel=3)
-        if path is not None:
-            write_bad_images(path, found)
+def described(decode: Decode, encoded: dict[str, Any], table: str, row: int) -> BadImage:
+    """Say why an image does not decode, by decoding it once more.
+
+    Args:
+        decode: From an encoded image to a tensor.
+        encoded: The image.
+        table: Where it is.
+        row: Its place there.
+    """
+    try:
+        decode(encoded)
+        reason = "did not decode before, and does now"
+    except Exception as error:  # every codec has its own kinds
+        reason = str(error)
+    return BadImage(table, row, encoded["path"], reason)
+
+
+def report_bad_images(found: Sequence[BadImage], path: Path | None) -> None:
+    """Warn of images that were left out, if there are any, and list them in a CSV file."""
+    if not found:
+        return
+    first = "\n".join(f"  {bad}" for bad in found[:3])
+    warnings.warn(f"left out {len(found)} images that do not decode:\n{first}", DataWarning, stacklevel=3)
+    if path is not None:
+        write_bad_images(path, found)
 
 
 def decoded(decode: Decode, encoded: dict[str, Any], name: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from nc_finetune.data._pixels.image_files import looks_like_an_image, open_image
-from nc_finetune.data.bad_images import BadImage
-from nc_finetune.data.columns.split_names import SPLIT_NAMES
+from nc_finetune.data.bad_images import BadImage, Decode
+from nc_finetune.data.columns.split_names import SPLIT_NAMES, UNLABELLED
 from nc_finetune.data.image_data import ImageData
-from nc_finetune.data.labelled_images import LabelledImages
 from nc_finetune.data.patient_loader import PatientLoader
+from nc_finetune.data.sources.tables import EncodedImages
 from nc_finetune.data.splits.content_hashes import Duplicate, find_copies
 
 SMALL_SIDE = 32
@@ -52,7 +53,7 @@ class DataReport:
         heights: Likewise.
         small: Images with a side below 32 pixels.
         multi_label: Whether images may have several labels.
-        broken: Images that do not decode.
+        broken: Images that do not decode, of those without a label, too.
         duplicates: Images that are in two splits.
         copies: Images that are twice in one split.
         rare_classes: Classes with fewer training images than were asked for, and how many they have.
@@ -131,17 +132,19 @@ def undivided(source: str, **options: Any) -> ImageData:
 
 
 class _Inspection(Dataset[Inspected]):
-    def __init__(self, images: LabelledImages) -> None:
-        self.images = images
+    def __init__(self, table: EncodedImages, rows: Sequence[int], decode: Decode) -> None:
+        self.table = table
+        self.rows = rows
+        self.decode = decode
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
 
     def __getitem__(self, item: int) -> Inspected:
-        row = self.images.indices[item]
-        encoded = self.images.table.encoded(row)
+        row = self.rows[item]
+        encoded = self.table.encoded(row)
         try:
-            self.images.decode(encoded)  # as training does
+            self.decode(encoded)  # as training does
             with open_image(encoded) as image:
                 return Inspected(row, image.size, image.mode)
         except Exception as error:  # every codec has its own kinds
@@ -165,9 +168,13 @@ def check_data(data: ImageData, *, min_per_class: int = 5, num_workers: int = 0)
         ({'train': 1294, 'val': 144, 'test': 359}, (8, 8, 8), [])
     """
     images = {split: data.images(split) for split in SPLIT_NAMES}
+    decode = images["train"].decode
+    looked_at = [(split, _Inspection(rows.table, rows.indices, decode)) for split, rows in images.items()]
+    for table in data.data.unlabelled.values():
+        looked_at.append((UNLABELLED, _Inspection(table, range(len(table.rows)), decode)))
     found, broken = [], []
-    for split, rows in images.items():
-        loader = PatientLoader(_Inspection(rows), batch_size=64, num_workers=num_workers, collate_fn=list)
+    for split, rows in looked_at:
+        loader = PatientLoader(rows, batch_size=64, num_workers=num_workers, collate_fn=list)
         inspected = [one for batch in loader for one in batch]
         found += [one for one in inspected if one.reason is None]
         broken += [

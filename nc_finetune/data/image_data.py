@@ -11,7 +11,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
-from nc_finetune.data.bad_images import BadImage, OnBadImage
+from nc_finetune.data.bad_images import BadImage, OnBadImage, report_bad_images
 from nc_finetune.data.batch_transforms import augmented
 from nc_finetune.data.columns.split_names import SPLIT_NAMES
 from nc_finetune.data.labelled_images import LabelledImages, Transform
@@ -305,7 +305,7 @@ class ImageData(L.LightningDataModule):
 
     def bad_images(self) -> list[BadImage]:
         """Return the images that were left out so far; those of other processes (DDP) are not among them."""
-        return [] if self._images.bad is None else self._images.bad.found()
+        return self._images.found_bad()
 
     @property
     def predicted_items(self) -> list[int]:
@@ -322,7 +322,7 @@ class ImageData(L.LightningDataModule):
         if self.trainer and self.trainer.loggers and self.trainer.log_dir:
             rank = self.trainer.global_rank
             path = Path(self.trainer.log_dir) / f"bad_images{f'_{rank}' if rank else ''}.csv"
-        images.bad.report(path)
+        report_bad_images(images.found_bad(), path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint says of the data."""

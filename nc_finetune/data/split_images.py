@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nc_finetune.data._pixels.pixel_store import PixelStore
 from nc_finetune.data._pixels.transforms import DecodeAndResize
-from nc_finetune.data.bad_images import BadImages
+from nc_finetune.data.bad_images import BadImage, BadImages
 from nc_finetune.data.labelled_images import LabelledImages, Transform
 from nc_finetune.data.sources.tables import Source
 from nc_finetune.data.splits.plan import SplitPlan
@@ -55,6 +55,13 @@ class SplitImages:
     def bad(self) -> BadImages | None:
         """The images that did not decode so far; ``None`` where none is left out."""
         return BadImages(self._source.splits, self._decode) if self._skip else None
+
+    def found_bad(self) -> list[BadImage]:
+        """Say which images were left out so far, of those without a label, too, and why."""
+        if self.bad is None:
+            return []
+        unlabelled: UnlabelledImages | None = self.__dict__.get("unlabelled")  # none is bad before it is read
+        return [*self.bad.found(), *(() if unlabelled is None else unlabelled.found_bad())]
 
     def for_training(self, transform: Transform | None = None) -> LabelledImages:
         """Return the training images, augmented if there is a transform; no batch of them is empty.

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from nc_finetune.data._pixels.image_files import is_image_file
 from nc_finetune.data._pixels.transforms import INTERPOLATIONS, DecodeAndResize
-from nc_finetune.data.bad_images import OnBadImage, decoded, shared_flags
+from nc_finetune.data.bad_images import BadImage, OnBadImage, decoded, described, shared_flags
 from nc_finetune.data.columns.image_columns import below_one_folder
+from nc_finetune.data.columns.split_names import UNLABELLED
 from nc_finetune.data.labelled_images import SkippingLoader, collate
 from nc_finetune.data.sources.file_listing import LeftOut, visible_files
 from nc_finetune.data.sources.source import load_unlabelled
@@ -83,6 +84,11 @@ class UnlabelledImages(Dataset[Tensor]):
     def skipped(self) -> tuple[str, ...]:
         """Return the names of the images that did not decode so far."""
         return self._named(1)
+
+    def found_bad(self) -> list[BadImage]:
+        """Say which images did not decode so far, and why; each is decoded once more."""
+        places = [] if self.bad is None else self.bad.nonzero().flatten().tolist()
+        return [described(self.decode, self.encoded[place](), UNLABELLED, place) for place in places]
 
     def _named(self, flag: int) -> tuple[str, ...]:
         flags = [0] * len(self) if self.bad is None else self.bad.tolist()

@@ -8,6 +8,7 @@ from made_up_images import write_images
 
 from nc_finetune.cli import main
 from nc_finetune.data import ImageData, check_data
+from nc_finetune.errors import DataWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
@@ -72,6 +73,17 @@ def test_copies_are_found_in_images_that_nobody_has_split(tmp_path: Path, capsys
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == {"train": 14, "val": 0, "test": 0}
     assert [copy["same_label"] for copy in report["copies"]] == [True, False]
+
+
+def test_images_without_a_label_are_decoded_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path, *(f"train/{name}/{item}.png" for name in ("cat", "dog") for item in range(2)))
+    write_images(tmp_path, "test/whole.png")
+    (tmp_path / "test/torn.png").write_bytes(b"no image")
+    with pytest.warns(DataWarning, match="the test split has no labels"):
+        assert main(["data", "check", str(tmp_path), "--min-per-class", "2"]) == 1
+    printed = capsys.readouterr().out
+    assert "1 images that do not decode" in printed
+    assert str(tmp_path / "test/torn.png") in printed
 
 
 def test_few_images_are_looked_at_as_well_as_many(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from nc_finetune.data import load_source
 from nc_finetune.data._pixels.transforms import DecodeAndResize
+from nc_finetune.data.bad_images import report_bad_images
 from nc_finetune.data.loaders import ImageLoaders
 from nc_finetune.data.split_images import SplitImages
 from nc_finetune.data.splits.plan import SplitPlan
@@ -73,5 +74,5 @@ def test_datasets_of_a_source_share_what_is_bad(tmp_path: Path) -> None:
     assert images.bad is not None
     assert [(bad.table, bad.row) for bad in images.bad.found()] == [("train", 9)]
     with pytest.warns(UserWarning, match="^left out 1 images that do not decode:\n.*3.png: the file is no image"):
-        images.bad.report(tmp_path / "bad.csv")
+        report_bad_images(images.found_bad(), tmp_path / "bad.csv")
     assert len((tmp_path / "bad.csv").read_text().splitlines()) == 2

@@ -17,6 +17,7 @@ from nc_finetune.backbones import TimmBackbone
 from nc_finetune.callbacks import PredictionWriter
 from nc_finetune.data import ImageData, UnlabelledSource
 from nc_finetune.deployment.predict import predict_folder
+from nc_finetune.errors import DataWarning
 
 STRING = datasets.Value("string")
 # Each writes 20 labelled images, 4 images of a test split without labels, and returns the source.
@@ -196,3 +197,17 @@ def test_images_that_do_not_decode_are_skipped(tmp_path: Path, make_trainer: Any
     assert sum(map(len, batches)) == 2
     assert data.files is not None
     assert len(data.files) == 2
+
+
+def test_what_is_left_out_when_predicting_is_said(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"train/{name}/{item}.png" for name in ("cat", "dog") for item in range(2)))
+    write_images(tmp_path, "test/whole.png")
+    (tmp_path / "test/torn.png").write_bytes(b"no image")
+    data = ImageData(str(tmp_path), image_size=8, val_size=0, test_size=0, on_bad_image="skip")
+    with pytest.warns(DataWarning, match="the test split has no labels"):
+        loader = data.predict_dataloader()
+    assert sum(map(len, loader)) == 1
+    (bad,) = data.bad_images()
+    assert (bad.table, bad.path) == ("unlabelled", str(tmp_path / "test/torn.png"))
+    with pytest.warns(DataWarning, match=r"left out 1 images that do not decode:\n  .*torn\.png: the file is no image"):
+        data.teardown("predict")
