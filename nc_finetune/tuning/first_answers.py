@@ -28,6 +28,24 @@ _SHARE_OF_A_PASS = 0.25  # of the time that is left, for a pass at a larger size
 _CLEARLY = 1.0  # standard errors
 
 
+def check_networks(data: ImageData, names: Sequence[str], image_size: int | None) -> None:
+    """Build each network, and see whether it takes images of a size.
+
+    Args:
+        data: The images.
+        names: As for :func:`build_network`.
+        image_size: Of the images; ``None`` finds sizes that it takes.
+
+    Raises:
+        ValueError: If it cannot be built, or takes none of that size.
+        UnavailableError: If weights cannot be had from the hub.
+    """
+    for name in names:
+        network = build_network(name)
+        if image_size is not None:
+            first_size(data, network, image_size)
+
+
 def choose_backbone(work: Work, names: Sequence[str], image_size: int | None) -> tuple[str, Backbone]:
     """Return the network with the likeliest leave-one-out readout at its first size, which is saved at once.
 

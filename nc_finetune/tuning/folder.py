@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,8 +146,12 @@ class TuneFolder:
         finally:
             lock.release()
 
-    def open_for(self, identity: Identity) -> list[str]:
+    def open_for(self, identity: Identity, check: Callable[[], object] = lambda: None) -> list[str]:
         """Begin, or go on; what was found of other images or with other settings is moved to ``earlier/<number>``.
+
+        Args:
+            identity: What is to be tuned.
+            check: Called before anything is moved; what it raises leaves the folder as it is.
 
         Returns:
             What has changed since the last time, a sentence each; empty where nothing has.
@@ -168,6 +172,7 @@ class TuneFolder:
             if changes and not any((self.path / name).exists() for name in (MODEL, _STEPS)):
                 changes = []  # nothing was found then
             elif changes:
+                check()
                 self._set_aside()
         if before != identity:
             write_text_atomically(self.path / _RUN, json.dumps(identity.to_json()) + "\n")

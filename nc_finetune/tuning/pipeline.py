@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from tempfile import gettempdir
@@ -29,7 +30,7 @@ from nc_finetune.run.ray_tasks import RayTasks
 from nc_finetune.selection.shared_caches import pixel_folder
 from nc_finetune.tuning.estimate import Estimate, estimate_accuracy
 from nc_finetune.tuning.facts import model_facts
-from nc_finetune.tuning.first_answers import choose_backbone, read_out_at_sizes
+from nc_finetune.tuning.first_answers import check_networks, choose_backbone, read_out_at_sizes
 from nc_finetune.tuning.folder import MODEL, PREDICTIONS, REPORT, Identity, Step, TuneFolder
 from nc_finetune.tuning.images import (
     Hashes,
@@ -178,10 +179,10 @@ def tune(
         settings |= {"seed": seed, **options, **_weight_files(backbones)}
         hashes = hashes_of(data, tested)
         identity = Identity.of(named, settings, labelled_hashes(data, tested, hashes))
-        changes = folder.open_for(identity)
+        _check(data, tested, hashes, force, tell)
+        changes = folder.open_for(identity, partial(check_networks, data, backbones, image_size))
         if changes:
             tell(f"since the last time {', '.join(changes)}; what was found then lies in {folder.path / 'earlier'}")
-        _check(data, tested, hashes, force, tell)
         if _fits_on_disk(data):
             data.pixel_cache = pixel_folder()
         work = Work(folder, data, tested, hashes, clock, seed, tell, notes=notes, executor=executor)

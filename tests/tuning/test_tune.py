@@ -234,6 +234,20 @@ def test_changed_images_start_anew_and_are_said(photos: Path, tmp_path: Path) ->
     assert (tmp_path / "out" / "earlier" / "1" / "model.safetensors").is_file()
 
 
+def test_what_is_refused_leaves_what_was_found_before(photos: Path, tmp_path: Path) -> None:
+    found = tune(photos, tmp_path / "out")
+    before = found.model_file.read_bytes()
+    with pytest.raises((ValueError, FileNotFoundError), match="no weights at"):
+        tune(photos, tmp_path / "out", backbones=[f"test_resnet={tmp_path / 'none.safetensors'}"])
+    with pytest.raises(ValueError, match="takes no images of 33 pixels"):
+        tune(photos, tmp_path / "out", backbones=["test_vit=null"], image_size=33)
+    shutil.copy(photos / "class0/0.png", photos / "class1/copy.png")
+    with pytest.raises(ValueError, match="1 images are in two classes"):
+        tune(photos, tmp_path / "out")
+    assert found.model_file.read_bytes() == before
+    assert not (tmp_path / "out/earlier").exists()
+
+
 @pytest.mark.slow
 def test_groups_are_never_parted(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "photos", each=8)
