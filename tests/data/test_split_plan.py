@@ -140,7 +140,7 @@ def test_one_picture_with_two_labels(tmp_path: Path) -> None:
 def test_a_fit_warns_of_them(tmp_path: Path) -> None:
     write_images(tmp_path, *(f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(6)), value=7)
     write_images(tmp_path, "test/dog/copy.png", value=7)
-    with pytest.warns(UserWarning, match=r"\d+ images are in two splits, e\.g\.\n  .*\d\.png \(train\) = .*copy\.png"):
+    with pytest.warns(UserWarning, match=r"\d+ images are in two splits, e\.g\.\n  .*0\.png \(train\) = .*png \(val\)"):
         ImageData(str(tmp_path), image_size=8, val_size=2).setup("fit")
 
 
