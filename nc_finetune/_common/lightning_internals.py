@@ -1,6 +1,6 @@
 """Private names of Lightning, and of torch's ``DataLoader``, that have no public counterpart: used here alone.
 
-Each was tried with lightning 2.5.1 to 2.6.6. Of a version that lacks one, :func:`require` says so.
+Each was tried with lightning 2.6.1 to 2.6.6. Of a version that lacks one, :func:`require` says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-TRIED = "2.5.1 to 2.6.6"
+TRIED = "2.6.1 to 2.6.6"
 # What subclasses of Lightning's own classes override or call.
 OF_MODULE = ("_on_before_batch_transfer", "_apply_batch_transfer_handler")
 OF_MODEL_CHECKPOINT = (
