@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torch.nn.functional as F
 
 from nc_finetune.report._tables.labels import variant_labels
 from nc_finetune.report._tables.summary import summarize
@@ -13,6 +13,7 @@ from nc_finetune.report._tables.tables import group_table
 from nc_finetune.results.result import Result
 from nc_finetune.run._cell.outcome import planned_result
 from nc_finetune.run._cell.run import run_cell
+from nc_finetune.run._cell.work import counted_work
 from nc_finetune.run.cell import Cell, Settings
 from nc_finetune.run.grid import BackboneSpec, DatasetSpec, Grid, MethodSpec
 from nc_finetune.run.specs import AugmentationSpec
@@ -140,11 +141,24 @@ def test_arithmetic_is_counted_where_asked_and_changes_nothing_else() -> None:
     assert found.accuracy == known.accuracy
     images = sum(found.split_sizes.values())
     backbone = BackboneSpec(name="test_vit", weights=None, model_options={"img_size": 32}).build(None)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counted_work(flops=True) as once_through, torch.no_grad():
         backbone(torch.zeros(1, 3, 32, 32))
-    once = counter.get_total_flops()
+    once = once_through.flops or 0
     assert found.flops is not None
     assert images * once <= found.flops <= 4 * images * once  # each image at least once, and none of them trained on
+
+
+def test_attention_counts_on_a_cpu_and_its_backward_pass_too() -> None:
+    tokens = torch.randn(1, 2, 16, 8)
+    products = 2 * 2 * 2 * 16 * 16 * 8  # queries by keys and weights by values, of two heads
+    for trained, least in ((False, products), (True, 3 * products)):
+        inputs = tokens.clone().requires_grad_(trained)
+        with counted_work(flops=True) as work:
+            found = F.scaled_dot_product_attention(inputs, inputs, inputs).sum()
+            if trained:
+                found.backward()
+        assert work.flops is not None
+        assert work.flops >= least if trained else work.flops == least
 
 
 def test_arithmetic_of_whole_runs_is_a_column_where_it_was_counted() -> None:

@@ -7,8 +7,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-from torch.utils.flop_counter import FlopCounterMode
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
+# By shapes; torch counts attention on a CPU as nothing.
+_OF_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 @dataclass
@@ -44,7 +61,7 @@ def counted_work(flops: bool = False) -> Iterator[Work]:
     """
     work = Work()
     start, processors = time.perf_counter(), _processor_seconds()
-    counter = FlopCounterMode(display=False) if flops else None
+    counter = FlopCounterMode(display=False, custom_mapping=_OF_CPU) if flops else None
     try:
         with counter or nullcontext():
             yield work
