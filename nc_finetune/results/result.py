@@ -95,7 +95,7 @@ class Result:
             it was done by an earlier process, or the choice of the block by an earlier run. What neighbouring runs of
             a grid share, decoded images and frozen prefixes, counts in the first of them.
         flops: Floating-point operations of the whole run, in convolutions, matrix products and attention, where the
-            grid's settings ask to count them; ``None`` likewise.
+            grid's settings ask to count them, nothing of it shared with others; ``None`` likewise.
         learning_curve: ``train_loss`` and ``train_accuracy`` (per cent, in train mode, along the way) by epoch; of
             images with several labels the loss alone.
         class_names: K names.

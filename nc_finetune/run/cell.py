@@ -55,8 +55,8 @@ class Settings:
         head_learning_rate: Rate of the head beside a tuned backbone.
         normalize: Convention of NC1.
         num_workers: Processes that decode images.
-        count_flops: Whether the arithmetic of whole runs is counted. They take a third longer then, so that no
-            processor time is told of them.
+        count_flops: Whether the arithmetic of whole runs is counted, each with all that its frozen prefix takes. They
+            take a third longer then, so that no processor time is told of them.
     """
 
     epochs: int = 15

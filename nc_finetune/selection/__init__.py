@@ -13,6 +13,7 @@ from nc_finetune.selection.profile_backbone import profile_backbone as profile_b
 from nc_finetune.selection.rates import RateSearch as RateSearch
 from nc_finetune.selection.rates import search_rates as search_rates
 from nc_finetune.selection.rules import simple_rules as simple_rules
+from nc_finetune.selection.shared_caches import forget_prefixes as forget_prefixes
 from nc_finetune.selection.shared_caches import pixel_folder as pixel_folder
 from nc_finetune.selection.shared_caches import prefix_caches as prefix_caches
 from nc_finetune.selection.trainer import StopAfter as StopAfter

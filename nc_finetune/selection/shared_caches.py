@@ -36,6 +36,11 @@ def prefix_caches(model: ImageClassifier) -> list[PrefixCache]:
     return [PrefixCache(str(folder), splits=("train", "val", "test"))]
 
 
+def forget_prefixes() -> None:
+    """Remove what frozen prefixes gave to earlier runs of this process: the next one computes all of its own."""
+    make_room(Path(_prefixes().name), 0.0)
+
+
 def make_room(folder: Path, share: float) -> None:
     """Remove the stores in a folder that were written first until the rest takes at most a share of the room there is.
 

@@ -148,6 +148,13 @@ def test_arithmetic_is_counted_where_asked_and_changes_nothing_else() -> None:
     assert images * once <= found.flops <= 4 * images * once  # each image at least once, and none of them trained on
 
 
+def test_what_earlier_runs_left_is_counted_again() -> None:
+    changes: dict[str, Any] = {"settings": Settings(epochs=1, count_flops=True), "choice": "validation", "folds": 5}
+    probes = [MethodSpec(method="LinearProbe", learning_rates=[rate]) for rate in (1e-3, 2e-3)]
+    first, second = (run(probe, **changes) for probe in probes)
+    assert first.flops == second.flops
+
+
 def test_attention_counts_on_a_cpu_and_its_backward_pass_too() -> None:
     tokens = torch.randn(1, 2, 16, 8)
     products = 2 * 2 * 2 * 16 * 16 * 8  # queries by keys and weights by values, of two heads

@@ -19,7 +19,7 @@ from nc_finetune.run._cell.training import train
 from nc_finetune.run._cell.work import counted_work
 from nc_finetune.run.cell import Cell
 from nc_finetune.run.specs import DatasetSpec
-from nc_finetune.selection import pixel_folder
+from nc_finetune.selection import forget_prefixes, pixel_folder
 
 
 def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None, progress: Path | None = None) -> Result:
@@ -34,6 +34,8 @@ def run_cell(cell: Cell, advance: Callable[[], None] = lambda: None, progress: P
     Returns:
         The result; one that failed carries the error, so that a grid goes on.
     """
+    if cell.settings.count_flops:
+        forget_prefixes()  # what a run costs must not depend on which one came before
     with counted_work(cell.settings.count_flops) as work:
         try:
             with quietly() as notes:
