@@ -255,8 +255,6 @@ def test_trials_choose_its_block() -> None:
     before = [value.clone() for value in net.parameters()]
     blocks = ["layer1.0", "layer2.0"]
     choice = choose_key_layer(net, data, SideFinetuning, epochs=2, blocks=blocks)
-    dearer = choose_key_layer(net, data, SkipConnectionFinetuning, epochs=2, blocks=blocks)
-    assert choice.rungs[0].steps == 3 * dearer.rungs[0].steps  # each costs less
     measured = choice.rungs[0].measured
     assert choice.block in measured
     assert len({found.nc1 for found in measured.values()}) == 2  # each trial has its own copy
