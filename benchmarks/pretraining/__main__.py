@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.pretraining.networks import Pretraining, pretrain, read_networks, shortened
 from benchmarks.pretraining.scores import score
-from benchmarks.pretraining.tables import Measured, accuracies_of, page, scores_of, write_page
+from benchmarks.pretraining.tables import Measured, accuracies_of, page, scores_of
 from nc_finetune._common.atomic_files import write_text_atomically
 from nc_finetune.report.report import write_report
 from nc_finetune.run.grid import Grid, read_grid
@@ -98,7 +98,7 @@ def main() -> None:
         f" {size} images a class, {seeds} samples. {versions}, commit {said.get('git_commit', 'unknown')}."
     )
     file = options.out / "pretraining.md"
-    write_page(page(measured, about), file)
+    write_text_atomically(file, page(measured, about))
     console.print(f"Page: {file}")
 
 

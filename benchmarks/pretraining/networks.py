@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nc_finetune import ImageClassifier, ImageData
+from nc_finetune._common.atomic_files import write_text_atomically
 from nc_finetune.backbones import weights_hash
 from nc_finetune.data import RandomCropFlip
 from nc_finetune.heads.base import unit_length
@@ -191,7 +192,7 @@ def pretrain(wanted: Pretraining, source: str, folder: Path, seed: int = 0) -> d
         "hash": weights_hash(network),
         "data_fingerprint": data.fingerprint,
     }
-    facts.write_text(json.dumps(found, indent=1))  # last: a network whose facts are there is done
+    write_text_atomically(facts, json.dumps(found, indent=1))  # last: a network whose facts are there is done
     return found
 
 

@@ -7,7 +7,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import norm, spearmanr
@@ -193,9 +192,3 @@ def page(measured: Measured, about: str) -> str:
         *(_accuracy_table(measured, method) for method in measured.methods),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def write_page(text: str, file: Path) -> None:
-    """Write the page, with its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
