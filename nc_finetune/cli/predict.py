@@ -46,6 +46,7 @@ def predict(
         nc-finetune predict tuned/model.safetensors photos --coverage 0.95 --unlabelled-report page.html
     """
     from nc_finetune._common.atomic_files import write_text_atomically
+    from nc_finetune._common.quiet import quietly
     from nc_finetune._common.terminal import say
     from nc_finetune.deployment import predict_images
     from nc_finetune.doubt.state import NO_STATISTICS
@@ -56,18 +57,21 @@ def predict(
         check_report_extra()
         if unlabelled_report.resolve() == out.resolve():
             raise ValueError(f"the page would take the place of the table, both are {out}; give one another name")
-    found = predict_images(
-        model,
-        folder,
-        out,
-        image_size=image_size,
-        batch_size=batch_size,
-        coverage=coverage,
-        trust=trust,
-        on_bad_image=on_bad_image,
-        progress=True,
-        need_doubts=unlabelled_report is not None,
-    )
+    with quietly() as notes:
+        found = predict_images(
+            model,
+            folder,
+            out,
+            image_size=image_size,
+            batch_size=batch_size,
+            coverage=coverage,
+            trust=trust,
+            on_bad_image=on_bad_image,
+            progress=True,
+            need_doubts=unlabelled_report is not None,
+        )
+    for note in notes:
+        say(f"note: {note}")
     if found.skipped:
         say(f"Skipped {len(found.skipped)} images: {', '.join(found.skipped)}")
     if not found.knows_doubts and not found.multilabel:

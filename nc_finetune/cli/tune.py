@@ -66,7 +66,7 @@ def tune(
 
     check_executor(executor, ray_address, cpus, gpus)
     console = open_console()
-    found = run(
+    run(
         source,
         out,
         backbones=backbones or [DEFAULT_BACKBONE],
@@ -83,13 +83,4 @@ def tune(
         push_to_hub=push_to_hub,
         tell=lambda line: console.print(line, soft_wrap=True),
     )
-    if backbones is None:
-        console.print(
-            "A larger network would recognise more: name some by --backbones, such as vit_base_patch14_dinov2, once"
-            " there is a network to load it from.",
-            soft_wrap=True,
-        )
-    console.print(f"Report: {found.report}", soft_wrap=True)
-    for line in found.commands:
-        console.print(line, soft_wrap=True)
     return 0

@@ -95,7 +95,8 @@ def decoded(decode: Decode, encoded: dict[str, Any], name: str) -> Tensor:
         return decode(encoded)
     except Exception as error:  # every codec has its own kinds
         raise ValueError(
-            f"the {name} does not decode: {error}; repair or remove it, or set on_bad_image='skip'"
+            f"the {name} does not decode: {error}; repair or remove it, or leave it out by"
+            " on_bad_image='skip', which is --on-bad-image skip on the command line"
         ) from error
 
 

@@ -162,7 +162,7 @@ def search_options(
         chosen[name], tried[name] = listed[_best(scores) or str(values[0])], scores
         edges += [name] if _beyond(listed, scores) is not None else []
     if chosen != first and search.chosen is not None:
-        around = [search.chosen / FACTOR, search.chosen, search.chosen * FACTOR]
+        around = [search.chosen, search.chosen / FACTOR, search.chosen * FACTOR]  # of equal scores the first counts
         rounded = [float(f"{rate:.{_DIGITS}g}") for rate in around]
         search = search_rates(rounded, lambda rate: score(chosen, rate), extensions)
     return OptionSearch(search, chosen, tried, tuple(edges))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from nc_finetune.data import ImageData
 from nc_finetune.deployment import Accuracy, ModelFacts
 from nc_finetune.tuning.estimate import Estimate
+from nc_finetune.tuning.readouts import good_places
 
 
 def model_facts(
@@ -25,10 +28,11 @@ def model_facts(
         test: On the test images, if there were any.
         calibration: A sentence, or nothing.
     """
+    decoded = torch.tensor(data.images("train").labels)[good_places(data)]
     measured = {"test images, looked at once": test, "training images, each by what others teach": estimate}
     return ModelFacts(
         data=_name_of(data.source),
-        class_counts=dict(zip(data.class_names, data.class_counts, strict=True)),
+        class_counts=dict(zip(data.class_names, decoded.bincount(minlength=data.num_classes).tolist(), strict=True)),
         accuracies=tuple(
             Accuracy(on, found.accuracy, found.low, found.high, found.images)
             for on, found in measured.items()

@@ -188,7 +188,14 @@ def tune(
         work = Work(folder, data, tested, hashes, clock, seed, tell, notes=notes, executor=executor)
         work.tell_notes()
         found = _run(work, list(backbones), image_size)
-    if push_to_hub is not None:
+    if list(backbones) == [DEFAULT_BACKBONE]:
+        tell(
+            "a larger network would recognise more: name some by --backbones, such as vit_base_patch14_dinov2, once"
+            " there is a network to load it from"
+        )
+    for line in (f"report: {found.report}", *found.commands):
+        tell(line)
+    if push_to_hub is not None:  # last: it may fail
         tell(f"on the hub: {push_model(found.model_file, push_to_hub)}")
     return found
 

@@ -96,7 +96,8 @@ def folder(tmp_path: Path) -> tuple[Path, list[Path]]:
 def test_raise_names_the_file_and_the_way_out(folder: tuple[Path, list[Path]]) -> None:
     data = data_of(folder[0])
     message = (
-        r"^the image .*bad\d+\.\w+ in row \d+ does not decode: .*; repair or remove it, or set on_bad_image='skip'$"
+        r"^the image .*bad\d+\.\w+ in row \d+ does not decode: .*; repair or remove it, or leave it out by"
+        r" on_bad_image='skip', which is --on-bad-image skip on the command line$"
     )
     with pytest.raises(ValueError, match=message):
         _ = [list(data.eval_dataloader(split)) for split in ("train", "val", "test")]

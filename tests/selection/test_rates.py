@@ -84,6 +84,14 @@ def test_numbers_that_do_not_end_are_at_an_edge_and_others_have_none() -> None:
     assert found.chosen == {"rank": 8, "x": True}
 
 
+def test_of_equal_rates_the_one_that_was_best_before_options_stays() -> None:
+    def score(options: dict[str, int], rate: float) -> float:
+        return min(options["rank"], 8) + (rate > 5e-3)
+
+    found = search_options([3e-3, 1e-2], {"rank": [4, 8]}, score)
+    assert (found.chosen, found.rates.chosen) == ({"rank": 8}, 1e-2)
+
+
 def test_nothing_is_chosen_where_everything_diverges() -> None:
     found = search_options([1.0], {"rank": [1, 2]}, lambda options, rate: None)
     assert (found.rates.chosen, found.scores, found.chosen) == (None, {}, {"rank": 1})

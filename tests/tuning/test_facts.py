@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import fake_hub
 import pytest
+import torch
 from fake_hub import FakeHub
 from tuning_photos import write_photos
 
@@ -71,8 +72,16 @@ def test_of_a_path_the_last_part_alone_is_told(
     (tmp_path / "secret" / "link").symlink_to(tmp_path / "secret" / "photos")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    data = SimpleNamespace(source=source, class_names=["cat"], class_counts=[2])
+    images = SimpleNamespace(labels=[0, 0], indices=[0, 1], bad=None)
+    data = SimpleNamespace(source=source, class_names=["cat"], num_classes=1, images=lambda split: images)
     assert model_facts(data, "", Estimate(0.5, 0.4, 0.6, 2), None, "").data == name  # type: ignore[arg-type]
+
+
+def test_images_that_do_not_decode_are_not_counted() -> None:
+    images = SimpleNamespace(labels=[0, 1, 1], indices=[4, 5, 6], bad=torch.tensor([0, 0, 0, 0, 0, 0, 1]))
+    data = SimpleNamespace(source="photos", class_names=["cat", "dog"], num_classes=2, images=lambda split: images)
+    found = model_facts(data, "", Estimate(0.5, 0.4, 0.6, 2), None, "")  # type: ignore[arg-type]
+    assert found.class_counts == {"cat": 1, "dog": 1}
 
 
 def test_a_repository_that_exists_is_refused_before_any_work(hub: FakeHub, tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ def test_command_prints_each_step_and_what_to_type_next(
     printed = capsys.readouterr().out
     assert "readout of test_resnet at 32 pixels" in printed
     assert f"nc-finetune predict {out / 'model.safetensors'} FOLDER" in printed
-    assert f"Report: {out / 'report.html'}" in printed
+    assert f"report: {out / 'report.html'}" in printed
     assert main([*words, "--minutes", "0"]) == 2
     assert "must be above 0" in capsys.readouterr().err
 
