@@ -12,7 +12,6 @@ it tried; `nc-finetune report` then compares it, sample by sample. Images are th
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -53,20 +52,9 @@ def samples(grid: Grid) -> list[Cell]:
     """Return one cell for each data set, training size and seed, seeds outermost."""
     if len(grid.backbones) > 1:
         raise SystemExit(f"a grid of one backbone is needed, this one has {len(grid.backbones)}")
-    axes = itertools.product(grid.seeds, grid.datasets, grid.samples_per_class)
-    return [
-        Cell(
-            dataset=dataset,
-            backbone=replace(grid.backbones[0], key_layer=None),
-            samples_per_class=size,
-            seed=seed,
-            method=MethodSpec(method="LayerReadout"),
-            head=HeadSpec(),
-            settings=grid.settings,
-            choice=grid._choice,
-        )
-        for seed, dataset, size in axes
-    ]
+    cells = {(cell.seed, cell.dataset_name, cell.samples_per_class): cell for cell in grid.cells()}
+    backbone, method = replace(grid.backbones[0], key_layer=None), MethodSpec(method="LayerReadout")
+    return [replace(cell, backbone=backbone, method=method, head=HeadSpec()) for cell in cells.values()]
 
 
 def label_of(larger_images: bool) -> str:

@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -32,8 +32,8 @@ from nc_finetune.run.specs import (
 )
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
-# Fields of a cell that change nothing in a result but time and memory, and the heads that a cell has one of.
-WITHOUT_EFFECT = ("cache", "settings.num_workers", "settings.count_flops", "method.heads")
+# Fields of a cell that change nothing in a result but time and memory, and lists of which a cell has one.
+WITHOUT_EFFECT = ("cache", "settings.num_workers", "settings.count_flops", "method.heads", "dataset.samples_per_class")
 # Files may have 255 bytes, of which endings and temporary files need some.
 _LONGEST_NAME = 200
 # Choices that came later, and what they were before.
@@ -102,7 +102,7 @@ class Cell:
         """The data set, without validation images where folds choose and none are asked for, augmented where wanted."""
         held_out = 0 if self.choice.by_folds and self.dataset.val_size is None else self.dataset.val_size
         augmentation = self.dataset.augmentation if self.method.augment else None
-        return dataclasses.replace(self.dataset, val_size=held_out, augmentation=augmentation)
+        return dataclasses.replace(self.dataset, val_size=held_out, augmentation=augmentation, samples_per_class=None)
 
     @property
     def fits(self) -> int:
@@ -257,8 +257,12 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
         | ({"solve_head": solved} if solved else {})
         | ({"augmented": True} if config["method"].get("augment") else {})
         | ({} if config["method"].get("pretrained", True) else {"random_weights": True})
-        | dict.fromkeys(config["method"].get("candidates") or {}, "chosen")
+        | {name: _chosen_from(values) for name, values in (config["method"].get("candidates") or {}).items()}
     )
+
+
+def _chosen_from(values: Sequence[Any]) -> str:
+    return "chosen span" if all(isinstance(value, list) and len(value) > 1 for value in values) else "chosen"
 
 
 def _beside_defaults(spec: Any) -> Any:

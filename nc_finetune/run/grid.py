@@ -34,8 +34,8 @@ class Grid:
         methods: The fine-tuning methods with their candidate learning rates.
         heads: The classifiers, each with every method that neither names others nor brings its own.
         losses: The training losses; by default the one that suits the labels of the data.
-        samples_per_class: Training sizes: images a class, or a share of the training split in ``(0, 1)``; ``None`` is
-            the whole split.
+        samples_per_class: Training sizes of data sets that say none: images a class, or a share of the training split
+            in ``(0, 1)``; ``None`` is the whole split.
         seeds: Seeds of the training sample, of the head's initialisation and of the order of the batches.
         settings: What all runs share.
         choice: ``"validation"`` chooses learning rate and automatic key layer by the validation split. ``"folds"``
@@ -76,9 +76,13 @@ class Grid:
 
     def _problems(self) -> list[str]:
         empty = [f"{name} of a grid must not be empty" for name in _LISTS if not getattr(self, name)]
-        found = part_problems(
-            self.backbones, self.datasets, self.methods, self.heads, self.losses, self.samples_per_class
-        )
+        sizes = [*self.samples_per_class, *(size for dataset in self.datasets for size in self._sizes_of(dataset))]
+        found = part_problems(self.backbones, self.datasets, self.methods, self.heads, self.losses, sizes)
+        empty += [
+            f"samples_per_class of {dataset.name or dataset.source} must not be empty"
+            for dataset in self.datasets
+            if not self._sizes_of(dataset)
+        ]
         found += choice_problems(self._choice, self.refit, self.datasets, self.backbones, self.methods)
         if empty or found:
             return [*empty, *found]
@@ -93,12 +97,13 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return every run; seeds outermost, so that a grid that is cut short compares what it has fairly."""
         expanded = {id(backbone): backbone.with_each_key_layer() for backbone in self.backbones}
-        axes = itertools.product(self.seeds, self.datasets, self.samples_per_class, self.backbones, self.methods)
+        samples = [(dataset, size) for dataset in self.datasets for size in self._sizes_of(dataset)]
+        axes = itertools.product(self.seeds, samples, self.backbones, self.methods)
         return [
             Cell(
                 dataset=dataset,
                 backbone=chosen,
-                samples_per_class=samples,
+                samples_per_class=size,
                 seed=seed,
                 method=dataclasses.replace(method, heads=None),  # a cell has one
                 head=head,
@@ -107,11 +112,14 @@ class Grid:
                 choice=self._choice,
                 cache=self.cache,
             )
-            for seed, dataset, samples, backbone, method in axes
+            for seed, (dataset, size), backbone, method in axes
             for head in self._heads_of(method)
             for loss in (self.losses if method.build(None).trains else self.losses[:1])
             for chosen in _key_layers_of(method, backbone, expanded[id(backbone)])
         ]
+
+    def _sizes_of(self, dataset: DatasetSpec) -> list[TrainingSize]:
+        return self.samples_per_class if dataset.samples_per_class is None else dataset.samples_per_class
 
     def _heads_of(self, method: MethodSpec) -> list[HeadSpec]:
         heads = self.heads if method.heads is None else method.heads

@@ -124,6 +124,7 @@ class DatasetSpec:
         on_bad_image: ``"raise"``, or ``"skip"`` to leave images out that do not decode.
         balance_classes: Draw training images so that every class comes equally often.
         augmentation: What the images allow, for methods that augment.
+        samples_per_class: Training sizes of these data in place of those of the grid.
     """
 
     source: str
@@ -138,6 +139,7 @@ class DatasetSpec:
     on_bad_image: OnBadImage = "raise"
     balance_classes: bool = False
     augmentation: AugmentationSpec | None = None
+    samples_per_class: list[TrainingSize] | None = None
 
     @property
     def location(self) -> str:
@@ -246,7 +248,8 @@ class MethodSpec:
         """Whether the method tunes the key layer of the backbone."""
         if self.nested is not None:
             return self.nested.takes_key_layer
-        return issubclass(self.method_class(), LayerFinetuning) and "key_layer" not in self.options
+        own = {**self.options, **(self.candidates or {})}
+        return issubclass(self.method_class(), LayerFinetuning) and "key_layer" not in own
 
     def build(self, key_layer: str | None) -> FinetuningMethod:
         """Build the method around a key layer, or a span of them, unless its options name one."""

@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "dataset.balance_classes": True,
     "dataset.group": "plant",
     "dataset.augmentation": AugmentationSpec(),
+    "dataset.samples_per_class": [5],
     "method.method": "LayerFinetuning",
     "method.learning_rates": [1e-3, 1e-2],
     "method.options": {"scale": "matched"},

@@ -246,7 +246,8 @@ def test_what_cannot_run_is_refused(changes: dict[str, Any], message: str) -> No
 
 
 GRIDS = {
-    "fair": 875,
+    "fair": 595,
+    "fair_augmented": 350,
     "fair_solved": 245,
     "slides_table": 180,
     "low_data": 126,
@@ -278,7 +279,8 @@ def test_published_grids_are_whole(name: str) -> None:
 
 @pytest.mark.usefixtures("_places_of_data")
 def test_what_is_solved_is_the_same_run_in_both_fair_grids() -> None:
-    assert cells_of("fair_solved") < cells_of("fair")
+    others = cells_of("fair_solved") - cells_of("fair")
+    assert {name.partition("-")[0] for name in others} == {"dtd10", "pacs", "cifar100", "caltech100"}  # larger images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,35 @@ def test_candidates_are_part_of_the_name_and_the_first_is_the_option() -> None:
     assert cell.with_options({"rank": 4}).build_method().rank == 4  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
+def test_folds_choose_a_span_whatever_else_chooses_the_key_layers_of_others() -> None:
+    spans = [["blocks.0", "blocks.1"], ["blocks.2", "blocks.3"]]
+    span = MethodSpec(method="SkipConnectionFinetuning", learning_rates=[1e-3, 3e-3], candidates={"key_layer": spans})
+    backbone = replace(make_grid(LORA).backbones[0], key_layer="auto")
+    found = run(span, backbones=[backbone])
+    assert found.selection == {}  # no trials: folds choose
+    assert found.key_layer == "+".join(found.choice["options"]["key_layer"])
+    assert found.key_layer in {"blocks.0+blocks.1", "blocks.2+blocks.3"}
+    options = {name: value for name, value in found.options.items() if name != "key_layer"}
+    other = replace(found, run_id="other", options=options, selection={"block": "blocks.1"}, key_layer="blocks.1")
+    assert sorted(variant_labels([found, other]).values()) == [
+        "SCL-FT, key layer chosen",
+        "SCL-FT, on a chosen span",
+    ]
+
+
+def test_data_sets_may_have_training_sizes_of_their_own() -> None:
+    digits = make_grid(LORA).datasets[0]
+    own = replace(digits, name="more", samples_per_class=[5, 6])
+    cells = make_grid(PROBE, datasets=[digits, own]).cells()
+    assert [(cell.dataset_name, cell.samples_per_class) for cell in cells] == [("digits", 4), ("more", 5), ("more", 6)]
+    asked = make_grid(PROBE, datasets=[replace(digits, name="more")], samples_per_class=[5, 6]).cells()
+    assert [cell.run_id for cell in asked] == [cell.run_id for cell in cells[1:]]
+    for wrong, message in (([], "samples_per_class of more must not be empty"), ([0], "got 0")):
+        with pytest.raises(ValueError, match=message):
+            make_grid(PROBE, datasets=[replace(own, samples_per_class=wrong)])
+
+
 def test_augmented_runs_see_other_images_than_plain_ones_and_are_told_apart() -> None:
     digits = make_grid(LORA).datasets[0]
     dataset = replace(digits, augmentation=AugmentationSpec(flip=0.0))

@@ -11,6 +11,7 @@ from functools import partial
 from nc_finetune.report._tables.groups import Group, group_of, grouped
 from nc_finetune.report._tables.variants import (
     CHOSEN,
+    CHOSEN_SPAN,
     LABELS_OF_CLASSES,
     Variant,
     method_label,
@@ -71,7 +72,7 @@ def _option_phrase(method: str, name: str, value: str) -> str:
 def _layer_phrase(layer: str | None) -> str:
     if layer is None:
         return "no key layer"
-    return "key layer chosen" if layer == CHOSEN else layer.replace("+", " + ")
+    return {CHOSEN: "key layer chosen", CHOSEN_SPAN: f"on a {CHOSEN_SPAN}"}.get(layer, layer.replace("+", " + "))
 
 
 def _differing(siblings: Iterable[Choices]) -> set[str]:

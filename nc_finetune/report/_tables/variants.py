@@ -26,7 +26,9 @@ def _place(method: type[FinetuningMethod]) -> int:
 _METHODS: list[type[FinetuningMethod]] = sorted((getattr(methods, name) for name in METHOD_NAMES), key=_place)
 METHOD_LABELS = {method.name: method.label for method in _METHODS}
 LABELS_OF_CLASSES = {method.__name__: method.label for method in _METHODS}
-CHOSEN = "auto"  # as a key layer: by short trials, seed by seed
+CHOSEN = "auto"  # as a key layer: by short trials or by folds, seed by seed
+CHOSEN_SPAN = "chosen span"
+_CHOSEN_BY_FOLDS = {"chosen": CHOSEN, CHOSEN_SPAN: CHOSEN_SPAN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Variant:
 
     Attributes:
         method: Name of the fine-tuning method.
-        key_layer: The tuned block, where the method has one; ``"auto"`` where every run chose its own.
+        key_layer: The tuned block, where the method has one; ``"auto"`` where every run chose its own, and ``"chosen
+            span"`` where it chose several.
         head: Class of the classifier.
         loss: Class of the training loss.
         options: Further choices by name, as text; those of a head or a method within another one as
@@ -89,7 +92,8 @@ def variant_of(run: Result) -> Variant:
         ('blocks.4', (('head', 'CosineHead'), ('head.scale', '9')))
     """
     # Seeds may choose different blocks; what they have in common is how they chose.
-    layer = CHOSEN if run.selection else run.key_layer
+    by_folds = _CHOSEN_BY_FOLDS.get(str(run.options.get("key_layer")))
+    layer = CHOSEN if run.selection else by_folds or run.key_layer
     options = {name: value for name, value in run.options.items() if layer is None or name != "key_layer"}
     return Variant(
         method=run.method,

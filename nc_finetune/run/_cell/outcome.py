@@ -105,6 +105,7 @@ def with_outcome(result: Result, fit: Fit, data: ImageData) -> Result:
     validated = {} if math.isnan(fit.val_score) else {score_name(data): fit.val_score}
     return replace(
         result,
+        key_layer=_span(model.method.key_layers(model.backbone)),  # which may be one that folds chose
         head=_snake(type(model.taken_head.trained)),
         loss=_snake(type(model.loss)),
         accuracy=measured.get("accuracy"),
