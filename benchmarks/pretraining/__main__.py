@@ -2,10 +2,12 @@
 
     DATA=folder python -m benchmarks.pretraining --out runs/pretraining [--only plain mse] [--epochs 1]
 
-Networks of settings.yaml are pre-trained one after the other; weights stay in OUT/weights, what is there is not trained
-again. Then the transfer grid of the settings runs on all of them (OUT/results, resumable, report in OUT), the frozen
-feature of each is scored on each training sample, and OUT/pretraining.md tells which score orders networks as the
-accuracies do. ``--only`` takes some networks, ``--epochs`` shortens the training to see whether all runs.
+One network of settings.yaml after the other is pre-trained, tried on the grids of the settings, and its frozen feature
+scored on each training sample. All of it goes to a folder of its own, OUT/<network>: weights, facts.json,
+results, and at the end scores.json. A network with scores is done, and needs its weights no more; one that was
+interrupted goes on where it was. OUT/pretraining.md tells which score orders those networks as the accuracies do that
+are done. ``--only`` takes some networks, so that several commands share the work; ``--epochs`` shortens the training to
+see whether all runs.
 """
 
 from __future__ import annotations
@@ -13,51 +15,110 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from benchmarks.pretraining.networks import Pretraining, pretrain, read_networks, shortened
+from benchmarks.pretraining.networks import FACTS, WEIGHTS, Pretraining, pretrain, read_networks, shortened
+from benchmarks.pretraining.picture import draw
 from benchmarks.pretraining.scores import score
 from benchmarks.pretraining.tables import Measured, accuracies_of, page, scores_of
-from nc_finetune._common.atomic_files import write_text_atomically
-from nc_finetune.report.report import write_report
+from nc_finetune._common.atomic_files import write_atomically, write_text_atomically
+from nc_finetune.results.result import Result, read_results
 from nc_finetune.run.grid import Grid, read_grid
-from nc_finetune.run.provenance import environment
 from nc_finetune.run.runner import run_grid
 
 SETTINGS = Path(__file__).parent / "settings.yaml"
+SCORES = "scores.json"
 _DATA = "${DATA}"
+Grids = dict[str, dict[str, Any]]  # "home" and "transfer", each without its backbone
 
 
-def transfer_grid(settings: dict[str, Any], networks: list[Pretraining], out: Path) -> Grid:
-    """Write the grid with its backbones, and read it as any other."""
-    backbones = []
-    for network in networks:
-        spec = network.spec(network.files(out / "weights")[0])
-        backbones.append({"name": spec.name, "weights": spec.weights, "model_options": spec.model_options})
-    file = out / "transfer.yaml"
-    write_text_atomically(file, yaml.safe_dump({"backbones": backbones, **settings["transfer"]}, sort_keys=False))
+@dataclass(frozen=True)
+class Tried:
+    """What is known of a network that is done.
+
+    Attributes:
+        network: How it was pre-trained.
+        facts: As :func:`~benchmarks.pretraining.networks.pretrain` returns them.
+        results: Of the grids, with the name of the network in place of its weights.
+        scores: By data set and sample.
+    """
+
+    network: Pretraining
+    facts: dict[str, Any]
+    results: list[Result]
+    scores: dict[tuple[str, int], dict[str, float]]
+
+
+def grid_of(name: str, parts: dict[str, Any], network: Pretraining, folder: Path) -> Grid:
+    """Write a grid with its backbone, and read it as any other."""
+    spec = network.spec(folder / WEIGHTS)
+    backbone = {"name": spec.name, "weights": spec.weights, "model_options": spec.model_options}
+    file = folder / f"{name}.yaml"
+    write_text_atomically(file, yaml.safe_dump({"backbones": [backbone], **parts}, sort_keys=False))
     return read_grid(file)
 
 
-def scored(grid: Grid, names: dict[str | None, str], file: Path) -> dict[tuple[str, str, int], dict[str, float]]:
-    """Score every network on every training sample of the grid; scores that the file has are not computed again."""
-    known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    found = {}
-    for cell in {(c.seed, c.dataset_name, c.backbone.weights): c for c in grid.cells()}.values():
-        place = (names[cell.backbone.weights], cell.dataset_name, cell.seed)
-        key = json.dumps(place)
-        if key not in known:
-            sample = (cell.samples_per_class, cell.seed, cell.settings.batch_size, cell.settings.num_workers)
-            known[key] = score(cell.backbone, cell.data_spec.build(*sample))
-            write_text_atomically(file, json.dumps(known, indent=1))
-        found[place] = known[key]
-    return found
+def try_network(network: Pretraining, grids: Grids, folder: Path, console: Console) -> None:
+    """Run the grids on a network that is pre-trained, and score it on every training sample of them."""
+    found = []
+    for name, parts in grids.items():
+        grid = grid_of(name, parts, network, folder)
+        run_grid(grid, folder, console)
+        for (task, seed), cell in {(cell.dataset_name, cell.seed): cell for cell in grid.cells()}.items():
+            sizes = (cell.samples_per_class, cell.seed, cell.settings.batch_size, cell.settings.num_workers)
+            found.append({"task": task, "seed": seed, **score(cell.backbone, cell.data_spec.build(*sizes))})
+    content = {"grids": grids, "scores": found}
+    write_text_atomically(folder / SCORES, json.dumps(content, indent=1))  # last: with it the network is done
+
+
+def read_tried(network: Pretraining, grids: Grids, folder: Path) -> Tried | None:
+    """Read what is known of a network; ``None`` where it is not done.
+
+    Raises:
+        ValueError: If it was tried on another grid.
+    """
+    file = folder / SCORES
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text())
+    if content["grids"] != json.loads(json.dumps(grids)):
+        raise ValueError(f"{folder} was tried on other grids than those of the settings; remove it, or name another")
+    results = [replace(run, weights=network.name) for run in read_results(folder / "results")]
+    scores = {(one.pop("task"), one.pop("seed")): one for one in content["scores"]}
+    return Tried(network, json.loads((folder / FACTS).read_text()), results, scores)
+
+
+def write_page(tried: Sequence[Tried], grids: Grids, file: Path) -> None:
+    """Tell what came of the networks that are done."""
+    names = [data.get("name") or data["source"] for parts in grids.values() for data in parts["datasets"]]
+    results = sorted((run for one in tried for run in one.results), key=lambda run: names.index(run.dataset))
+    scores = {(one.network.name, *key): values for one in tried for key, values in one.scores.items()}
+    measured = Measured(
+        [one.network for one in tried],
+        {one.network.name: one.facts for one in tried},
+        accuracies_of(results),
+        scores_of(scores, results),
+        names[0],
+    )
+    used = [run.provenance for run in results]
+    versions = sorted({f"{name} {known['versions'][name]}" for known in used for name in ("torch", "timm")})
+    commits = sorted({str(known.get("git_commit") or "unknown")[:12] for known in used})
+    devices = sorted({str(known["device"]) for known in used})
+    transfer = grids["transfer"]
+    (size,), seeds = transfer["samples_per_class"], len(transfer["seeds"])
+    about = (
+        f"{len(tried)} networks, each pre-trained as settings.yaml says on {measured.source};"
+        f" {size} images a class, {seeds} {'sample' if seeds == 1 else 'samples'}."
+        f" {', '.join(versions)}, on {', '.join(devices)}, commit {', '.join(commits)}."
+    )
+    write_atomically(file.with_suffix(".png"), draw(measured))
+    write_text_atomically(file, page(measured, about, file.with_suffix(".png").name))
 
 
 def main() -> None:
@@ -67,39 +128,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NETWORK", help="these alone")
     parser.add_argument("--epochs", type=int, help="no more than so many")
     options = parser.parse_args()
-    settings, console = yaml.safe_load(options.settings.read_text()), Console()
-    networks = read_networks(settings)
+    settings, console = yaml.safe_load(options.settings.read_text()), Console(stderr=True)
+    networks, grids = read_networks(settings), {name: settings[name] for name in ("home", "transfer")}
     if unknown := {*(options.only or ())} - {network.name for network in networks}:
         parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(n.name for n in networks)}")
-    networks = [network for network in networks if not options.only or network.name in options.only]
     networks = shortened(networks, options.epochs) if options.epochs else networks
-    home = settings["transfer"]["datasets"][0]
-    if _DATA in home["source"] and "DATA" not in os.environ:
+    home = grids["home"]["datasets"][0]["source"]
+    if _DATA in home and "DATA" not in os.environ:
         parser.error("DATA must name the folder that has a folder of each data set")
-    facts = {}
     for network in networks:
-        facts[network.name] = pretrain(
-            network, home["source"].replace(_DATA, os.environ.get("DATA", "")), options.out / "weights"
-        )
-        console.print(f"{network.name}: {facts[network.name]['seconds']:.0f} s, loss {facts[network.name]['loss']}")
-    grid = transfer_grid(settings, networks, options.out)
-    results = run_grid(grid, options.out)
-    write_report(results, options.out)
-    weights = options.out / "weights"
-    names: dict[str | None, str] = {str(network.files(weights)[0]): network.name for network in networks}
-    results = [replace(run, weights=names[run.weights]) for run in results]
-    scores = scores_of(scored(grid, names, options.out / "scores.json"), results)
-    measured = Measured(networks, facts, accuracies_of(results), scores, home.get("name") or home["source"])
-    said = environment()
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "timm", "scikit-learn"))
-    seeds, (size,) = len(grid.seeds), grid.samples_per_class
-    about = (
-        f"{len(networks)} networks, each pre-trained as settings.yaml says on {measured.source};"
-        f" {size} images a class, {seeds} samples. {versions}, commit {said.get('git_commit', 'unknown')}."
-    )
+        folder = options.out / network.stem
+        if (options.only and network.name not in options.only) or read_tried(network, grids, folder):
+            continue
+        facts = pretrain(network, home.replace(_DATA, os.environ.get("DATA", "")), folder)
+        console.print(f"{network.name}: {facts['seconds']:.0f} s, loss {facts['loss']}")
+        try_network(network, grids, folder, console)
+    known = (read_tried(network, grids, options.out / network.stem) for network in networks)
+    done = [tried for tried in known if tried is not None]
     file = options.out / "pretraining.md"
-    write_text_atomically(file, page(measured, about))
-    console.print(f"Page: {file}")
+    if not done:
+        parser.error(f"no network of the settings is done in {options.out}")
+    write_page(done, grids, file)
+    console.print(f"{len(done)} of {len(networks)} networks: {file}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from nc_finetune.methods import FullFinetuning
 from nc_finetune.run.specs import BackboneSpec
 
 ARCHITECTURE = "resnet18"
+WEIGHTS, FACTS = "weights.safetensors", "facts.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Pretraining:
     """How a network is pre-trained.
 
     Attributes:
-        name: In tables, and of its files.
+        name: In tables, and of its folder.
         network: Options of timm's ``resnet18``; ``channels`` beside it replaces those.
         loss: A name of ``LOSSES``.
         projection: Hidden layers between the feature and the classifier, thrown away afterwards.
@@ -65,10 +66,10 @@ class Pretraining:
         options = {**self.network, **({"channels": self.channels} if self.channels else {})}
         return BackboneSpec(name=ARCHITECTURE, weights=None if weights is None else str(weights), model_options=options)
 
-    def files(self, folder: Path) -> tuple[Path, Path]:
-        """Return where weights and facts go."""
-        stem = self.name.replace(", ", "_").replace(" ", "_")
-        return folder / f"{stem}.safetensors", folder / f"{stem}.json"
+    @property
+    def stem(self) -> str:
+        """The name as a folder can be called."""
+        return self.name.replace(", ", "_").replace(" ", "_")
 
 
 class ProjectionHead(nn.Sequential):
@@ -146,18 +147,22 @@ def read_networks(settings: Mapping[str, Any]) -> list[Pretraining]:
 
 
 def pretrain(wanted: Pretraining, source: str, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Train a network, unless its weights are there already.
+    """Train a network, unless that has been done.
 
     Args:
         wanted: How.
         source: Images, as for :class:`~nc_finetune.ImageData`.
-        folder: Where weights and facts are kept.
+        folder: Of the network alone; ``weights.safetensors`` and ``facts.json`` go there. Decoded images are kept
+            beside it, for all networks.
         seed: Of weights, order and crops.
 
     Returns:
         The facts: settings, ``seconds``, ``loss`` of the last step and ``hash`` of the weights.
+
+    Raises:
+        ValueError: If what is there was trained by other settings.
     """
-    weights, facts = wanted.files(folder)
+    weights, facts = folder / WEIGHTS, folder / FACTS
     settings = json.loads(json.dumps(asdict(wanted)))
     if facts.exists():
         known: dict[str, Any] = json.loads(facts.read_text())
@@ -167,7 +172,7 @@ def pretrain(wanted: Pretraining, source: str, folder: Path, seed: int = 0) -> d
     L.seed_everything(seed, verbose=False)
     crop = None if wanted.scale is None else RandomCropFlip((wanted.scale, 1.0))
     options = {"image_size": wanted.image_size, "batch_size": wanted.batch_size, "val_size": 0}
-    data = ImageData(source, seed=seed, batch_transform=crop, pixel_cache=folder / "pixels", **options)
+    data = ImageData(source, seed=seed, batch_transform=crop, pixel_cache=folder.parent / "pixels", **options)
     data.setup("fit")
     model = ImageClassifier(
         wanted.spec(None).build(None),

@@ -13,12 +13,14 @@ from scipy.stats import norm, spearmanr
 
 from benchmarks.pretraining.networks import Pretraining
 from benchmarks.pretraining.scores import NCTI_PARTS, SCORES, with_ncti
+from nc_finetune.report._tables.variants import METHOD_LABELS, method_label
 from nc_finetune.results.result import Result
 
 # Accuracies by network, data set and method; scores by network, data set and name.
 Accuracies = dict[tuple[str, str, str], float]
 Scores = dict[tuple[str, str, str], float]
 _FEWEST = 5  # networks, for a rank correlation
+PICTURE_CAPTION = "Test accuracy against NC1 of the frozen feature, a point for each network"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Measured:
 
     @property
     def methods(self) -> list[str]:
-        """The methods, in the order of the grid."""
-        return list(dict.fromkeys(key[2] for key in self.accuracies))
+        """The methods, from least to most that is tuned."""
+        return sorted({key[2] for key in self.accuracies}, key=[*METHOD_LABELS].index)
 
 
 def accuracies_of(results: Sequence[Result]) -> Accuracies:
@@ -146,7 +148,7 @@ def _accuracy_table(measured: Measured, method: str) -> str:
         [network.name, *(_number(measured.accuracies.get((network.name, task, method))) for task in measured.tasks)]
         for network in measured.networks
     ]
-    return _table([method, *measured.tasks], rows)
+    return _table([method_label(method), *measured.tasks], rows)
 
 
 def _correlations(measured: Measured, method: str) -> str:
@@ -168,15 +170,16 @@ def _correlations(measured: Measured, method: str) -> str:
         mean = statistics.fmean(rank for rank, _, _ in found)
         texts = [f"{_number(rank, 2)} ({_number(low, 2)} to {_number(high, 2)})" for rank, low, high in found]
         rows.append([score, *texts, _number(mean, 2)])
-    return _table([f"score, of {method}", *measured.tasks, "mean"], rows)
+    return _table([f"accuracy of {method_label(method)}: score", *measured.tasks, "mean"], rows)
 
 
-def page(measured: Measured, about: str) -> str:
+def page(measured: Measured, about: str, picture: str) -> str:
     """Write the page.
 
     Args:
         measured: What it tells.
         about: Data, versions and commit, a paragraph.
+        picture: File of the picture, as the page finds it.
     """
     parts = [
         "# More collapse, better transfer?",
@@ -188,6 +191,8 @@ def page(measured: Measured, about: str) -> str:
         "Spearman's rank correlation of each score, turned so that higher is better (a low NC1 is a high score), with"
         " test accuracy over the networks; intervals hold for all scores of a column together (95 %, Bonferroni).",
         *(_correlations(measured, method) for method in measured.methods),
+        f"![{PICTURE_CAPTION}]({picture})",
+        f"{PICTURE_CAPTION}.",
         "## Test accuracy %",
         *(_accuracy_table(measured, method) for method in measured.methods),
     ]

@@ -13,17 +13,19 @@ import yaml
 
 from benchmarks.pretraining import __main__ as command
 from benchmarks.pretraining.networks import (
+    FACTS,
     LOSSES,
+    WEIGHTS,
     Pretraining,
     ProjectionHead,
     SupervisedContrastiveLoss,
     pretrain,
     read_networks,
 )
+from benchmarks.pretraining.picture import draw
 from benchmarks.pretraining.scores import SCORES, ncti_parts, scores_of, sfda, with_ncti
 from benchmarks.pretraining.tables import Measured, correlation, page
 from nc_finetune.backbones import weights_hash
-from nc_finetune.run import read_grid
 
 SMALL: dict[str, Any] = {
     "network": {"stem_type": "deep", "stem_width": 4, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
@@ -70,14 +72,14 @@ def test_every_loss_takes_logits_and_labels(loss: str) -> None:
     assert value.isfinite()
 
 
-def test_all_networks_of_the_settings_can_be_read_and_built(tmp_path: Path) -> None:
+def test_all_networks_of_the_settings_can_be_read_and_built() -> None:
     settings = yaml.safe_load(command.SETTINGS.read_text())
     networks = read_networks(settings)
     assert len(networks) >= 12
-    assert len({network.files(tmp_path) for network in networks}) == len(networks)
+    assert len({network.stem for network in networks}) == len(networks)
     with torch.device("meta"):
         widths = {network.spec(None).build(None).num_features for network in networks}
-    assert widths == {192, 128}
+    assert widths == {128, 96}
 
 
 @pytest.mark.parametrize(
@@ -91,17 +93,18 @@ def test_settings_that_are_none_are_refused(own: dict[str, Any], message: str) -
 
 def test_weights_that_are_kept_are_the_network_that_was_trained_and_are_not_trained_again(tmp_path: Path) -> None:
     wanted = Pretraining(name="it, small", **SMALL)
-    facts = pretrain(wanted, "sklearn:digits", tmp_path)
-    weights, said = wanted.files(tmp_path)
+    folder = tmp_path / "it"
+    facts = pretrain(wanted, "sklearn:digits", folder)
+    weights, said = folder / WEIGHTS, folder / FACTS
     assert json.loads(said.read_text()) == facts
     kept, fresh = wanted.spec(weights).build(str(weights)), wanted.spec(None).build(None)
     assert weights_hash(kept.model) == facts["hash"] != weights_hash(fresh.model)
     assert kept.preprocessing == fresh.preprocessing
     weights.unlink()
-    assert pretrain(wanted, "sklearn:digits", tmp_path) == facts  # nothing was trained
+    assert pretrain(wanted, "sklearn:digits", folder) == facts  # nothing was trained
     assert not weights.exists()
     with pytest.raises(ValueError, match="other settings"):
-        pretrain(Pretraining(name="it, small", **{**SMALL, "epochs": 2}), "sklearn:digits", tmp_path)
+        pretrain(Pretraining(name="it, small", **{**SMALL, "epochs": 2}), "sklearn:digits", folder)
 
 
 def test_scores_prefer_classes_that_have_collapsed() -> None:
@@ -136,7 +139,10 @@ def test_the_page_names_networks_and_orders_them_by_each_score() -> None:
     accuracies |= {(name, "home", "linear_probe"): 30.0 - at for at, name in places.items()}
     scores = {(name, "abroad", "NC1"): -9.0 + at for at, name in places.items()}
     facts = {name: {"hash": name * 64, "seconds": 60.0} for name in "abcdef"}
-    text = page(Measured(networks, facts, accuracies, scores, "home"), "About.")
+    measured = Measured(networks, facts, accuracies, scores, "home")
+    text = page(measured, "About.", "it.png")
+    assert "](it.png)" in text
+    assert draw(measured).startswith(b"\x89PNG")
     assert "| NC1 | 1.00 (1.00 to 1.00) | 1.00 |" in text
     assert "| probe on home | -1.00 (-1.00 to -1.00) | -1.00 |" in text
     assert "| a | `aaaaaaaaaaaa` | 1.0 | 30.0 | \N{EN DASH} | 9.00 |" in text
@@ -144,25 +150,32 @@ def test_the_page_names_networks_and_orders_them_by_each_score() -> None:
 
 @pytest.mark.slow
 def test_the_command_trains_tries_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transfer = {
-        "datasets": [{"source": "sklearn:digits", "name": name, "image_size": 32} for name in ("home", "abroad")],
+    home = {
+        "datasets": [{"source": "sklearn:digits", "name": "home", "image_size": 32}],
         "methods": [{"method": "LinearProbe", "options": {"solver": "lbfgs"}}],
         "samples_per_class": [4],
-        "choice": "folds",
-        "settings": {"epochs": 1},
     }
-    transfer["datasets"][1]["image_size"] = 24  # type: ignore[index]
-    networks = {"first": {}, "second": {"loss": "contrastive", "scale": None}, "third": {}}
+    more = {"seeds": [0], "choice": "folds", "settings": {"epochs": 1}}
+    transfer = {**home, **more, "datasets": [{"source": "sklearn:digits", "name": "abroad", "image_size": 24}]}
+    networks = {"first": {}, "second, one": {"loss": "contrastive", "scale": None}, "third": {}}
     file, out = tmp_path / "settings.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump({"pretraining": SMALL, "networks": networks, "transfer": transfer}))
-    words = ["pretraining", "--settings", str(file), "--out", str(out), "--only", "first", "second"]
-    monkeypatch.setattr(sys, "argv", words)
+    settings = {"pretraining": SMALL, "networks": networks, "home": home, "transfer": transfer}
+    file.write_text(yaml.safe_dump(settings))
+    words = ["pretraining", "--settings", str(file), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "first", "second, one"])
     command.main()
     text = (out / "pretraining.md").read_text()
     assert "2 networks" in text
-    assert len(read_grid(out / "transfer.yaml").cells()) == len(list((out / "results").glob("*.json"))) == 4
-    kept = json.loads((out / "scores.json").read_text())
-    assert len(kept) == 4
-    monkeypatch.setattr(command, "score", None)  # scores that are there are not computed again
+    assert {path.name for path in out.glob("*/scores.json")} == {"scores.json"}
+    assert len(list(out.glob("*/results/*.json"))) == 4
+    for weights in out.glob("*/weights.safetensors"):
+        weights.unlink()  # of networks that are done they are needed no more
     command.main()
     assert (out / "pretraining.md").read_text() == text
+    settings["transfer"]["samples_per_class"] = [5]
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="tried on other grids"):
+        command.main()
+    monkeypatch.setattr(sys, "argv", [*words[:-1], str(tmp_path / "none"), "--only", "none"])
+    with pytest.raises(SystemExit):
+        command.main()
