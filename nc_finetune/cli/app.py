@@ -6,11 +6,13 @@ import argparse
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nc_finetune._common.stopping import ToldToEnd, told_to_end
 from nc_finetune.cli.benchmark import benchmark
@@ -72,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
         checkpoint.
     """
     try:
-        with told_to_end():
+        with told_to_end(), _data_in_words():
             return _run(list(sys.argv[1:] if args is None else args))
     except ToldToEnd as reason:
         if args is None:  # the process ends: a second SIGTERM changes nothing
@@ -80,6 +82,24 @@ def main(args: Sequence[str] | None = None) -> int:
         return _report_stop(reason)
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError, UnpicklingError) as error:
         return _report_error(error)
+
+
+@contextmanager
+def _data_in_words() -> Iterator[None]:
+    """Say what is to be known of the data without the place in the code that Python adds."""
+    from nc_finetune.errors import DataWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def in_words(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DataWarning):
+                print(f"note: {message}", file=sys.stderr)  # noqa: T201
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = in_words
+        yield
 
 
 def _run(words: Sequence[str]) -> int:

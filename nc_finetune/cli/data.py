@@ -47,12 +47,17 @@ def check(
     import json
 
     from nc_finetune._common.atomic_files import write_text_atomically
-    from nc_finetune._common.terminal import open_console
+    from nc_finetune._common.quiet import quietly
+    from nc_finetune._common.terminal import open_console, say
     from nc_finetune.data import check_data
     from nc_finetune.data.check import undivided
 
-    data = undivided(source, image_column=image_column, label_column=label_column, group=group)
-    report = check_data(data, min_per_class=min_per_class, num_workers=workers)
+    with quietly() as notes:
+        data = undivided(source, image_column=image_column, label_column=label_column, group=group)
+        report = check_data(data, min_per_class=min_per_class, num_workers=workers)
+    for note in notes:
+        if not report.left_out_text or report.left_out_text not in note:  # which the report says
+            say(f"note: {note}")
     if out is not None:
         write_text_atomically(out, json.dumps(report.to_json(), indent=2) + "\n")
     print_data_report(report, open_console())

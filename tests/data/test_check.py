@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from broken_images import BROKEN, encoded, photo, write_broken_folder
 from made_up_images import write_images
+from tuning_photos import write_photos
 
 from nc_finetune.cli import main
 from nc_finetune.data import ImageData, check_data
-from nc_finetune.errors import DataWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
@@ -79,9 +79,9 @@ def test_images_without_a_label_are_decoded_too(tmp_path: Path, capsys: pytest.C
     write_images(tmp_path, *(f"train/{name}/{item}.png" for name in ("cat", "dog") for item in range(2)))
     write_images(tmp_path, "test/whole.png")
     (tmp_path / "test/torn.png").write_bytes(b"no image")
-    with pytest.warns(DataWarning, match="the test split has no labels"):
-        assert main(["data", "check", str(tmp_path), "--min-per-class", "2"]) == 1
-    printed = capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path), "--min-per-class", "2"]) == 1
+    printed, said = capsys.readouterr()
+    assert said.startswith("note: the test split has no labels")
     assert "1 images that do not decode" in printed
     assert str(tmp_path / "test/torn.png") in printed
 
@@ -116,3 +116,18 @@ def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             path.write_bytes(encoded(photo(seed=item + 10 * len(name)), "PNG"))
     assert main(["data", "check", str(tmp_path / "pets"), "--min-per-class", "1"]) == 0
     assert "[red]cat[-]" in capsys.readouterr().out
+
+
+def test_what_is_to_be_known_of_images_is_said_in_words_and_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "class0" / "one.heif").write_bytes(b"no kind that is read")
+    assert main(["data", "check", str(tmp_path / "photos")]) == 1
+    printed = "".join(capfd.readouterr())
+    assert printed.count("one.heif") == 1
+    assert main(["rank", str(tmp_path / "photos"), "--backbones", "test_resnet=null", "--image-size", "32"]) == 0
+    said = capfd.readouterr().err
+    assert "note: " in said
+    assert "one.heif" in said
+    assert "Warning" not in printed + said
