@@ -67,6 +67,11 @@ class Pretraining:
         return BackboneSpec(name=ARCHITECTURE, weights=None if weights is None else str(weights), model_options=options)
 
     @property
+    def parameters(self) -> int:
+        """Number of parameters, without a classifier."""
+        return sum(part.numel() for part in self.spec(None).build_without_memory().parameters())
+
+    @property
     def stem(self) -> str:
         """The name as a folder can be called."""
         return self.name.replace(", ", "_").replace(" ", "_")

@@ -20,6 +20,7 @@ from nc_finetune.results.result import Result
 Accuracies = dict[tuple[str, str, str], float]
 Scores = dict[tuple[str, str, str], float]
 _FEWEST = 5  # networks, for a rank correlation
+NC1, PARAMETERS = "NC1", "number of parameters"
 PICTURE_CAPTION = "Test accuracy against NC1 of the frozen feature, a point for each network"
 
 
@@ -45,6 +46,19 @@ class Measured:
     def tasks(self) -> list[str]:
         """The data sets, without that of the pre-training."""
         return [task for task in dict.fromkeys(key[1] for key in self.accuracies) if task != self.source]
+
+    @property
+    def score_names(self) -> list[str]:
+        """What might order networks: the scores, what a probe comes to at home, and the number of parameters."""
+        return [*dict.fromkeys(key[2] for key in self.scores), f"probe on {self.source}", PARAMETERS]
+
+    def value(self, network: str, task: str, score: str) -> float:
+        """Return a score of a network on a task, higher being better."""
+        if score == f"probe on {self.source}":
+            return self.accuracies.get((network, self.source, "linear_probe"), math.nan)
+        if score == PARAMETERS:
+            return float(next(one.parameters for one in self.networks if one.name == network))
+        return self.scores.get((network, task, score), math.nan)
 
     @property
     def methods(self) -> list[str]:
@@ -151,26 +165,57 @@ def _accuracy_table(measured: Measured, method: str) -> str:
     return _table([method_label(method), *measured.tasks], rows)
 
 
-def _correlations(measured: Measured, method: str) -> str:
+Ranks = dict[str, dict[str, list[tuple[float, float, float]]]]
+
+
+def correlations_of(measured: Measured) -> Ranks:
+    """Correlate every score with the accuracy of every method over the networks: by method and score, of each task."""
     names = [network.name for network in measured.networks]
-    scores = [*dict.fromkeys(key[2] for key in measured.scores)]
-    home = f"probe on {measured.source}"
+    found: Ranks = {}
+    for method in measured.methods:
+        found[method] = {}
+        for score in measured.score_names:
+            found[method][score] = [
+                correlation(
+                    [measured.value(name, task, score) for name in names],
+                    [measured.accuracies.get((name, task, method), math.nan) for name in names],
+                    len(measured.score_names),
+                )
+                for task in measured.tasks
+            ]
+    return found
 
-    def value(name: str, task: str, score: str) -> float:
-        if score == home:
-            return measured.accuracies.get((name, measured.source, "linear_probe"), math.nan)
-        return measured.scores.get((name, task, score), math.nan)
 
-    rows, listed = [], [*scores, home]
-    for score in listed:
-        found = []
-        for task in measured.tasks:
-            accuracies = [measured.accuracies.get((name, task, method), math.nan) for name in names]
-            found.append(correlation([value(name, task, score) for name in names], accuracies, len(listed)))
-        mean = statistics.fmean(rank for rank, _, _ in found)
-        texts = [f"{_number(rank, 2)} ({_number(low, 2)} to {_number(high, 2)})" for rank, low, high in found]
-        rows.append([score, *texts, _number(mean, 2)])
+def _mean_rank(ranks: Sequence[tuple[float, float, float]]) -> float:
+    known = [rank for rank, _, _ in ranks if math.isfinite(rank)]
+    return statistics.fmean(known) if known else math.nan
+
+
+def _correlation_table(measured: Measured, method: str, found: Ranks) -> str:
+    rows = []
+    for score, ranks in found[method].items():
+        texts = [f"{_number(rank, 2)} ({_number(low, 2)} to {_number(high, 2)})" for rank, low, high in ranks]
+        rows.append([score, *texts, _number(_mean_rank(ranks), 2)])
     return _table([f"accuracy of {method_label(method)}: score", *measured.tasks, "mean"], rows)
+
+
+def _outcome(measured: Measured, found: Ranks) -> str:
+    """Say which score orders networks best, and what NC1 comes to beside it."""
+    said = []
+    for method, by_score in found.items():
+        means = {score: _mean_rank(ranks) for score, ranks in by_score.items()}
+        order = sorted((score for score in means if math.isfinite(means[score])), key=lambda score: -means[score])
+        if NC1 not in order:
+            continue
+        clear = sum(low > 0 for _, low, _ in by_score[NC1])
+        against = sum(high < 0 for _, _, high in by_score[NC1])
+        best = "" if order[0] == NC1 else f" (best: {order[0]}, {_number(means[order[0]], 2)})"
+        said.append(
+            f"- {method_label(method)}: NC1 orders networks with a mean Spearman of {_number(means[NC1], 2)}, place"
+            f" {order.index(NC1) + 1} of {len(order)}{best}; clearly so on {clear} of {len(measured.tasks)} tasks,"
+            f" clearly the other way on {against}."
+        )
+    return "\n".join(said) or f"Fewer than {_FEWEST} networks: nothing can be said yet."
 
 
 def page(measured: Measured, about: str, picture: str) -> str:
@@ -181,16 +226,18 @@ def page(measured: Measured, about: str, picture: str) -> str:
         about: Data, versions and commit, a paragraph.
         picture: File of the picture, as the page finds it.
     """
+    found = correlations_of(measured)
     parts = [
         "# More collapse, better transfer?",
         about,
+        _outcome(measured, found),
         "## Networks",
         "NC1 is that of the frozen penultimate feature on the training images of a sample, mean over samples.",
         _networks_table(measured),
         "## What orders them",
         "Spearman's rank correlation of each score, turned so that higher is better (a low NC1 is a high score), with"
         " test accuracy over the networks; intervals hold for all scores of a column together (95 %, Bonferroni).",
-        *(_correlations(measured, method) for method in measured.methods),
+        *(_correlation_table(measured, method, found) for method in measured.methods),
         f"![{PICTURE_CAPTION}]({picture})",
         f"{PICTURE_CAPTION}.",
         "## Test accuracy %",

@@ -133,7 +133,7 @@ def test_a_correlation_needs_networks_that_differ() -> None:
 
 
 def test_the_page_names_networks_and_orders_them_by_each_score() -> None:
-    networks = [Pretraining(name=name) for name in "abcdef"]
+    networks = [Pretraining(name=name, channels=[8, 8, 8, 8 * (at // 3 + 1)]) for at, name in enumerate("abcdef")]
     places = dict(enumerate("abcdef"))
     accuracies = {(name, task, "scl_ft"): 50.0 + at for at, name in places.items() for task in ("home", "abroad")}
     accuracies |= {(name, "home", "linear_probe"): 30.0 - at for at, name in places.items()}
@@ -144,6 +144,10 @@ def test_the_page_names_networks_and_orders_them_by_each_score() -> None:
     assert "](it.png)" in text
     assert draw(measured).startswith(b"\x89PNG")
     assert "| NC1 | 1.00 (1.00 to 1.00) | 1.00 |" in text
+    assert (
+        "- SCL-FT: NC1 orders networks with a mean Spearman of 1.00, place 1 of 3; clearly so on 1 of 1 tasks" in text
+    )
+    assert "| number of parameters | 0.88 (" in text
     assert "| probe on home | -1.00 (-1.00 to -1.00) | -1.00 |" in text
     assert "| a | `aaaaaaaaaaaa` | 1.0 | 30.0 | \N{EN DASH} | 9.00 |" in text
 
