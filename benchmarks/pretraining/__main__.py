@@ -58,7 +58,8 @@ class Tried:
 def grid_of(name: str, parts: dict[str, Any], network: Pretraining, folder: Path) -> Grid:
     """Write a grid with its backbone, and read it as any other."""
     spec = network.spec(folder / WEIGHTS)
-    backbone = {"name": spec.name, "weights": spec.weights, "model_options": spec.model_options}
+    chosen = {"model_options": spec.model_options, "key_layer": "auto"}  # by short trials on folds
+    backbone = {"name": spec.name, "weights": spec.weights, **chosen}
     file = folder / f"{name}.yaml"
     write_text_atomically(file, yaml.safe_dump({"backbones": [backbone], **parts}, sort_keys=False))
     return read_grid(file)
