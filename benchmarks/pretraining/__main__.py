@@ -3,8 +3,8 @@
     DATA=folder python -m benchmarks.pretraining --out runs/pretraining [--only plain mse] [--epochs 1]
 
 One network of settings.yaml after the other is pre-trained, tried on the grids of the settings, and its frozen feature
-scored on each training sample. All of it goes to a folder of its own, OUT/<network>: weights, facts.json,
-results, and at the end scores.json. A network with scores is done, and needs its weights no more; one that was
+scored on each training sample. All of it goes to a folder of its own, OUT/<network>: weights, facts.json, a folder of
+results for each grid, and at the end scores.json. A network with scores is done, and needs its weights no more; one that was
 interrupted goes on where it was. OUT/pretraining.md tells which score orders those networks as the accuracies do that
 are done. ``--only`` takes some networks, so that several commands share the work; ``--epochs`` shortens the training to
 see whether all runs.
@@ -70,7 +70,7 @@ def try_network(network: Pretraining, grids: Grids, folder: Path, console: Conso
     found = []
     for name, parts in grids.items():
         grid = grid_of(name, parts, network, folder)
-        run_grid(grid, folder, console)
+        run_grid(grid, folder / name, console)
         for (task, seed), cell in {(cell.dataset_name, cell.seed): cell for cell in grid.cells()}.items():
             sizes = (cell.samples_per_class, cell.seed, cell.settings.batch_size, cell.settings.num_workers)
             found.append({"task": task, "seed": seed, **score(cell.backbone, cell.data_spec.build(*sizes))})
@@ -90,7 +90,8 @@ def read_tried(network: Pretraining, grids: Grids, folder: Path) -> Tried | None
     content = json.loads(file.read_text())
     if content["grids"] != json.loads(json.dumps(grids)):
         raise ValueError(f"{folder} was tried on other grids than those of the settings; remove it, or name another")
-    results = [replace(run, weights=network.name) for run in read_results(folder / "results")]
+    found = [run for name in grids for run in read_results(folder / name / "results")]
+    results = [replace(run, weights=network.name) for run in found]
     scores = {(one.pop("task"), one.pop("seed")): one for one in content["scores"]}
     return Tried(network, json.loads((folder / FACTS).read_text()), results, scores)
 

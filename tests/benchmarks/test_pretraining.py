@@ -171,7 +171,7 @@ def test_the_command_trains_tries_and_tells(tmp_path: Path, monkeypatch: pytest.
     text = (out / "pretraining.md").read_text()
     assert "2 networks" in text
     assert {path.name for path in out.glob("*/scores.json")} == {"scores.json"}
-    assert len(list(out.glob("*/results/*.json"))) == 4
+    assert len(list(out.glob("*/*/results/*.json"))) == 4
     for weights in out.glob("*/weights.safetensors"):
         weights.unlink()  # of networks that are done they are needed no more
     command.main()
