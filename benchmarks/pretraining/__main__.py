@@ -4,10 +4,10 @@
 
 One network of settings.yaml after the other is pre-trained, tried on the grids of the settings, and its frozen feature
 scored on each training sample. All of it goes to a folder of its own, OUT/<network>: weights, facts.json, a folder of
-results for each grid, and at the end scores.json. A network with scores is done, and needs its weights no more; one that was
-interrupted goes on where it was. OUT/pretraining.md tells which score orders those networks as the accuracies do that
-are done. ``--only`` takes some networks, so that several commands share the work; ``--epochs`` shortens the training to
-see whether all runs.
+results for each grid, and at the end scores.json. A network with scores is done, and needs its weights no more; one
+that was interrupted goes on where it was. OUT/pretraining.md tells which score orders those networks as the accuracies
+do that are done. ``--only`` takes some networks, so that several commands share the work; ``--epochs`` shortens the
+training to see whether all runs.
 """
 
 from __future__ import annotations
