@@ -26,7 +26,7 @@ def draw(measured: Measured) -> bytes:
         alt.Chart(alt.Data(values=points))
         .mark_point(filled=True, size=60, opacity=1)
         .encode(
-            x=alt.X("NC1:Q", scale=alt.Scale(type="log", nice=True), title="NC1 of the frozen feature"),
+            x=alt.X("NC1:Q", scale=alt.Scale(type="log", nice=False, padding=8), title="NC1 of the frozen feature"),
             y=alt.Y("accuracy:Q", scale=free, title="test accuracy %"),
             color=alt.Color("network:N", sort=networks, scale=alt.Scale(scheme="category20"), title=None),
         )
