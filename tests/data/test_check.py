@@ -126,7 +126,8 @@ def test_what_is_to_be_known_of_images_is_said_in_words_and_once(
     assert main(["data", "check", str(tmp_path / "photos")]) == 1
     printed = "".join(capfd.readouterr())
     assert printed.count("one.heif") == 1
-    assert main(["rank", str(tmp_path / "photos"), "--backbones", "test_resnet=null", "--image-size", "32"]) == 0
+    rank = ["rank", str(tmp_path / "photos"), "--backbones", "test_resnet=null", "--image-size", "32"]
+    assert main([*rank, "--out", str(tmp_path / "rank.csv")]) == 0
     said = capfd.readouterr().err
     assert "note: " in said
     assert "one.heif" in said
