@@ -67,6 +67,8 @@ def grid_of(name: str, parts: dict[str, Any], network: Pretraining, folder: Path
 
 def try_network(network: Pretraining, grids: Grids, folder: Path, console: Console) -> None:
     """Run the grids on a network that is pre-trained, and score it on every training sample of them."""
+    if not (folder / WEIGHTS).exists():
+        raise ValueError(f"{folder} is not done, and its weights are gone; remove it, and it is trained again")
     found = []
     for name, parts in grids.items():
         grid = grid_of(name, parts, network, folder)

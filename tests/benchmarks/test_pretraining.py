@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,16 @@ def test_the_command_trains_tries_and_tells(tmp_path: Path, monkeypatch: pytest.
     command.main()
     text = (out / "pretraining.md").read_text()
     assert "2 networks" in text
-    assert {path.name for path in out.glob("*/scores.json")} == {"scores.json"}
+    assert {path.parent.name for path in out.glob("*/scores.json")} == {"first", "second_one"}
     assert len(list(out.glob("*/*/results/*.json"))) == 4
     for weights in out.glob("*/weights.safetensors"):
         weights.unlink()  # of networks that are done they are needed no more
     command.main()
     assert (out / "pretraining.md").read_text() == text
+    (out / "first" / "scores.json").unlink()
+    with pytest.raises(ValueError, match="its weights are gone; remove it"):
+        command.main()
+    shutil.rmtree(out / "first")
     settings["transfer"]["samples_per_class"] = [5]
     file.write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match="tried on other grids"):
