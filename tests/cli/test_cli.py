@@ -114,10 +114,11 @@ def make_delta(path: Path) -> ImageClassifier:
     return model
 
 
-def test_predict_takes_a_delta_and_a_folder(tmp_path: Path) -> None:
+def test_predict_takes_a_delta_and_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = make_delta(tmp_path / "it.safetensors")
     make_photos(tmp_path / "photos")
     assert main(["predict", "it.safetensors", "photos", "--out", "out.csv", "--batch-size", "2"]) == 0
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("lightning")] == []
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [row["file"] for row in rows] == ["a.png", "b.png", "inner/c.png"]
     decode = DecodeAndResize(model.backbone.preprocessing.image_size)
