@@ -129,7 +129,8 @@ def search_options(
 ) -> OptionSearch:
     """Choose values of options and a rate: the rate for the first values, then option by option, then the rate again.
 
-    Numbers at whose edge the best one lies are extended by a factor of 2, as rates are by 3.
+    Numbers at whose edge the best one lies are extended by a factor of 2, as rates are by 3; so are mappings of one
+    number, such as ``{"lora_alpha": 16}``.
 
     Args:
         rates: As for :func:`search_rates`.
@@ -168,17 +169,36 @@ def search_options(
     return OptionSearch(search, chosen, tried, tuple(edges))
 
 
-def _beyond(listed: Mapping[str, Any], scores: Mapping[str, float | None]) -> int | float | None:
-    """Return the number beyond the edge at which the best one lies; ``None`` where it is inside, or no number."""
-    numbers = [value for value in listed.values() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+def _beyond(listed: Mapping[str, Any], scores: Mapping[str, float | None]) -> Any:
+    """Return the value beyond the edge at which the best one lies; ``None`` where it is inside, or there is no order.
+
+    A mapping with one number, the same one in all, is ordered as that number is.
+    """
     best = _best(scores)
-    if best is None or len(numbers) < len(listed) or min(numbers) <= 0:
+    places = {_place_of_number(value) for value in listed.values()}
+    if best is None or len(places) > 1 or None in places:
         return None
-    value = listed[best]
-    if value == max(numbers):
-        more: int | float = 2 * value
-    elif value == min(numbers):
-        more = value / 2 if isinstance(value, float) else value // 2
+    numbers = [_number_in(value) for value in listed.values()]
+    number = _number_in(listed[best])
+    if min(numbers) <= 0:
+        return None
+    if number == max(numbers):
+        more: int | float = 2 * number
+    elif number == min(numbers):
+        more = number / 2 if isinstance(number, float) else number // 2
     else:
         return None
-    return more if more > 0 else None
+    if more <= 0:
+        return None
+    return {next(iter(listed[best])): more} if isinstance(listed[best], Mapping) else more
+
+
+def _place_of_number(value: Any) -> str | None:
+    """Return under which name a value holds its number, ``""`` for a number itself; ``None`` where it holds none."""
+    name, number = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else ("", value)
+    return str(name) if isinstance(number, (int, float)) and not isinstance(number, bool) else None
+
+
+def _number_in(value: Any) -> int | float:
+    number: int | float = next(iter(value.values())) if isinstance(value, Mapping) else value
+    return number

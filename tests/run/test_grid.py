@@ -249,6 +249,7 @@ GRIDS = {
     "fair": 595,
     "fair_augmented": 350,
     "fair_solved": 245,
+    "fair_solved_backbones": 300,
     "slides_table": 180,
     "low_data": 126,
     "fair_sizes": 180,
@@ -263,6 +264,7 @@ GRIDS = {
 def _places_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CIFAR10", "DATA"):
         monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("RESNET50", str(tmp_path / "resnet50"))
     for name in ("cifar10", "cifar100", "dtd10", "pacs_photo", "caltech101"):
         (tmp_path / name).mkdir()
 

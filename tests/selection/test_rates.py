@@ -95,3 +95,24 @@ def test_of_equal_rates_the_one_that_was_best_before_options_stays() -> None:
 def test_nothing_is_chosen_where_everything_diverges() -> None:
     found = search_options([1.0], {"rank": [1, 2]}, lambda options, rate: None)
     assert (found.rates.chosen, found.scores, found.chosen) == (None, {}, {"rank": 1})
+
+
+@pytest.mark.parametrize(
+    ("candidates", "best", "chosen", "edges"),
+    [
+        ([{"alpha": 8}, {"alpha": 16}], 40, {"alpha": 32}, ()),
+        ([{"alpha": 8}, {"alpha": 16}], 3, {"alpha": 4}, ()),
+        ([{"alpha": 8}, {"alpha": 16}], 10_000, {"alpha": 256}, ("options",)),
+        ([{"alpha": 8}, {"beta": 16}], 40, {"beta": 16}, ()),  # these have no order
+        ([{"alpha": 8, "beta": 1}, {"alpha": 16, "beta": 1}], 40, {"alpha": 16, "beta": 1}, ()),
+        ([{"alpha": True}, {"alpha": False}], 40, {"alpha": True}, ()),
+    ],
+)
+def test_a_number_in_a_mapping_is_bracketed_too(
+    candidates: list[dict[str, int]], best: int, chosen: dict[str, int], edges: tuple[str, ...]
+) -> None:
+    def score(options: dict[str, dict[str, int]], rate: float) -> float:
+        return -abs(math.log(best / max(0.5, *options["options"].values())))
+
+    found = search_options([1e-3], {"options": candidates}, score)
+    assert (found.chosen["options"], found.edges) == (chosen, edges)
