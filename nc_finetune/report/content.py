@@ -39,13 +39,15 @@ _MEASURES: dict[Measure, str] = {
 _MOST_GROUP_PICTURES = 6
 
 _COMPARISON_NOTE = (
-    "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above 0: "
-    "{} is ahead. The intervals hold for all pairs of methods together with 95 % (Student's t over the seeds, the "
-    "settings as they are; Bonferroni), since the best of many looks good by chance, too. Ahead or behind: the "
-    "interval lies on one side of 0. Unpaired runs have no counterpart and do not count. Over data sets: the interval "
-    "where these are random, too (Student's t over data sets, Bonferroni). Epochs: how many times as fast, whole run: "
-    "how many times as much time of the processors the other one takes, geometric means; what neighbouring runs share, "
-    "such as decoded images, counts in the first of them, which tells where runs take seconds."
+    "Differences of runs of the same setting and seed; the mean over settings, each of which counts the same. Above "
+    "0: {} is ahead. The intervals hold for all pairs of methods together with 95 % (Student's t over the seeds, the "
+    "settings as they are; Bonferroni), since the best of many looks good by chance, too; where differences vary ten "
+    "times as much in one of few settings as in the others, with 90 %. Ahead or behind: the interval lies on one side "
+    "of 0. Unpaired runs have no counterpart of the same seed and sample, and do not count. Over data sets: the "
+    "interval where these are random, too (Student's t over data sets, each of which counts the same; Bonferroni). "
+    "Epochs: how many times as fast, whole run: how many times as much time of the processors the other one takes, "
+    "geometric means; what neighbouring runs share, such as decoded images, counts in the first of them, which tells "
+    "where runs take seconds."
 )
 _NO_FACTS = ("git_dirty", "splits_hash")  # said beside the commit, and another one for each seed
 _STANDINGS_NOTE = (
@@ -54,8 +56,8 @@ _STANDINGS_NOTE = (
     "linear probe. Epochs vs full FT: how many times as fast; whole run: how many times as little time of the "
     "processors, choices included, but for what runs share, which counts in the first of them; geometric means. A mean "
     "stands only where a method was run in every setting. Bold: recommended, the best of what tunes at most 10 % of "
-    "the parameters, or trains nothing, and lost no run; as it is chosen by the numbers of this table, they flatter it "
-    "a little."
+    "the parameters, or trains nothing, lost no run, and is no control, on the settings and seeds that these share; as "
+    "it is chosen by these numbers, they flatter it a little."
 )
 _CHOICE_NOTE = (
     "\N{CHECK MARK}: within 1 point of the best of all, or not below what it is compared with. Of a method with "
@@ -164,8 +166,9 @@ def _notes(finished: Sequence[Result]) -> str:
     measure = _MEASURES[finished[0].measure]
     return (
         f"{measure} Values are means over seeds, ± is their sample standard deviation (none for a "
-        "single seed), the highest mean is in bold; a mean with a \N{DAGGER} is over the runs alone that finished, and "
-        "seeds says what became of the rest. tuned %: parameters trained, the head's included. NC1 is "
+        "single seed), the highest mean is in bold, compared on the seeds that two rows share; a mean with a "
+        "\N{DAGGER} is over fewer runs than others of its setting, and seeds says what became of the rest. tuned %: "
+        "parameters trained, the head's included. NC1 is "
         f"{_FORMULAS.get(convention, convention)} of what the classifier sees, on the training split; NC2 the "
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "Behind a learning rate, or the dash of a solved head, a \N{DOUBLE DAGGER} says that in some runs the rate, a "
@@ -228,7 +231,8 @@ def _overview(rows: Sequence[Row], styles: Mapping[str, Style]) -> Iterator[Sect
 def _answers(rows: Sequence[Row]) -> Iterator[Section]:
     """Say which method did best over all groups, and how the recommended one did in each."""
     found = standings(rows)
-    leader = recommended(found) or next(iter(found), None)
+    choice = recommended(found)
+    leader = choice.standing if choice is not None else next(iter(found), None)
     if leader is not None and (compared := comparison_table(leader, found)).rows:
         note = _COMPARISON_NOTE.format(leader.label)
         yield Section(f"{leader.label} against each alternative", compared, kind="main", note=note)

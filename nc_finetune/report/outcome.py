@@ -8,13 +8,14 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from nc_finetune.report._tables.analysis import correlation_text, nc1_correlation, wins
-from nc_finetune.report._tables.comparison import Difference, difference, gap
-from nc_finetune.report._tables.groups import Group, common_words, group_of, grouped, setting_names
+from nc_finetune.report._tables.comparison import Difference, best_rows, difference, gap
+from nc_finetune.report._tables.groups import Group, common_words, group_of, group_order, grouped, setting_names
 from nc_finetune.report._tables.labels import plain_words
 from nc_finetune.report._tables.standings import (
     LIGHT,
     NEAR,
     REFERENCES,
+    Recommendation,
     Standing,
     alternatives,
     light,
@@ -22,7 +23,7 @@ from nc_finetune.report._tables.standings import (
     reference_rows,
     standings,
 )
-from nc_finetune.report._tables.summary import Row, best_rows, by_group, finished_runs
+from nc_finetune.report._tables.summary import Row, by_group, finished_runs
 from nc_finetune.report._tables.tables import accuracy_text
 from nc_finetune.report._tables.variants import method_label
 from nc_finetune.results.result import Result
@@ -57,8 +58,26 @@ def lost_words(rows: Sequence[Row]) -> str:
     Returns:
         One sentence; empty where every run came to a result.
     """
-    lost = [f"{name}: {row.lost_words}" for row, name in _placed(rows) if row.lost]
-    return f"Without a result: {_listed(lost)}." if lost else ""
+    names, by_setting = setting_names(by_group(rows)), by_group(rows)
+    nothing = [group for group, members in by_setting.items() if not any(row.seeds for row in members)]
+    of_settings = [f"nothing finished on {names[group]} ({_fates(by_setting[group])})" for group in nothing]
+    lost = [f"{name}: {row.lost_words}" for row, name in _placed(rows) if row.lost and row.group not in nothing]
+    return f"Without a result: {_listed([*of_settings, *lost])}." if nothing or lost else ""
+
+
+def _fates(rows: Sequence[Row]) -> str:
+    counts = sum((collections.Counter(row.lost) for row in rows), collections.Counter())
+    return ", ".join(f"{number} {fate}" for fate, number in counts.items())
+
+
+def missing_words(rows: Sequence[Row]) -> str:
+    """Say whose means are over fewer seeds than others of their setting, since they were not run with the rest.
+
+    Returns:
+        One sentence; empty where all rows of a setting have the same seeds.
+    """
+    found = [f"{name} ({row.missing_words})" for row, name in _placed(rows) if row.missing]
+    return f"Not run with all seeds of their setting: {_listed(found)}." if found else ""
 
 
 def edge_words(rows: Sequence[Row]) -> str:
@@ -181,14 +200,22 @@ def _on_average(settings: int) -> str:
     return " on average" if settings > 1 else ""
 
 
-def _choice_words(choice: Standing) -> str:
+def _choice_words(recommendation: Recommendation) -> str:
+    choice = recommendation.within
     number = len(choice.rows)
     where, mean = (f" over {number} settings", " on average") if number > 1 else ("", "")
     measure = next(iter(choice.rows)).measure
     return (
         f"Recommended: {choice.label}, with {choice.tuned_percent:.2f} % of the parameters tuned: the closest to the "
         f"best{where} of all that tune at most {LIGHT:g} %, or train nothing, and lost no run"
-        f" ({measure} {choice.accuracy:.2f} %{mean})."
+        f" ({measure} {choice.accuracy:.2f} %{mean}).{_left_out_words(recommendation.left_out)}"
+    )
+
+
+def _left_out_words(labels: Sequence[str]) -> str:
+    return (
+        f" Not considered, as not run with all the seeds and settings that it is chosen by: {_listed(labels)}."
+        * bool(labels)
     )
 
 
@@ -196,7 +223,7 @@ def _best_words(choice: Standing) -> str:
     """Say how far the recommendation is from the best of all."""
     number, behind = len(choice.behind), choice.behind
     if not any(behind.values()):
-        return "No mean is higher" + (" in any setting." if number > 1 else ".")
+        return "No mean is higher" + (" in any setting that it was run in." if number > 1 else ".")
     mean, (group, largest) = statistics.fmean(behind.values()), max(behind.items(), key=lambda item: item[1])
     if number == 1:
         return f"It is {largest:.2f} points below the best of all."
@@ -228,6 +255,11 @@ def _verdict_words(against: Mapping[str, Difference]) -> str:
 
 def _objections(choice: Standing, found: Sequence[Standing], against: Mapping[str, Difference]) -> Iterator[str]:
     """Say what the numbers hold against the recommendation."""
+    measured = {group for standing in found for group in standing.rows}
+    if elsewhere := [group for group in measured if group not in choice.rows]:
+        names = setting_names(sorted(measured, key=group_order))
+        places = _listed([names[group] for group in names if group in elsewhere])
+        yield f"it has no result in {len(elsewhere)} of {count(len(measured), 'setting')} ({places})"
     far = {group: points for group, points in choice.behind.items() if points > NEAR}
     if far and len(choice.behind) > 1:
         group, points = max(far.items(), key=lambda item: item[1])
@@ -319,20 +351,30 @@ def recommendation_words(rows: Sequence[Row]) -> list[str]:
         Sentences; none where nothing that tunes at most 10 % was compared with anything.
     """
     found = standings(rows)
-    choice = recommended(found)
-    if choice is None:
-        lost = [f"{standing.label}: {', '.join(dict.fromkeys(standing.lost.values()))}" for standing in light(found)]
-        why = f"all that tune at most {LIGHT:g} % of the parameters, or train nothing, lost runs ({_listed(lost)})"
-        return [f"Nothing is recommended: {why}."] if lost else []
+    recommendation = recommended(found)
+    if recommendation is None:
+        why = _why_nothing(light(found))
+        return [f"Nothing is recommended: {why}."] if why else []
+    choice = recommendation.standing
     against = alternatives(choice, found)
     objections = list(_objections(choice, found, against))
     untold = "it shares no setting and seed with any other, so that nothing can be told"
     return [
-        f"{_choice_words(choice)} {_best_words(choice)}",
+        f"{_choice_words(recommendation)} {_best_words(choice)}",
         *([_verdict_words(against)] if against else []),
         f"What speaks against it: {'; '.join(objections) or ('nothing in these results' if against else untold)}.",
         *filter(None, [_faster_words(choice, found, against)]),
     ]
+
+
+def _why_nothing(candidates: Sequence[Standing]) -> str:
+    """Say why none of what tunes little is recommended; empty where nothing does."""
+    those = f"that tune at most {LIGHT:g} % of the parameters, or train nothing,"
+    lost = {standing.label: ", ".join(dict.fromkeys(standing.lost.values())) for standing in candidates}
+    if all(lost.values()):
+        named = _listed([f"{label}: {words}" for label, words in lost.items()])
+        return f"all {those} lost runs ({named})" if lost else ""
+    return f"no two {those} and lost no run, share a setting and a seed"
 
 
 def outcome(results: Sequence[Result], rows: Sequence[Row]) -> tuple[str, ...]:
@@ -351,7 +393,13 @@ def outcome(results: Sequence[Result], rows: Sequence[Row]) -> tuple[str, ...]:
     else:
         names = setting_names(groups)
         first = [_group_words(names[group], members) for group, members in groups.items()]
-    about = (status_words(results), lost_words(rows), _seed_words(rows), common_words(groups))
+    about = (
+        status_words(results),
+        lost_words(rows),
+        _seed_words(rows),
+        missing_words(rows),
+        common_words(groups),
+    )
     counted = " ".join(filter(None, about))
     warnings = (edge_words(rows), epoch_words(rows))
     words = [counted, *warnings, *recommendation_words(rows), *first, _correlation_words(finished_runs(results))]

@@ -79,6 +79,32 @@ def test_a_lone_candidate_that_lost_runs_is_not_recommended_and_it_is_said_why(s
     assert f"SCL-FT (99.00 † %, 5.40 % of the parameters tuned; 2 of 3 {status})" in said
 
 
+def test_a_setting_in_which_nothing_finished_is_named_and_held_against_the_recommendation() -> None:
+    lost = [make_run(run.method, 0.0, run.seed, dataset="b", status="failed") for run in WINNER]
+    said = "\n".join(outcome([*WINNER, *lost], summarize([*WINNER, *lost])))
+    assert "Without a result: nothing finished on b (6 failed)." in said
+    assert "Nothing is recommended: all that tune at most 10 %" in said
+    only_full = [run for run in lost if run.method == "full_ft"]
+    more = make_run("full_ft", 70.0, dataset="c")
+    said = "\n".join(outcome([*WINNER, *only_full, more], summarize([*WINNER, *only_full, more])))
+    assert "nothing finished on b (2 failed)" in said
+    assert "it has no result in 1 of 2 settings (c)" in said
+
+
+def test_rows_with_fewer_seeds_are_named_and_not_considered() -> None:
+    runs = [*WINNER, make_run("norm_tuning", 99.0)]
+    said = "\n".join(outcome(runs, summarize(runs)))
+    assert "Not run with all seeds of their setting: norm tuning (1 of 2 seeds not run)." in said
+    assert "Not considered, as not run with all the seeds and settings that it is chosen by: norm tuning." in said
+    assert "Recommended: SCL-FT" in said
+
+
+def test_what_shares_no_run_is_not_recommended() -> None:
+    runs = [make_run("scl_ft", 90.0), make_run("linear_probe", 80.0, dataset="b"), make_run("full_ft", 70.0)]
+    said = "Nothing is recommended: no two that tune at most 10 % of the parameters, or train nothing, and lost no run,"
+    assert f"{said} share a setting and a seed." in words(runs)
+
+
 def test_the_second_of_a_setting_comes_with_the_paired_difference() -> None:
     runs = [*seeds("scl_ft", 91.0, 92.0, 93.0), *seeds("full_ft", 90.0, 91.0, 92.1), make_run("full_ft", 20.0, 9)]
     said = "\n".join(outcome(runs, summarize(runs)))

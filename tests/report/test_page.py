@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,9 @@ def make_runs(datasets: int = 2, sizes: tuple[int, ...] = (5, 20), seeds: int = 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    lost = Result(
-        run_id="lost",
-        backbone="resnet18",
-        weights=None,
-        dataset="digits",
-        method="scl_ft",
-        status="failed",
-        error=HOSTILE,
-    )
-    return write_report([*make_runs(), lost], tmp_path_factory.mktemp("page")).page
+    runs = make_runs()
+    lost = replace(runs[0], run_id="lost", seed=9, status="failed", error=HOSTILE)
+    return write_report([*runs, lost], tmp_path_factory.mktemp("page")).page
 
 
 @pytest.fixture(scope="module")

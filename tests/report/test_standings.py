@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report._tables.tables import NOTHING
 from nc_finetune.results.result import Result
 
-TUNED = {"linear_probe": 0.4, "adapter": 5.1, "scl_ft": 5.4, "full_ft": 100.0}
+TUNED = {"control": 0.0, "linear_probe": 0.4, "adapter": 5.1, "scl_ft": 5.4, "full_ft": 100.0}
 
 
 def make_run(method: str, accuracy: float, seed: int = 0, dataset: str = "a", **changes: Any) -> Result:
@@ -65,7 +66,7 @@ def test_ties_share_the_mean_of_their_ranks_as_in_scipy() -> None:
 def test_the_recommended_tunes_little_and_is_closest_to_the_best_on_average() -> None:
     choice = recommended(stand(*TWO))
     assert choice is not None
-    assert choice.label == "SCL-FT"
+    assert choice.standing.label == "SCL-FT"
 
 
 def test_a_head_of_many_classes_that_was_solved_is_as_light_as_a_small_one() -> None:
@@ -79,13 +80,13 @@ def test_a_head_of_many_classes_that_was_solved_is_as_light_as_a_small_one() -> 
         ]
         found = recommended(stand(*runs))
         assert found is not None
-        assert found.label == label
+        assert found.standing.label == label
 
 
 def test_what_was_run_in_few_settings_is_not_recommended() -> None:
     choice = recommended(stand(*TWO, make_run("adapter", 99.0)))
     assert choice is not None
-    assert choice.label == "SCL-FT"
+    assert choice.standing.label == "SCL-FT"
 
 
 @pytest.mark.parametrize("runs", [TWO[:1], [make_run("full_ft", 90.0), make_run("scl_ft", 91.0, tuned_percent=12.0)]])
@@ -210,7 +211,7 @@ def test_what_lost_runs_is_not_recommended_while_something_else_can_be(status: A
     ]
     choice = recommended(stand(*runs))
     assert choice is not None
-    assert choice.label == "LoRA"
+    assert choice.standing.label == "LoRA"
     only = [run for run in runs if run.method != "adapter"]
     assert recommended(stand(*only)) is None
 
@@ -219,7 +220,47 @@ def test_what_diverged_everywhere_in_one_setting_is_not_recommended() -> None:
     runs = [*TWO, make_run("adapter", 99.0), make_run("adapter", 99.0, dataset="b", status="diverged")]
     choice = recommended(stand(*runs))
     assert choice is not None
-    assert choice.label == "SCL-FT"
+    assert choice.standing.label == "SCL-FT"
+
+
+def label_of_choice(runs: list[Result]) -> tuple[str, tuple[str, ...]] | None:
+    found = recommended(stand(*runs))
+    return None if found is None else (found.standing.label, found.left_out)
+
+
+def test_a_control_is_never_recommended() -> None:
+    control = {"options": {"kind": "class_priors"}, "tuned_percent": 0.0, "readout": {"kind": "class_priors"}}
+    runs = [*TWO, *(make_run("control", 99.0, dataset=name, **control) for name in "abc")]
+    assert label_of_choice(runs) == ("SCL-FT", ())
+
+
+def test_candidates_are_compared_where_most_of_their_runs_are() -> None:
+    begun = [make_run("adapter", 99.0, dataset="c")]  # a third setting, of which the rest is still to run
+    assert label_of_choice([*TWO, *begun]) == ("SCL-FT", ("LoRA",))
+    other = [run for run in TWO if run.method != "scl_ft"] + [make_run("adapter", 99.0, dataset=name) for name in "ac"]
+    # The probe has a and b, LoRA a and c: they compare on a alone, where LoRA is ahead.
+    assert label_of_choice(other) == ("LoRA", ())
+    apart = [make_run("linear_probe", 50.0), make_run("adapter", 99.0, dataset="c"), make_run("full_ft", 60.0)]
+    assert label_of_choice(apart) is None
+
+
+def test_one_good_seed_does_not_recommend_what_others_have_five_of() -> None:
+    runs = [
+        *over_seeds("scl_ft", {seed: 80.0 + seed for seed in range(5)}),
+        *over_seeds("linear_probe", {seed: 70.0 + seed for seed in range(5)}),
+        *over_seeds("full_ft", {seed: 81.0 + seed for seed in range(5)}),
+        make_run("adapter", 99.0, 4),
+    ]
+    assert label_of_choice(runs) == ("SCL-FT", ("LoRA",))
+
+
+@pytest.mark.parametrize(("theirs", "pairs"), [("same", 3), (None, 3), ("other", 2)])
+def test_a_seed_with_which_other_images_were_drawn_is_no_pair(theirs: str | None, pairs: int) -> None:
+    ours = [make_run("scl_ft", 91.0 + seed, seed, provenance={"splits_hash": "same"}) for seed in range(3)]
+    others = [make_run("full_ft", 90.0, seed, provenance={"splits_hash": "same"}) for seed in range(2)]
+    others.append(make_run("full_ft", 90.0, 2, provenance={} if theirs is None else {"splits_hash": theirs}))
+    found = compare(ours, others)
+    assert (len(found.values), found.unpaired) == (pairs, 6 - 2 * pairs)
 
 
 def test_the_table_of_differences_has_what_the_words_say() -> None:
@@ -316,6 +357,19 @@ def test_over_data_sets_it_is_students_t_of_their_means_however_many_settings_ea
     found = compare(ours, theirs).over_sets
     expected = stats.t.interval(0.95, 2, loc=3.0, scale=stats.sem([*leads.values()]))
     assert found == pytest.approx(expected)
+    more = [
+        make_run(
+            "scl_ft", 81.0 + size / 10, dataset=f"a ({size})", config={"dataset": {"name": "a", "image_size": size}}
+        )
+        for size in (-5, 0, 5)
+    ]
+    whole = {"a": {"config": {"dataset": {"name": "a"}}}}
+    ours = [
+        *more,
+        *(make_run("scl_ft", 80 + lead, dataset=name, **whole.get(name, {})) for name, lead in leads.items()),
+    ]
+    theirs = [replace(run, method="full_ft", run_id=f"full {run.run_id}", accuracy=80.0) for run in ours]
+    assert compare(ours, theirs).over_sets == pytest.approx(expected)  # a counts once, though it has four settings
     sizes = [
         {"config": {"dataset": {"name": "one", "image_size": size}}, "dataset": f"one ({size})"}
         for size in (32, 64, 96)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from nc_finetune.report._tables.comparison import best_rows
 from nc_finetune.report._tables.groups import common_words, setting_names
-from nc_finetune.report._tables.summary import best_rows, summarize
+from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report._tables.tables import (
     NOTHING,
     accuracy_text,
@@ -109,8 +110,15 @@ def test_what_diverged_on_every_seed_has_a_row_that_says_so() -> None:
     assert (rows[0][0], rows[0][2], rows[0][-1]) == ("SCL-FT", NOTHING, "0 (3 of 3 diverged)")
 
 
-def test_a_group_of_lost_runs_alone_has_no_rows() -> None:
+def test_a_group_of_lost_runs_alone_has_rows_that_say_so_beside_one_that_finished() -> None:
     assert summarize([make_run(status="failed")]) == []
+    rows = summarize(
+        [make_run(), make_run(dataset="lost", status="failed"), make_run(dataset="lost", status="diverged")]
+    )
+    assert [(row.group.dataset, row.seeds, row.lost_words) for row in rows] == [
+        ("digits", 1, ""),
+        ("lost", 0, "1 of 1 diverged"),
+    ]
 
 
 def test_costs_are_chosen_rates_mean_time_and_largest_memory() -> None:
@@ -194,8 +202,18 @@ def test_best_is_the_highest_mean_not_the_highest_run() -> None:
     assert [row.variant.method for row in best_rows(summarize(runs))] == ["scl_ft"]
 
 
+def test_the_best_is_so_on_the_seeds_that_two_rows_share() -> None:
+    lucky = over_seeds([99.0], method="full_ft")  # on the seed with which the other one comes to 99.5
+    rows = summarize([*over_seeds([99.5, 60.0], method="scl_ft"), *lucky])
+    assert [row.variant.method for row in best_rows(rows)] == ["scl_ft"]
+    assert {row.label: (row.missing_words, accuracy_text(row)[-1]) for row in rows} == {
+        "SCL-FT": ("", "3"),
+        "full FT": ("1 of 2 seeds not run", "\N{DAGGER}"),
+    }
+
+
 def test_equal_means_are_all_best() -> None:
-    runs = [*over_seeds([90.0, 92.0], method="full_ft"), *over_seeds([91.0], method="scl_ft")]
+    runs = [*over_seeds([90.0, 92.0], method="full_ft"), *over_seeds([92.0, 90.0], method="scl_ft")]
     assert len(best_rows(summarize(runs))) == 2
 
 

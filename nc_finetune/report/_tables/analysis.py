@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nc_finetune.report._tables.comparison import CONFIDENCE
+from nc_finetune.report._tables.comparison import CONFIDENCE, best_rows
 from nc_finetune.report._tables.groups import finite, group_of, setting_names
 from nc_finetune.report._tables.score import ACCURACY
-from nc_finetune.report._tables.summary import Row, best_rows, by_group
+from nc_finetune.report._tables.summary import Row, by_group
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table, accuracy_text, cost_text, costs_of, measure_column
 from nc_finetune.results.result import Result
 

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from nc_finetune.report._tables.analysis import summed_confusion, taken_for
+from nc_finetune.report._tables.comparison import best_rows
 from nc_finetune.report._tables.groups import setting_names
-from nc_finetune.report._tables.summary import Row, best_rows, by_group
+from nc_finetune.report._tables.summary import Row, by_group
 from nc_finetune.report._tables.tables import NOTHING, Entry, Table, number, significant
 from nc_finetune.results.result import Result
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from nc_finetune.report._tables.comparison import Difference, difference, gap
@@ -57,6 +58,11 @@ class Standing:
         return self.tuned_percent <= LIGHT or (solved and not any(row.learning_rates for row in self.rows.values()))
 
     @property
+    def is_control(self) -> bool:
+        """Whether it stands there to be compared with, as class priors do."""
+        return all(row.variant.method == "control" for row in self.rows.values())
+
+    @property
     def near(self) -> int:
         """In how many settings it is within one point of the best."""
         return sum(points <= NEAR for points in self.behind.values())
@@ -93,28 +99,80 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     return sorted(made, key=lambda standing: (-len(standing.rows), statistics.fmean(standing.behind.values())))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What to take, and what that rests on.
+
+    Attributes:
+        standing: The variant, over all settings that it was run in.
+        within: The same on the runs that the candidates share, by which it was chosen.
+        left_out: Labels of candidates that lack some of these runs, and were not considered.
+    """
+
+    standing: Standing
+    within: Standing
+    left_out: tuple[str, ...] = ()
+
+
 def light(found: Sequence[Standing]) -> list[Standing]:
     """Find what can be recommended if it lost no run: what tunes at most 10 % of the parameters, or trains nothing.
 
-    Of these, what was run in most settings.
+    Returns:
+        Those, controls left out; empty where there is nothing to compare with.
+    """
+    return [standing for standing in found if len(found) > 1 and standing.is_light and not standing.is_control]
+
+
+def recommended(found: Sequence[Standing]) -> Recommendation | None:
+    """Choose what to recommend: the closest to the best of what tunes at most 10 %, or trains nothing.
+
+    Candidates are compared on the same settings and seeds: where some lack a few, on those by which most runs compare,
+    and who lacks one of these is left out. What diverged or failed on some seeds is never recommended: its mean is over
+    the runs that went well.
 
     Returns:
-        Those, the closest to the best on average first; empty where there is nothing to compare with.
+        The choice; ``None`` where nothing tunes so little, all that does lost runs, no two of these share a run, or
+        there is nothing to compare with.
     """
-    most = max((len(standing.rows) for standing in found), default=0)
-    return [standing for standing in found if len(found) > 1 and len(standing.rows) == most and standing.is_light]
+    sound = [standing for standing in light(found) if not standing.lost]
+    shared = _shared_runs(sound)
+    if not shared:
+        return None
+    rows = [row for standing in found for row in standing.rows.values()]
+    candidates = {standing.label for standing in sound if _runs_of(standing) >= shared}
+    kept = [part for row in rows if (part := _within(row, shared)).accuracies]
+    best = next(standing for standing in standings(kept) if standing.label in candidates)
+    whole = next(standing for standing in found if standing.label == best.label)
+    left_out = tuple(standing.label for standing in sound if standing.label not in candidates)
+    return Recommendation(standing=whole, within=best, left_out=left_out)
 
 
-def recommended(found: Sequence[Standing]) -> Standing | None:
-    """Choose what to recommend: the most accurate of what tunes at most 10 %, or trains nothing, and lost no run.
+_Runs = frozenset[tuple[Group, int]]  # by setting and seed
 
-    What diverged or failed on some seeds is never recommended: its mean is over the runs that went well.
 
-    Returns:
-        The one that is closest to the best on average, among those that were run in most settings; ``None`` where
-        nothing tunes so little, all that does lost runs, or there is nothing to compare with.
-    """
-    return next((standing for standing in light(found) if not standing.lost), None)
+def _runs_of(standing: Standing) -> _Runs:
+    return frozenset((group, seed) for group, row in standing.rows.items() for seed in row.accuracies)
+
+
+def _shared_runs(candidates: Sequence[Standing]) -> _Runs:
+    """Find the settings and seeds on which most runs of candidates compare: shared by two or more, if there are two."""
+    held = [_runs_of(standing) for standing in candidates]
+    fewest = min(2, len(held))
+
+    def compared(shared: _Runs) -> tuple[int, int]:
+        number = sum(shared <= runs for runs in held)
+        return (number * len(shared) if number >= fewest else 0, len(shared))
+
+    among = {one & other for one, other in itertools.combinations_with_replacement(dict.fromkeys(held), 2)}
+    best = max(among, key=compared, default=frozenset())
+    return best if compared(best)[0] else frozenset()
+
+
+def _within(row: Row, shared: _Runs) -> Row:
+    """Keep what some seeds of a row came to."""
+    accuracies = {seed: value for seed, value in row.accuracies.items() if (row.group, seed) in shared}
+    mean = statistics.fmean(accuracies.values()) if accuracies else None
+    return replace(row, accuracies=accuracies, accuracy=mean, lost={})
 
 
 def alternatives(choice: Standing, found: Sequence[Standing]) -> dict[str, Difference]:
@@ -172,10 +230,11 @@ def standings_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     if settings < 2 or len(found) < 2:
         return Table()
     choice = recommended(found)
+    chosen = choice.standing if choice is not None else None
     columns = ("method", "tuned %", f"mean {measure_column(rows)}", "mean rank", "within 1 point of best")
     more: tuple[str, ...] = ("points below best", "at most", "not below probe", "epochs vs full FT")
     more = (*more, "whole run vs full FT", "settings")
-    lines = [_standing_cells(standing, found, standing is choice, settings) for standing in found]
+    lines = [_standing_cells(standing, found, standing is chosen, settings) for standing in found]
     if any(standing.lost for standing in found):
         more = (*more, "runs without a result")
         names = setting_names(by_group(rows))
@@ -249,9 +308,10 @@ def choice_table(found: Sequence[Standing], rows: Sequence[Row]) -> Table:
     Returns:
         The table; empty where nothing is recommended, or there is only one setting.
     """
-    choice = recommended(found)
-    if choice is None or len(choice.rows) < 2:
+    recommendation = recommended(found)
+    if recommendation is None or len(recommendation.standing.rows) < 2:
         return Table()
+    choice = recommendation.standing
     others = {method: reference_rows(found, method, choice) for method in REFERENCES}
     against = {method: found_ for method, theirs in others.items() if (found_ := difference(choice.rows, theirs))}
     members = _measured(rows)

@@ -53,6 +53,7 @@ class Row:
         runs: Those that finished, by seed.
         lost: How many further seeds came to no result, by what became of them: ``"diverged"``, ``"failed"``, or
             ``"without a test result"``, which finished all the same.
+        missing: How many seeds that another row of the group has a result of this one was not begun with.
     """
 
     group: Group
@@ -82,6 +83,12 @@ class Row:
     all_epochs: int = 0
     processor_seconds: float | None = None
     teraflop: float | None = None
+    missing: int = 0
+
+    @property
+    def samples(self) -> dict[int, str | None]:
+        """Hash of the images that were drawn, by seed; ``None`` where it was not recorded."""
+        return {run.seed: run.provenance.get("splits_hash") for run in self.runs}
 
     @property
     def planned(self) -> int:
@@ -92,6 +99,11 @@ class Row:
     def lost_words(self) -> str:
         """What became of the runs without a result, e.g. ``"2 of 3 diverged"``; empty where all have one."""
         return ", ".join(f"{number} of {self.planned} {fate}" for fate, number in self.lost.items())
+
+    @property
+    def missing_words(self) -> str:
+        """How many seeds others of the group have and this row has not, e.g. ``"4 of 5 seeds not run"``."""
+        return f"{self.missing} of {self.planned + self.missing} seeds not run" if self.missing else ""
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -124,7 +136,7 @@ def _refuse_repeated_seeds(runs: Sequence[Result]) -> None:
         by_seed[run.seed] = run.run_id
 
 
-def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result]) -> Row:
+def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result], missing: int) -> Row:
     """Average the runs of one cell that finished, and count those that did not."""
     _refuse_repeated_seeds(runs)
     scores = {run.seed: run.score for run in runs}
@@ -163,6 +175,7 @@ def _row(key: _RowKey, label: str, runs: Sequence[Result], lost: Sequence[Result
         all_epochs=sum(run.took_all_epochs for run in runs),
         processor_seconds=_mean(finite(run.processor_seconds for run in runs)),
         teraflop=_mean(finite(run.flops / 1e12 for run in runs if run.flops)),
+        missing=missing,
     )
 
 
@@ -189,14 +202,10 @@ def _cell_of_lost(run: Result, cells: Mapping[_RowKey, Sequence[Result]]) -> _Ro
     """Say which cell a run without a result belongs to: one of those that have any, or its own beside them.
 
     Such a run may not know its measure, and one that failed before it was built neither its head nor its key layer.
-    Then it belongs to the one cell of its method and options that lacks its seed. ``None`` where there are several, or
-    no run of its group finished: there is nothing that it could be compared with.
+    Then it belongs to the one cell of its method and options that lacks its seed; ``None`` where there are several.
     """
     group, variant = _cell_of(run)
-    groups = [known for known, _ in cells if replace(known, measure=group.measure) == group]
-    if not groups:
-        return None
-    group = groups[0]
+    group = next((known for known, _ in cells if replace(known, measure=group.measure) == group), group)
     lacking = [
         (known, other)
         for (known, other), members in cells.items()
@@ -218,6 +227,8 @@ def _cells(results: Sequence[Result]) -> dict[_RowKey, tuple[list[Result], list[
     """Gather runs by cell, in the order of the tables: those that finished, and those that did not."""
     results = told_apart(results)
     finished = grouped(finished_runs(results), _cell_of)
+    if not finished:
+        return {}
     lost: dict[_RowKey, list[Result]] = {}
     for run in results:
         if run.status != "ok" and (cell := _cell_of_lost(run, finished)) is not None:
@@ -232,8 +243,8 @@ def summarize(results: Iterable[Result]) -> list[Row]:
         results: Runs; of those that failed or diverged no number counts, but their row says how many they are.
 
     Returns:
-        One row per group and variant, of groups with a finished run: sorted by data set, backbone, weights, training
-        size, then by method.
+        One row per group and variant: sorted by data set, backbone, weights, training size, then by method. None at
+        all where no run finished.
 
     Raises:
         ValueError: If the runs measured NC1 by different conventions, or a row would hold a seed twice.
@@ -257,7 +268,13 @@ def summarize(results: Iterable[Result]) -> list[Row]:
     """
     cells = _cells(list(results))
     labels = variant_labels(run for finished, lost in cells.values() for run in finished or lost)
-    return [_row(key, labels[key[1]], finished, lost) for key, (finished, lost) in cells.items()]
+    seeds: dict[Group, set[int]] = {}
+    for (group, _), (finished, _) in cells.items():
+        seeds.setdefault(group, set()).update(run.seed for run in finished)
+    return [
+        _row(key, labels[key[1]], finished, lost, len(seeds[key[0]] - {run.seed for run in (*finished, *lost)}))
+        for key, (finished, lost) in cells.items()
+    ]
 
 
 def row_labels(rows: Iterable[Row]) -> dict[Variant, str]:
@@ -268,16 +285,6 @@ def row_labels(rows: Iterable[Row]) -> dict[Variant, str]:
 def by_group(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     """Gather rows by group."""
     return grouped(rows, lambda row: row.group)
-
-
-def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Find the highest mean accuracy.
-
-    Returns:
-        The best row, or several where the means are equal; empty if nothing has an accuracy.
-    """
-    highest = max(finite(row.accuracy for row in rows), default=None)
-    return [row for row in rows if row.accuracy is not None and row.accuracy == highest]
 
 
 def _place_but_image_size(run: Result) -> tuple[object, ...]:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nc_finetune.report._tables.comparison import best_rows
 from nc_finetune.report._tables.groups import setting_names
 from nc_finetune.report._tables.score import ACCURACY
-from nc_finetune.report._tables.summary import Row, best_rows, by_group, row_labels
+from nc_finetune.report._tables.summary import Row, by_group, row_labels
 
 NOTHING = "\N{EN DASH}"
 AT_EDGE = " \N{DOUBLE DAGGER}"  # behind the learning rate of a row with values that were not bracketed
@@ -23,7 +24,7 @@ class Entry:
 
     Attributes:
         text: What it says.
-        best: Whether it holds the highest mean accuracy of its group.
+        best: Whether it holds the highest mean accuracy of its group, over the seeds that two rows share.
         value: The number in it, to sort by.
     """
 
@@ -95,13 +96,13 @@ def accuracy_text(row: Row) -> str:
     """Write the accuracy of a row.
 
     Returns:
-        Mean in per cent, with the standard deviation where there is one; marked where runs without a result are not
-        in it.
+        Mean in per cent, with the standard deviation where there is one; marked where runs without a result, or seeds
+        that others of its setting have, are not in it.
     """
     if row.accuracy is None:
         return NOTHING
     spread = "" if row.accuracy_sd is None else f" ± {row.accuracy_sd:.2f}"
-    return f"{row.accuracy:.2f}{spread}{_PARTIAL if row.lost else ''}"
+    return f"{row.accuracy:.2f}{spread}{_PARTIAL if row.lost or row.missing else ''}"
 
 
 def measure_text(mean: float | None, sd: float | None) -> str:
@@ -207,8 +208,13 @@ def _cells(row: Row, best: bool, balanced: bool, calibration: bool, whole_job: S
         *(costs[name] for name in whole_job),
         costs["peak memory"],
         costs["delta size"],
-        Entry(f"{row.seeds}{f' ({row.lost_words})' if row.lost else ''}", value=row.seeds),
+        Entry(_seeds_text(row), value=row.seeds),
     )
+
+
+def _seeds_text(row: Row) -> str:
+    fates = ", ".join(filter(None, (row.lost_words, row.missing_words)))
+    return f"{row.seeds} ({fates})" if fates else f"{row.seeds}"
 
 
 def _percent(value: float | None) -> str:
