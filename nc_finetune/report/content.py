@@ -173,9 +173,9 @@ def _notes(finished: Sequence[Result]) -> str:
         "distance of its class means from a simplex ETF; both are 0 at the collapse. "
         "Behind a learning rate, or the dash of a solved head, a \N{DOUBLE DAGGER} says that in some runs the rate, a "
         "rank, a penalty, a shrinkage or a number of neighbours was the lowest or the highest that was tried, so that "
-        "a better one may lie beyond (none below 1 neighbour, or above a shrinkage of 1). s/epoch: mean time of one "
-        "training pass. processor s and TFLOP: of whole runs, with everything that was chosen by. Peak memory: largest "
-        "of the seeds. Delta size: what a file of the tuned part and the head takes."
+        "a better one may lie beyond. s/epoch: mean time of one training pass. processor s and TFLOP: of whole runs, "
+        "with everything that was chosen by. Peak memory: largest of the seeds. Delta size: what a file of the tuned "
+        "part and the head takes."
     ) + "".join(
         words
         for words, said in (

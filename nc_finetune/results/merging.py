@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from nc_finetune.results.identity import differences, facts_of, identity_of
 from nc_finetune.results.result import Result, read_result
+
+# What the same run comes to again; the rest follows from it, or is time.
+_NUMBERS = ("accuracy", "average_precision", "nc1", "calibration_error", "tempered_calibration_error")
 
 
 def merge_results(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
@@ -57,17 +61,25 @@ class _Merged:
 
     def add(self, runs: Sequence[Result], folder: Path) -> None:
         """Add the runs of one folder."""
-        repeated = []
+        repeated, differing = [], []
         for run in runs:
             twin = self._finished.get(identity_of(run))
             if twin is None or run.status != "ok":
                 self._add(run, folder)
-            elif twin != run.run_id:
+                continue
+            if twin != run.run_id:
                 repeated.append(f"{run.run_id} ({twin})")
+            if found := _measured_otherwise(self.runs[twin], run):
+                differing.append(f"{run.run_id} ({', '.join(found)})")
         if repeated:
             self.problems.append(
                 f"{len(repeated)} of {len(runs)} runs in {folder} differ in nothing that is recorded from runs that"
                 f" were read before: {', '.join(repeated)}"
+            )
+        if differing:
+            self.problems.append(
+                f"{len(differing)} of {len(runs)} runs in {folder} came to other numbers than the same runs that were"
+                f" read before, which are shown: {'; '.join(differing)}"
             )
 
     def _add(self, run: Result, folder: Path) -> None:
@@ -98,12 +110,24 @@ class _Merged:
         return next(free for free in numbered if free not in self.runs)
 
 
+def _measured_otherwise(first: Result, second: Result) -> list[str]:
+    """Say where two runs of the same thing came to other numbers."""
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in _NUMBERS}
+    return [
+        f"{name.replace('_', ' ')} {one:.4g} and {other:.4g}"
+        for name, (one, other) in pairs.items()
+        if one is not None and other is not None and not math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6)
+    ]
+
+
 def _read_all(folder: Path) -> tuple[list[Result], list[str]]:
     runs: list[Result] = []
     problems: list[str] = []
     for path in sorted(folder.glob("*.json")):
         try:
             runs.append(read_result(path))
-        except ValueError as error:
-            problems.append(str(error))
+        except (ValueError, RecursionError) as error:
+            problems.append(str(error) if isinstance(error, ValueError) else f"{path} is nested too deep")
+        except OSError as error:
+            problems.append(f"{path} cannot be read ({error.strerror}); mend or remove it")
     return runs, problems

@@ -21,6 +21,10 @@ Status = Literal["ok", "diverged", "failed"]
 Measure = Literal["accuracy", "average precision"]
 # What numbers of a solved head are chosen from.
 _LISTS: dict[str, Sequence[float]] = {"shrinkage": SHRINKAGES, "l2": PENALTIES}
+# At these a list ends since there is nothing beyond.
+_LIMITS: dict[str, float] = {"shrinkage": 1, "neighbors": 1}
+# Parts of a config that are specifications of their own.
+_SPECS = ("backbone", "dataset", "method", "head", "loss", "choice", "settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +191,7 @@ class Result:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """What was chosen and is the lowest or the highest of the values that were tried.
+        """What was chosen and is the lowest or the highest of the values that were tried, though there are more beyond.
 
         Returns:
             ``"learning rate"``, names of options that folds chose, and of a solved head ``"shrinkage"``, ``"l2"`` or
@@ -199,12 +203,13 @@ class Result:
             >>> dataclasses.replace(run, learning_rates=tried, readout={"neighbors": 100}).edges
             ('learning rate', 'neighbors')
         """
-        found = [name for name, value, tried in self._chosen() if not min(tried) < value < max(tried)]
+        chosen = [(name, value, tried) for name, value, tried in self._chosen() if value != _LIMITS.get(name)]
+        found = [name for name, value, tried in chosen if not min(tried) < value < max(tried)]
         return (*found, *self.choice.get("edges", []))
 
     @property
     def bracketed(self) -> bool | None:
-        """Whether lower and higher values than the chosen ones were tried, so that there are no :attr:`edges`.
+        """Whether lower and higher values than the chosen ones were tried, as far as there are any: no :attr:`edges`.
 
         ``None`` where nothing was chosen.
 
@@ -305,13 +310,26 @@ def read_result(path: Path) -> Result:
             f"{path} is not a benchmark result ({wrong[0]} is {getattr(result, wrong[0])!r:.60}, which is no"
             f" {_HINTS[wrong[0]]}); delete the file and run it again"
         )
-    try:
-        result.confusion_matrix()
-    except (ValueError, IndexError) as error:
-        raise ValueError(
-            f"{path} is not a benchmark result (its confusion is damaged: {error}); delete the file and run it again"
-        ) from error
+    if damage := _damage(result):
+        raise ValueError(f"{path} is not a benchmark result (its {damage}); delete the file and run it again")
     return result
+
+
+def _damage(result: Result) -> str:
+    """Say what inside the parts of a record is not as it was written; empty where all is."""
+    try:
+        classes = len(result.confusion_matrix())
+    except (ValueError, IndexError) as error:
+        return f"confusion is damaged: {error}"
+    if classes and len(result.class_names) not in (0, classes):
+        return f"confusion is of {classes} classes, and {len(result.class_names)} are named"
+    if wrong := [part for part in _SPECS if not isinstance(result.config.get(part, {}), dict)]:
+        return f"config has {result.config[wrong[0]]!r:.60} as {wrong[0]}, which is no mapping"
+    try:
+        result.edges, result.took_all_epochs  # noqa: B018 - reads what was tried
+    except (TypeError, ValueError, AttributeError) as error:
+        return f"choice is damaged: {error}"
+    return ""
 
 
 _HINTS = get_type_hints(Result)

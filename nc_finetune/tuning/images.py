@@ -82,6 +82,10 @@ def _as_number(text: str) -> int | float | None:
 def _same_classes(source: str, data: ImageData, options: dict[str, Any]) -> TestImages:
     """Load another source, its test split or, where it has none, all of it."""
     other = ImageData(source, val_size=0, test_size=0, **{**options, "group": None})
+    try:
+        other.class_names  # noqa: B018 - reads what there is
+    except ValueError as error:
+        raise ValueError(f"--test {source}: {error}") from error
     if unknown := sorted({*other.class_names} - {*data.class_names}):
         raise ValueError(
             f"{source} has classes that {data.source} has not: {', '.join(map(repr, unknown[:_SHOWN]))}; test on images"

@@ -85,7 +85,9 @@ class Tuned:
 
     @property
     def commands(self) -> list[str]:
-        """What to type to predict, and to export."""
+        """What to type to predict, and to export; nothing of random weights, with which no command can load a model."""
+        if self.model.backbone.weights is None:
+            return []
         return [
             f"nc-finetune predict {quote(str(self.model_file))} FOLDER --out predictions.csv",
             f"nc-finetune export {quote(str(self.model_file))} --to onnx --out model.onnx",

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import datasets
 import pytest
 from broken_images import encoded, photo
 from crossed import crossed
@@ -183,6 +184,41 @@ def test_images_beside_parquet_are_named(tmp_path: Path) -> None:
     write_images(tmp_path, "cat/1.png")
     with pytest.warns(UserWarning, match=r"1 files were left out \(1 \.png\), e\.g\. cat/1\.png"):
         assert ImageData(str(tmp_path)).num_classes == 2
+
+
+@pytest.mark.parametrize("given", ["relative", "absolute", "linked"])
+@pytest.mark.parametrize("named", ["relative", "absolute"])
+def test_images_that_a_table_names_by_another_path_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, named: str
+) -> None:
+    folder = tmp_path / "data"
+    names = [f"images/{number}.png" for number in range(6)]
+    write_images(folder, *names)
+    paths = names if named == "relative" else [str(folder / name) for name in names]
+    rows = datasets.Dataset.from_dict({"image": paths, "label": ["cat", "dog"] * 3})
+    rows.to_parquet(str(folder / "train.parquet"))
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    source = {"relative": "data", "absolute": str(folder), "linked": "link"}[given]
+    assert check_data(ImageData(source, val_size=2, test_size=2)).left_out == []
+
+
+def test_tables_in_folders_of_splits_are_not_left_out(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / split, *(f"images/{number}.png" for number in range(4)))
+        lines = [json.dumps({"file_name": f"images/{number}.png", "label": "ab"[number % 2]}) for number in range(4)]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
+    report = check_data(ImageData(str(tmp_path), val_size=2))
+    assert report.left_out == []
+
+
+def test_what_is_no_image_is_not_to_be_converted(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(4)))
+    (tmp_path / "cat" / "notes.txt").write_text("about cats")
+    (tmp_path / "annotations.csv").write_text("file,label\ncat/0.png,cat\n")  # is not read, nor hides what is left out
+    report = check_data(ImageData(str(tmp_path), val_size=2, test_size=2))
+    assert report.left_out == ["cat/notes.txt"]
+    assert "convert" not in str(report.left_out_text)
 
 
 def test_an_image_of_another_kind_that_a_table_names_is_a_bad_image(tmp_path: Path) -> None:

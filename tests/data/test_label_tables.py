@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from made_up_images import write_images
 
 from nc_finetune.data.sources.source import load_source
 from nc_finetune.data.sources.tables import Source
+from nc_finetune.errors import DataWarning
 
 
 def write_table(folder: Path, text: str, name: str = "labels.csv") -> str:
@@ -32,6 +34,36 @@ def test_a_table_may_be_named_itself(tmp_path: Path) -> None:
     write_images(tmp_path, "1.png", "2.png")
     write_table(tmp_path, "file;class\n1.png;cat\n2.png;dog\n", "mine.csv")
     assert labels_of(load_source(str(tmp_path / "mine.csv"))) == [("1.png", "cat"), ("2.png", "dog")]
+
+
+def test_a_table_divided_by_tabs_may_say_so_by_its_name(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.png", "2.png")
+    write_table(tmp_path, "file\tclass\n1.png\tcat\n2.png\tdog\n", "labels.tsv")
+    for source in (tmp_path, tmp_path / "labels.tsv"):
+        assert labels_of(load_source(str(source))) == [("1.png", "cat"), ("2.png", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("annotations.csv", "file_name,label\nbatch1/1.png,cat\nbatch2/2.png,dog\n"),
+        ("list.jsonl", '{"image": "batch1/1.png", "class": "cat"}\n'),
+    ],
+)
+def test_a_table_of_labels_beside_folders_of_classes_is_named(tmp_path: Path, name: str, text: str) -> None:
+    write_images(tmp_path, "batch1/1.png", "batch2/2.png")
+    write_table(tmp_path, text, name)
+    with pytest.warns(DataWarning, match=rf"{name} names files and labels, and is not read.* call it labels\."):
+        assert load_source(str(tmp_path)).class_names == ("batch1", "batch2")
+
+
+@pytest.mark.parametrize("text", ["file_name,width\n1.png,3\n", "a,b\n1,2,3\n", "", "\N{SNOWMAN}"])
+def test_other_tables_beside_folders_of_classes_are_nothing_to_speak_of(tmp_path: Path, text: str) -> None:
+    write_images(tmp_path, "cat/1.png", "dog/2.png")
+    write_table(tmp_path, text, "sizes.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_source(str(tmp_path))
 
 
 def test_one_table_a_split(tmp_path: Path) -> None:

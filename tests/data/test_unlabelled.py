@@ -81,9 +81,7 @@ every_source = pytest.mark.parametrize("write", SOURCES)
 @every_source
 def test_a_test_split_without_labels_is_none(tmp_path: Path, write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ImageData(write(tmp_path, monkeypatch), image_size=32)
-    with pytest.warns(
-        UserWarning, match=r"the test split has no labels, so that one is taken from train; its 4 images"
-    ):
+    with pytest.warns(UserWarning, match=r"the test split has no labels and counts as none; its 4 images"):
         assert data.summary.images == {"train": 14, "val": 2, "test": 4}
     assert data.summary.unlabelled == 4
     assert data.num_classes == 2

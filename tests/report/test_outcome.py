@@ -253,7 +253,8 @@ def test_a_list_that_was_extended_already_is_not_advised_to_be() -> None:
     ("readout", "changes", "words"),
     [
         ({"neighbors": 100.0}, {}, "neighbours 1 of 1"),
-        ({"neighbors": 1.0}, {}, "neighbours 1 of 1"),
+        ({"neighbors": 1.0}, {}, ""),  # there are no fewer
+        ({"shrinkage": 1.0}, {}, ""),
         ({"neighbors": 20.0}, {"train_size": 40}, "neighbours 1 of 1"),  # of 40 images no more were tried
         ({"neighbors": 20.0}, {"train_size": 200}, ""),
         ({"l2": 100.0, "folds_accuracy": 80.0}, {}, "penalty 1 of 1"),

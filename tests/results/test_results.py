@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,17 +110,49 @@ def test_folders_merge_and_a_finished_run_counts_before_a_failed_one(tmp_path: P
     second = write_folder(tmp_path / "b", make_result(accuracy=3.0), make_result(run_id="r2", seed=2, accuracy=2.0))
     runs, problems = merge_results([first, second])
     assert {run.run_id: run.accuracy for run in runs} == {"r1": 3.0, "r2": 1.0}
-    assert problems == []
+    (problem,) = problems
+    assert problem.startswith(f"1 of 2 runs in {second} came to other numbers than the same runs that were read before")
+    assert problem.endswith("which are shown: r2 (accuracy 1 and 2)")
+
+
+def test_the_same_results_twice_are_nothing_to_speak_of(tmp_path: Path) -> None:
+    folders = [write_folder(tmp_path / name, make_result(accuracy=1 / 3)) for name in "ab"]
+    assert [len(part) for part in merge_results(folders)] == [1, 0]
 
 
 def test_files_that_are_no_results_are_left_out_and_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, make_result())
     (folder / "results" / "cut.json").write_text('{"run_id": "r1"')
     (folder / "results" / "old.json").write_text('{"schema_version": 0}')
+    (folder / "results" / "folder.json").mkdir()
+    (folder / "results" / "gone.json").symlink_to(tmp_path / "nowhere")
+    (folder / "results" / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
     runs, problems = merge_results([folder])
     assert len(runs) == 1
-    assert "cut.json is not valid JSON" in problems[0]
-    assert "old.json has schema version 0" in problems[1]
+    said = (
+        "cut.json is not valid JSON",
+        "deep.json is nested too deep",
+        "folder.json cannot be read",
+        "gone.json cannot",
+    )
+    assert all(any(words in problem for problem in problems) for words in (*said, "old.json has schema version 0"))
+    assert len(problems) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choice": {"edges": None}}, "choice is damaged"),
+        ({"choice": {"epochs": 15}}, "choice is damaged"),
+        ({"learning_rate": 0.1, "learning_rates": {"fast": 1.0}}, "choice is damaged"),
+        ({"config": {"dataset": "digits"}}, "config has 'digits' as dataset, which is no mapping"),
+        ({"confusion": ["0:1", "1:1"], "class_names": ["cat"]}, "confusion is of 2 classes, and 1 are named"),
+    ],
+)
+def test_records_with_damaged_parts_are_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = write_result(make_result(**changes), tmp_path)
+    with pytest.raises(ValueError, match=f"{path.name} is not a benchmark result .*{message}"):
+        read_result(path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

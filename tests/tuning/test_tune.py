@@ -284,7 +284,7 @@ def no_images(photos: Path) -> None:
     [
         (double, "1 images are in two classes: .* mend the images, or go on as they are with --force"),
         (one_each, "each of the 3 classes of .* has one image alone"),
-        (one_class, "one class only"),
+        (one_class, "^the train split has one class only"),
         (no_images, "no folders of images"),
     ],
 )
@@ -345,8 +345,9 @@ def test_bad_arguments_get_one_clear_error(photos: Path, tmp_path: Path, options
         tune(photos, tmp_path / "out", **options)
 
 
+@pytest.mark.parametrize("known", [True, False])
 def test_command_prints_each_step_and_what_to_type_next(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, network: str, capsys: pytest.CaptureFixture[str], known: bool
 ) -> None:
     out = tmp_path / "out"
     words = [
@@ -355,7 +356,7 @@ def test_command_prints_each_step_and_what_to_type_next(
         "--out",
         str(out),
         "--backbones",
-        "test_resnet=null",
+        network if known else "test_resnet=null",
         "--minutes",
         "0.01",
         "--image-size",
@@ -364,7 +365,8 @@ def test_command_prints_each_step_and_what_to_type_next(
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "readout of test_resnet at 32 pixels" in printed
-    assert f"nc-finetune predict {out / 'model.safetensors'} FOLDER" in printed
+    # Random weights are in no file: no command can load that model again.
+    assert (f"nc-finetune predict {out / 'model.safetensors'} FOLDER" in printed) == known
     assert f"report: {out / 'report.html'}" in printed
     assert main([*words, "--minutes", "0"]) == 2
     assert "must be above 0" in capsys.readouterr().err
@@ -459,3 +461,10 @@ def test_a_share_beside_a_test_split_is_refused(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos" / "test", each=5, seed=2)
     with pytest.raises(ValueError, match=r"has a test split of its own, of 15 images, which is taken"):
         tune(tmp_path / "photos", tmp_path / "out", test="0.2")
+
+
+def test_images_of_the_test_that_cannot_be_used_are_named(photos: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(photos, tmp_path / "other")
+    one_class(other)
+    with pytest.raises(ValueError, match=f"^--test {other}: the train split has one class only"):
+        tune(photos, tmp_path / "out", test=str(other))

@@ -13,7 +13,7 @@ from nc_finetune.data._pixels.image_files import is_image_file
 from nc_finetune.data.columns.image_columns import FILE_COLUMNS, LABEL_COLUMNS
 from nc_finetune.data.columns.split_columns import FOLDER_SPLIT, folder_split
 from nc_finetune.data.columns.split_names import plain, split_of
-from nc_finetune.data.columns.table_lines import read_csv, read_jsonl
+from nc_finetune.data.columns.table_lines import Lines, read_csv, read_jsonl
 from nc_finetune.errors import DataWarning, check_name
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 USUAL_LABELS = ("label", "labels", "class", "class_name", "category", "target", "tags")
 LABEL_TABLES = ("labels", "metadata")
-TABLE_ENDINGS = (".csv", ".jsonl")
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 # Divides the labels of one image.
 SEPARATOR = "|"
 # Words of a table's name beside that of its split: train_labels.csv.
@@ -31,8 +31,8 @@ _TABLE_WORDS = ("_labels", "_metadata", "-labels", "-metadata")
 def find_label_tables(files: Sequence[Path]) -> dict[str, Path]:
     """Return the tables of labels of a folder.
 
-    They are ``labels.csv`` or ``metadata.csv`` (or ``.jsonl``) at its top; or one a split there, as ``train.csv`` and
-    ``test.csv``; or one in each folder of a split, as ``train/metadata.jsonl``.
+    They are ``labels.csv`` or ``metadata.csv`` (or ``.tsv``, ``.jsonl``) at its top; or one a split there, as
+    ``train.csv`` and ``test.csv``; or one in each folder of a split, as ``train/metadata.jsonl``.
 
     Args:
         files: All files of the folder, relative to it.
@@ -63,6 +63,36 @@ def find_label_tables(files: Sequence[Path]) -> dict[str, Path]:
     if len(usual) > 1:
         warnings.warn(f"labels are read from {usual[0]}, and {usual[1]} is not read", DataWarning, stacklevel=2)
     return found[0] if found else {}
+
+
+def say_which_are_unread(path: Path, files: Sequence[Path]) -> None:
+    """Warn of tables at the top of a folder that name files and labels, though folders are taken for its classes.
+
+    Args:
+        path: The folder.
+        files: All files of it, relative to it.
+    """
+    for file in files:
+        if len(file.parts) == 1 and file.suffix.lower() in TABLE_ENDINGS and _names_labels(path / file):
+            warnings.warn(
+                f"{file} names files and labels, and is not read: folders are taken for the classes; for its labels"
+                f" call it {LABEL_TABLES[0]}{file.suffix.lower()}, or give {path / file} as the source",
+                DataWarning,
+                stacklevel=2,
+            )
+
+
+def _names_labels(table: Path) -> bool:
+    """Tell a table with a column of files and one of labels by the usual names."""
+    try:
+        names, _ = _read(table)
+    except (ValueError, OSError):  # whatever else it is
+        return False
+    return all(_has_column(names, None, usual) for usual in (FILE_COLUMNS, USUAL_LABELS))
+
+
+def _read(table: Path) -> tuple[list[str], Lines]:
+    return read_jsonl(table) if table.suffix.lower() == ".jsonl" else read_csv(table)
 
 
 def _split_of_table(file: Path) -> str | None:
@@ -158,7 +188,7 @@ class LabelTable:
 
     def _lines(self, split: str, table: Path, needs_labels: bool) -> list[_Row]:
         """Return what each line says."""
-        names, lines = read_jsonl(table) if table.suffix.lower() == ".jsonl" else read_csv(table)
+        names, lines = _read(table)
         if not lines:
             raise ValueError(f"{table} has no rows: expected one for each image below the names of columns")
         image = _column(table, names, self.columns[0], FILE_COLUMNS, "image")

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from nc_finetune.data.columns.split_names import UNLABELLED, camel_words, plain, split_in, split_of, words_of
+from nc_finetune.errors import DataWarning
 
 if TYPE_CHECKING:
     import datasets
@@ -127,7 +128,8 @@ def _splits_of(name: str, cells: Sequence[str], where: str) -> list[str] | None:
         "train" in values and len(values | hints) > 1 and len(unknown) <= len(known) + 2 * bool(hints)
     ):
         if key in _FOLDS:
-            warnings.warn(f"the column {name!r} of {where} is not used: no split is told by it", stacklevel=2)
+            said = f"the column {name!r} of {where} is not used: no split is told by it"
+            warnings.warn(said, DataWarning, stacklevel=2)
         return None
     if unknown:
         raise ValueError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nc_finetune.data._pixels.image_files import is_image_file, looks_like_an_image
+from nc_finetune.data.columns.label_tables import find_label_tables
 from nc_finetune.data.sources.tables import EncodedImages
 
 # What file managers leave in every folder.
 _CLUTTER = ("thumbs.db", "desktop.ini")
-_TABLES = (".csv", ".tsv", ".json", ".jsonl")
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".tar")
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -102,15 +104,22 @@ class LeftOut:
     lost: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, files: Sequence[Path], used: Iterable[Path]) -> LeftOut:
+    def of(cls, files: Sequence[Path], used: Iterable[Path], are_classes: bool | None = None) -> LeftOut:
         """Compare what there is with what was read.
 
-        Images count, and where folders are classes every file in them: where no table stands in the folder itself.
+        Images count, and where folders are classes every file in them but tables.
+
+        Args:
+            files: What there is, relative to the folder.
+            used: What was read of it.
+            are_classes: Whether folders are classes; ``None`` is where no table tells labels.
         """
         known = set(used)
-        are_classes = bool(known) and not any(file.suffix.lower() in _TABLES for file in files if len(file.parts) == 1)
+        are_classes = bool(known) and (_are_classes(files) if are_classes is None else are_classes)
         rest = [file for file in files if file not in known and file.name.lower() not in _CLUTTER]
-        left = [file for file in rest if looks_like_an_image(file) or (are_classes and len(file.parts) > 1)]
+        in_classes = [file for file in rest if are_classes and len(file.parts) > 1]
+        counted = {file for file in in_classes if file.suffix.lower() not in _TABLES}
+        left = [file for file in rest if looks_like_an_image(file) or file in counted]
         kept = {file.parent for file in known}
         lost = {file.parent.as_posix() for file in left if file.parent not in kept and len(file.parts) > 1}
         return cls(tuple(left), tuple(sorted(lost)))
@@ -129,7 +138,7 @@ class LeftOut:
         ]
         if self.lost:
             parts.append(f"nothing was read from {_few([repr(name) for name in self.lost])}")
-        if not all(map(is_image_file, self.files)):
+        if any(looks_like_an_image(file) and not is_image_file(file) for file in self.files):
             parts.append("convert images of kinds that Pillow does not decode, or install its plug-in for them")
         return "; ".join(parts)
 
@@ -140,9 +149,21 @@ def left_out_of(source: str, tables: Iterable[EncodedImages]) -> LeftOut:
     folder = path if path.is_dir() else path.parent
     if not path.exists() or source.startswith("sklearn:"):
         return LeftOut()
-    names = (name for table in tables for name in table.files())
-    used = [Path(name).relative_to(folder) for name in names if Path(name).is_relative_to(folder)]
-    return LeftOut.of(visible_files(folder), used)
+    files = visible_files(folder)
+    names = [Path(name) for table in tables for name in table.files()]
+    used = {name.relative_to(folder) for name in names if name.is_relative_to(folder)}
+    # A table may name files by another path than the one that its folder was given by: absolute, or over a link.
+    elsewhere = {name.resolve() for name in names if not name.is_relative_to(folder)}
+    if elsewhere:
+        used |= {file for file in files if file not in used and (folder / file).resolve() in elsewhere}
+    return LeftOut.of(files, used, are_classes=False if path.is_file() else None)
+
+
+def _are_classes(files: Sequence[Path]) -> bool:
+    """Tell whether folders are classes, as no table tells labels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it was said when they were read
+        return not find_label_tables(files)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nc_finetune.data._pixels.image_files import is_image_file
 from nc_finetune.data.columns.image_columns import names_files, with_whole_paths
-from nc_finetune.data.columns.label_tables import LabelTable, find_label_tables
+from nc_finetune.data.columns.label_tables import LabelTable, find_label_tables, say_which_are_unread
 from nc_finetune.data.columns.labels import check_spellings
 from nc_finetune.data.columns.split_names import UNLABELLED, by_split, split_in, split_of, words_of
 from nc_finetune.data.sources.archives import read_archives
@@ -57,6 +57,7 @@ def read_folder(
     if labels := find_label_tables(files):
         by_path = {split: path / table for split, table in labels.items()}
         return LabelTable(path, files, image_column, label_column).read(by_path)
+    say_which_are_unread(path, files)
     return _read_images(path, files)
 
 

@@ -112,7 +112,7 @@ def _say_what_has_no_label(unlabelled: dict[str, EncodedImages], tables: dict[st
             total = number + len(tables[name].labels)
             said = f"{number} of the {total} images of the {name} split have no label, and are left out of it"
         elif name in ("val", "test"):
-            said = f"the {name} split has no labels, so that one is taken from train; its {number} images are left out"
+            said = f"the {name} split has no labels and counts as none; its {number} images are left out"
         else:
             said = f"{number} images without labels are left out"
         warnings.warn(f"{said}; predicting is for them", DataWarning, stacklevel=2)
