@@ -47,9 +47,10 @@ class LayerwiseNC1(CollapseCallback):
     ``validating`` then, so that augmentation in ``on_after_batch_transfer`` can stay away. Where samples still come out
     otherwise when they are read again, a warning says so once: give the data without augmentation by
     ``train_dataloader``, or by a datamodule with ``eval_dataloader("train")`` as :class:`~nc_finetune.ImageData`.
-    Modes, buffers and random generators are left as they were. Where ``ModelCheckpoint`` saves at the end of
-    validation, as it does with ``val_check_interval`` other than 1, tell it ``save_on_train_epoch_end=True`` to monitor
-    such a value.
+    Modes, buffers and random generators are left as they were. Beside ``WeightAveraging`` of Lightning, and
+    :class:`~nc_finetune.callbacks.AverageEpochs`, the average is measured, as in validation, so that all values of a
+    row are of the model that is validated, saved and left. Where ``ModelCheckpoint`` saves at the end of validation, as
+    it does with ``val_check_interval`` other than 1, tell it ``save_on_train_epoch_end=True`` to monitor such a value.
 
     *The validation and test splits* are measured along their loops, with no extra forward pass: the first run of a
     layer for a batch counts. Samples that a ``DistributedSampler`` repeats count once. With ``samples_per_class``,

@@ -24,7 +24,7 @@ from nc_finetune.cli.predict import predict
 from nc_finetune.cli.profile import profile
 from nc_finetune.cli.push import push
 from nc_finetune.cli.rank import rank
-from nc_finetune.cli.recipes import list_recipes, recipes
+from nc_finetune.cli.recipes import is_recipe, recipes
 from nc_finetune.cli.report import report
 from nc_finetune.cli.tune import tune
 
@@ -36,6 +36,7 @@ _TRAINER_COMMANDS = {
 }
 _MODEL_FILES = (".safetensors", ".ckpt")
 _RECIPE_FILES = (".yaml", ".yml", ".json", "")
+_FLAGS = ("--trust", "--help", "-h", "--")  # any other option of `predict` has a word after it
 _EPILOG = """\
 examples:
   nc-finetune tune photos                                 from a folder of images to a model, with a report
@@ -103,14 +104,35 @@ def _data_in_words() -> Iterator[None]:
 
 
 def _run(words: Sequence[str]) -> int:
-    # `predict MODEL FOLDER` is a command of its own, `predict RECIPE` is one of Lightning's.
-    predicts_by_a_model = words[:1] == ["predict"] and len(words) > 1 and _names_a_model(words[1])
-    if words and words[0] in _TRAINER_COMMANDS and not predicts_by_a_model:
+    if words and words[0] in _TRAINER_COMMANDS and not (words[0] == "predict" and _predicts_by_a_model(words[1:])):
         from nc_finetune.cli.trainer import run_trainer
 
         return run_trainer(words[0], words[1:])
     options = vars(_parser().parse_args(words))
     return int(options.pop("run")(**options))
+
+
+def _predicts_by_a_model(words: Sequence[str]) -> bool:
+    """Tell `predict MODEL FOLDER`, which is a command of its own, from `predict RECIPE`, which is one of Lightning's.
+
+    Raises:
+        FileNotFoundError: If it is of a folder or a file, and there is nothing to predict by.
+    """
+    places = [
+        word
+        for before, word in zip(["--", *words], words, strict=False)
+        if word[:1] != "-" and (before[:1] != "-" or before in _FLAGS or "=" in before)
+    ]
+    if not places or _names_a_model(places[0]):
+        return bool(places)
+    if is_recipe(places[0]) or not any(map(_names_a_model, places[1:])):
+        return False
+    if not Path(places[0]).is_file():
+        raise FileNotFoundError(
+            f"there is no model or recipe at {places[0]}: give the folder that nc-finetune tune wrote, its"
+            " model.safetensors, a .ckpt, or hub:user/name; nc-finetune recipes lists what there is without a model"
+        )
+    return True
 
 
 def _names_a_model(word: str) -> bool:
@@ -119,7 +141,7 @@ def _names_a_model(word: str) -> bool:
     if path.suffix in _MODEL_FILES or word.startswith("hub:"):
         return True
     if word and path.is_dir():
-        return word not in list_recipes()
+        return not is_recipe(word)
     return path.is_file() and path.suffix not in _RECIPE_FILES
 
 

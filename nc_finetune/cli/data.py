@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from nc_finetune.cli.options import Images, NewFile, NonNegativeInt
+from nc_finetune.cli.own_inputs import refuse_overwriting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,7 @@ def check(
     from nc_finetune.data import check_data
     from nc_finetune.data.check import undivided
 
+    refuse_overwriting([out], source)
     with quietly() as notes:
         data = undivided(source, image_column=image_column, label_column=label_column, group=group)
         report = check_data(data, min_per_class=min_per_class, num_workers=workers)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from nc_finetune.cli.options import NewFile, Pixels, Share
+from nc_finetune.cli.own_inputs import refuse_overwriting
 
 
 def export(
@@ -47,6 +48,8 @@ def export(
         if uint8 or image_size is not None:
             given = "--uint8" if uint8 else "--image-size"
             raise ValueError(f"a state dict is weights alone, which {given} changes nothing of; leave it out")
+    # Beside the tower of an open_clip network its head is written.
+    refuse_overwriting([out, out.with_suffix(".head.safetensors") if to == "state-dict" else None], model)
     classifier, config = load_model(model, trust=trust)
     if to == "state-dict":
         export_state_dict(classifier, out)

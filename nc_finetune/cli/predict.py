@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from nc_finetune.cli.options import Images, NewFile, Pixels, Share
+from nc_finetune.cli.own_inputs import refuse_overwriting
+
+_NAME = ("metavar", "NAME")
 
 
 def predict(
@@ -19,6 +22,8 @@ def predict(
     coverage: Share | None = None,
     unlabelled_report: NewFile | None = None,
     on_bad_image: Literal["raise", "skip"] = "raise",
+    image_column: Annotated[str | None, _NAME] = None,
+    label_column: Annotated[str | None, _NAME] = None,
 ) -> int:
     """Write class, probabilities and doubts of each image of a folder to a CSV file.
 
@@ -40,10 +45,13 @@ def predict(
         coverage: how often the set is to hold the right class; default: 0.9, where the model knows sets
         unlabelled_report: HTML page to write, of the strangest images and those of which the model is least sure
         on_bad_image: stop at an image that does not decode, or leave it out and name it at the end
+        image_column: column of the images in a table (default: found)
+        label_column: column of the labels in a table, by which images without one are told (default: found)
 
     Examples:
         nc-finetune predict delta.safetensors photos --out predictions.csv --on-bad-image skip
         nc-finetune predict tuned/model.safetensors photos --coverage 0.95 --unlabelled-report page.html
+        nc-finetune predict tuned new.csv --image-column photo
     """
     from nc_finetune._common.atomic_files import write_text_atomically
     from nc_finetune._common.quiet import quietly
@@ -53,6 +61,7 @@ def predict(
     from nc_finetune.report import check_report_extra
     from nc_finetune.report.unlabelled_page import describe_predictions, render_unlabelled_page
 
+    refuse_overwriting([out, unlabelled_report], model, folder)
     if unlabelled_report is not None:
         check_report_extra()
         if unlabelled_report.resolve() == out.resolve():
@@ -69,6 +78,8 @@ def predict(
             on_bad_image=on_bad_image,
             progress=True,
             need_doubts=unlabelled_report is not None,
+            image_column=image_column,
+            label_column=label_column,
         )
     for note in notes:
         say(f"note: {note}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from nc_finetune.cli.options import NewFile
+from nc_finetune.cli.own_inputs import refuse_overwriting
 
 
 def push(
@@ -39,6 +40,7 @@ def push(
     """
     from nc_finetune._common.atomic_files import write_text_atomically
     from nc_finetune.deployment import model_card, push_model
+    from nc_finetune.deployment.model_facts import FACTS
     from nc_finetune.deployment.push import delta_in
 
     if card_only is not None:
@@ -46,7 +48,9 @@ def push(
         if any(of_pushing.values()):
             named = next(name for name, there in of_pushing.items() if there)
             raise ValueError(f"--card-only pushes nothing, and {named} is for pushing; leave one of them out")
-        write_text_atomically(card_only, model_card(delta_in(model), repo, licence=licence))
+        delta = delta_in(model)
+        refuse_overwriting([card_only], delta, delta.with_name(FACTS))
+        write_text_atomically(card_only, model_card(delta, repo, licence=licence))
         print(f"Card: {card_only}")  # noqa: T201
         return 0
     print(f"Model: {push_model(model, repo, public=public, update=update, licence=licence, card=card)}")  # noqa: T201

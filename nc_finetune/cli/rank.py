@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from nc_finetune.cli.options import Images, NewFile, NonNegativeInt, Pixels
+from nc_finetune.cli.own_inputs import refuse_overwriting
 
 
 def rank(
@@ -50,6 +51,7 @@ def rank(
     from nc_finetune.results.merging import merge_results
     from nc_finetune.selection import backbone_scores, presentation
 
+    refuse_overwriting([out], source, *(word.partition("=")[2] or None for word in backbones))
     check_name("measure", by, backbone_scores.MEASURES)
     runs, problems = merge_results(results) if results else ([], [])
     for problem in problems:

@@ -12,7 +12,7 @@ _FILES = (".yaml", ".yml")
 
 
 def recipes(
-    *, copy: Annotated[str | None, ("metavar", "NAME")] = None, to: Annotated[Path, ("metavar", "DIR")] = Path()
+    *, copy: Annotated[str | None, ("metavar", "NAME")] = None, to: Annotated[Path | None, ("metavar", "DIR")] = None
 ) -> int:
     """List the recipes, or copy one.
 
@@ -27,9 +27,11 @@ def recipes(
     """
     from nc_finetune._common.terminal import name_table, open_console
 
+    if copy is None and to is not None:
+        raise ValueError("--to is where --copy NAME puts a recipe, and none is named; say --copy, too, or leave it out")
     console = open_console()
     if copy is not None:
-        console.print(copy_recipe(copy, to), soft_wrap=True)
+        console.print(copy_recipe(copy, to or Path()), soft_wrap=True)
         return 0
     table = name_table(["recipe", "what it does"], [])
     for name, purpose in list_recipes().items():
@@ -76,13 +78,27 @@ def find_recipe(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     known = list_recipes()
-    # `recipes/quickstart.yaml` works from everywhere, too: it is how a checkout would name it.
-    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    short = _short(name)
     if short not in known and name.endswith(_FILES):
         raise FileNotFoundError(f"no such file: {name}; nc-finetune recipes lists what there is by name")
     if short not in known:
         raise unknown_name("recipe", name, known)
     return recipe_folder() / f"{short}.yaml"
+
+
+def is_recipe(name: str) -> bool:
+    """Tell whether a recipe of the package is called so.
+
+    Example:
+        >>> is_recipe("recipes/quickstart.yaml"), is_recipe("photos")
+        (True, False)
+    """
+    return _short(name) in list_recipes()
+
+
+def _short(name: str) -> str:
+    # `recipes/quickstart.yaml` works from everywhere, too: it is how a checkout would name it.
+    return name.removeprefix("recipes/").removesuffix(".yaml")
 
 
 def copy_recipe(name: str, folder: Path) -> Path:

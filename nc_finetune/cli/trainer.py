@@ -19,6 +19,7 @@ from nc_finetune._common.trust import only_known_classes, untrusted
 from nc_finetune.callbacks import PredictionWriter, ProgressLines, ResumableRun
 from nc_finetune.callbacks.resumable_run import LAST
 from nc_finetune.classifier import ImageClassifier
+from nc_finetune.cli.own_inputs import refuse_overwriting
 from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.data import ImageData
 from nc_finetune.methods import METHOD_NAMES
@@ -60,12 +61,15 @@ class FinetuneCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Find the last checkpoint of a run, and load none with pickle."""
+        """Find the last checkpoint of a run, and load none with pickle; predictions take the place of nothing read."""
         config = self.config[self.command]
         if config.get("ckpt_path") == "last":
             config["ckpt_path"] = _last_checkpoint(config["run"]["folder"])
         if "weights_only" in config and config["weights_only"] is None:
             config["weights_only"] = True
+        if self.command == "predict":
+            read = [config["data"]["source"], config.get("ckpt_path"), *map(str, config.get("config") or ())]
+            refuse_overwriting([Path(config["predictions"]["path"])], *read)
 
     def before_fit(self) -> None:
         """Name the checkpoint before the fit begins: a key layer is not chosen anew then."""

@@ -23,7 +23,7 @@ from nc_finetune.data.sources.file_listing import LeftOut, visible_files
 from nc_finetune.data.sources.source import load_unlabelled
 from nc_finetune.data.sources.tables import EncodedImages
 from nc_finetune.data.thumbnails import thumbnail_of
-from nc_finetune.errors import check_name
+from nc_finetune.errors import DataWarning, check_name
 
 
 class UnlabelledImages(Dataset[Tensor]):
@@ -175,7 +175,7 @@ class UnlabelledFolder(_UnlabelledData):
         if not found:
             raise ValueError(f"{root} holds no images of a kind that Pillow decodes, as .jpg, .png and .webp")
         if (left_out := LeftOut.of(files, found)).files:
-            warnings.warn(f"{root}: {left_out}", stacklevel=2)
+            warnings.warn(f"{root}: {left_out}", DataWarning, stacklevel=2)
         encoded = [partial(_file, str(root / file)) for file in found]
         images = UnlabelledImages(encoded, decode, on_bad_image == "skip", [file.as_posix() for file in found])
         super().__init__(images, class_names, batch_size, num_workers)
@@ -192,6 +192,8 @@ class UnlabelledSource(_UnlabelledData):
         batch_size: Images a batch.
         num_workers: Processes that decode; 0 decodes in the main process.
         on_bad_image: What becomes of images that do not decode: ``"raise"`` or ``"skip"``.
+        image_column: Column of the images in a table; ``None`` finds it.
+        label_column: Column of the labels in a table; ``None`` finds it.
 
     Raises:
         ValueError: If the source cannot be read, or an argument is out of range.
@@ -207,9 +209,12 @@ class UnlabelledSource(_UnlabelledData):
         batch_size: int = 32,
         num_workers: int = 0,
         on_bad_image: OnBadImage = "raise",
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
         decode = _decoder(interpolation, image_size, batch_size)
-        images = UnlabelledImages.of_tables(load_unlabelled(source).values(), decode, on_bad_image == "skip")
+        found = load_unlabelled(source, image_column, label_column)
+        images = UnlabelledImages.of_tables(found.values(), decode, on_bad_image == "skip")
         super().__init__(images, class_names, batch_size, num_workers)
 
 

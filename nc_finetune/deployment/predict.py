@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -54,6 +55,8 @@ def predict_folder(
     trust: bool = False,
     on_bad_image: OnBadImage = "raise",
     progress: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> tuple[str, ...]:
     """Write class probabilities of every image in a folder to a CSV file, or of the unlabelled images of a source.
 
@@ -76,12 +79,15 @@ def predict_folder(
         trust: As for :func:`~nc_finetune.load_delta`.
         on_bad_image: Images that do not decode end with an error (``"raise"``), or have no line (``"skip"``).
         progress: Show how far it has come: by a bar, or where there is no terminal by a line a minute.
+        image_column: Column of the images in a table; ``None`` finds it.
+        label_column: Column of the labels in a table, by which images without one are told; ``None`` finds it.
 
     Returns:
         The images that were skipped.
 
     Raises:
-        ValueError: If a file cannot be read, the folder has no images, or a coverage is asked of a model without sets.
+        ValueError: If a file cannot be read, the folder has no images, or a coverage is asked of a model without sets,
+            or a column of a folder of images.
         FileNotFoundError: If there is no such model.
         NotADirectoryError: If there is no such folder.
     """
@@ -95,6 +101,8 @@ def predict_folder(
         trust=trust,
         on_bad_image=on_bad_image,
         progress=progress,
+        image_column=image_column,
+        label_column=label_column,
     ).skipped
 
 
@@ -110,6 +118,8 @@ def predict_images(
     on_bad_image: OnBadImage = "raise",
     progress: bool = False,
     need_doubts: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Predicted:
     """Do as :func:`predict_folder`, and return what was written.
 
@@ -124,6 +134,8 @@ def predict_images(
         on_bad_image: What becomes of images that do not decode.
         progress: Show how far it has come.
         need_doubts: Refuse a model without statistics of its training images, before anything is done.
+        image_column: Column of the images in a table.
+        label_column: Column of the labels in a table.
 
     Returns:
         The predictions.
@@ -133,6 +145,9 @@ def predict_images(
         FileNotFoundError: As there.
         NotADirectoryError: As there.
     """
+    is_folder = _is_folder_of_images(folder)
+    if is_folder:
+        _refuse_columns(folder, image_column=image_column, label_column=label_column)
     writer = PredictionWriter(out, coverage)
     classifier, config = load_model(model, trust=trust)
     if need_doubts and classifier.multilabel:
@@ -142,8 +157,8 @@ def predict_images(
     if need_doubts and classifier.doubt is None:
         raise ValueError(NO_STATISTICS)
     preprocessing = classifier.backbone.preprocessing
-    found = UnlabelledFolder if _is_folder_of_images(folder) else UnlabelledSource
-    data = found(
+    of_source = partial(UnlabelledSource, image_column=image_column, label_column=label_column)
+    data = (UnlabelledFolder if is_folder else of_source)(
         str(folder),
         config.class_names or [str(label) for label in range(config.num_classes)],
         image_size=image_size or config.image_size or preprocessing.image_size,
@@ -168,6 +183,14 @@ def predict_images(
         knows_doubts=classifier.doubt is not None,
         is_too_sure=classifier.doubt is not None and classifier.doubt.is_too_sure,
     )
+
+
+def _refuse_columns(folder: str | os.PathLike[str], **columns: str | None) -> None:
+    if Path(folder).is_dir() and (given := [name for name, column in columns.items() if column is not None]):
+        raise ValueError(
+            f"{given[0]} is of a table, and {folder} is a folder of images, all of which are predicted; give the path"
+            " of the table in it, or leave the column out"
+        )
 
 
 def _is_folder_of_images(source: str | os.PathLike[str]) -> bool:

@@ -57,7 +57,7 @@ class BackboneScores:
             not below N - K: as H-score, it needs more images than features.
         cdnv: Class-distance normalised variance of the training images; lower is better.
         h_score: H-score of the training images; higher is better.
-        logme: LogME of the training images; higher is better.
+        logme: LogME of the training images, mean over the classes that they have; higher is better.
         ncc_accuracy: Share of validation images nearest to the training mean of their class.
         probe_accuracy: Share of validation images that a linear probe recognises.
         readout_accuracy: Share of training images, of up to 2,000, that the others recognise by the outputs of the

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from nc_finetune.functional.class_statistics import as_labels
+from nc_finetune.functional.undefined import warn_undefined
+
 _STEPS = 100
 _TOLERANCE = 1e-5
 
@@ -15,19 +18,21 @@ _TOLERANCE = 1e-5
 def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
     r"""Log of the maximum evidence, per sample, mean over one-against-all targets; higher is better.
 
-    For each class the evidence of ``y = F w + noise`` with ``w ~ N(0, 1/alpha)`` and noise ``N(0, 1/beta)`` is
-    maximised over alpha and beta by MacKay's fixed point, which the singular values of F make cheap.
+    For each class that occurs the evidence of ``y = F w + noise`` with ``w ~ N(0, 1/alpha)`` and noise ``N(0, 1/beta)``
+    is maximised over alpha and beta by MacKay's fixed point, which the singular values of F make cheap. A class without
+    samples leaves nothing to explain: its evidence would grow without bound.
 
     Args:
         features: F, shape ``(N, D)``.
-        labels: Shape ``(N,)``, integers in ``[0, K)``.
+        labels: Shape ``(N,)``, integers of any dtype in ``[0, K)``.
         num_classes: K.
 
     Returns:
-        The mean over classes of the maximum log evidence, divided by N.
+        The mean over the classes that occur of the maximum log evidence, divided by N; ``nan``, with a warning, where
+        the features are not finite or zero, or squares of them leave the range of float64.
 
     Raises:
-        ValueError: If there are fewer than two samples.
+        ValueError: If there are fewer than two samples, or a label is out of range.
 
     Source:
         You, Liu, Wang & Long 2021, LogME: practical assessment of pre-trained models for transfer learning,
@@ -41,19 +46,41 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
     """
     if len(features) < 2:
         raise ValueError(f"LogME needs at least 2 samples, got {len(features)}")
+    labels = as_labels(labels, features.new_zeros(num_classes))
+    if reason := _why_undefined(features):
+        warn_undefined("LogME", reason)
+        return math.nan
     left, singular, _ = torch.linalg.svd(features.double(), full_matrices=False)
-    targets = one_hot(labels, num_classes).double()
+    targets = one_hot(labels, num_classes)
+    targets = targets[:, targets.any(0)].double()
     squares = singular.square()
     projected = (left.T @ targets).square()  # (R, K): the part of each target along each direction
     rest = (targets.square().sum(0) - projected.sum(0)).clamp(min=0)
     evidences = [
-        _evidence(squares, projected[:, label], float(rest[label]), *features.shape) for label in range(num_classes)
+        _evidence(squares, projected[:, place], float(rest[place]), *features.shape) for place in range(len(rest))
     ]
-    return sum(evidences) / num_classes
+    value = sum(evidences) / len(evidences)
+    if not math.isfinite(value):
+        warn_undefined("LogME", "features are too small or too large for the fixed point in float64")
+        return math.nan
+    return value
+
+
+def _why_undefined(features: Tensor) -> str | None:
+    if not features.isfinite().all():
+        return "the features are not finite"
+    return None if features.any() else "the features are zero"
 
 
 def _evidence(squares: Tensor, projected: Tensor, rest: float, samples: int, width: int) -> float:
-    """Maximise the evidence of one target."""
+    """Maximise the evidence of one target; ``nan`` where squares underflow, or drown the prior."""
+    try:
+        return _maximum(squares, projected, rest, samples, width)
+    except (ArithmeticError, ValueError):  # a division by zero, or the logarithm of it
+        return math.nan
+
+
+def _maximum(squares: Tensor, projected: Tensor, rest: float, samples: int, width: int) -> float:
     ratio = 1.0  # alpha / beta
     for _ in range(_STEPS):
         alpha, beta, fit, weights = _update(squares, projected, rest, samples, ratio)

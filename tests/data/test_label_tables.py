@@ -57,7 +57,9 @@ def test_a_table_of_labels_beside_folders_of_classes_is_named(tmp_path: Path, na
         assert load_source(str(tmp_path)).class_names == ("batch1", "batch2")
 
 
-@pytest.mark.parametrize("text", ["file_name,width\n1.png,3\n", "a,b\n1,2,3\n", "", "\N{SNOWMAN}"])
+@pytest.mark.parametrize(
+    "text", ["file_name,width\n1.png,3\n", "file,label,probability\n1.png,cat,0.9\n", "a,b\n1,2,3\n", "", "\N{SNOWMAN}"]
+)
 def test_other_tables_beside_folders_of_classes_are_nothing_to_speak_of(tmp_path: Path, text: str) -> None:
     write_images(tmp_path, "cat/1.png", "dog/2.png")
     write_table(tmp_path, text, "sizes.csv")

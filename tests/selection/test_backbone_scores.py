@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from nc_finetune.backbones import TimmBackbone
 from nc_finetune.data import ImageData
@@ -24,18 +25,69 @@ def slow_evidence(features: np.ndarray[Any, Any], target: np.ndarray[Any, Any], 
     return float(-0.5 * (target @ np.linalg.solve(covariance, target) + logdet + len(target) * math.log(2 * math.pi)))
 
 
+def slow_logme(features: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+    """Mean over the classes that occur of the largest evidence on a grid, divided by the number of samples."""
+    grid = np.logspace(-4, 4, 81)
+    best = [
+        max(slow_evidence(features, (labels == label).astype(float), a, b) for a in grid for b in grid)
+        for label in np.unique(labels)
+    ]
+    return float(np.mean(best)) / len(labels)
+
+
 @pytest.mark.parametrize(("samples", "width"), [(40, 3), (12, 30)])
 def test_logme_is_the_maximum_of_the_evidence(samples: int, width: int) -> None:
     chance = np.random.default_rng(samples)
     features, labels = chance.normal(size=(samples, width)), chance.integers(0, 2, samples)
     features[:, 0] += 2 * labels
-    grid = np.logspace(-4, 4, 81)
-    best = [
-        max(slow_evidence(features, (labels == label).astype(float), a, b) for a in grid for b in grid)
-        for label in range(2)
-    ]
     ours = logme(torch.tensor(features), torch.tensor(labels), 2)
-    assert ours == pytest.approx(np.mean(best) / samples, abs=3e-3)
+    assert ours == pytest.approx(slow_logme(features, labels), abs=3e-3)
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_logme_is_the_mean_over_the_classes_that_occur(absent: int) -> None:
+    chance = np.random.default_rng(0)
+    present = [label for label in range(3) if label != absent]
+    features, labels = chance.normal(size=(20, 3)), np.array(present)[np.arange(20) % 2]
+    features[:, 0] += labels
+    ours = logme(torch.tensor(features), torch.tensor(labels), 3)
+    assert ours == pytest.approx(slow_logme(features, labels), abs=3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
+def test_logme_takes_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    features, labels = torch.randn(30, 8), torch.arange(30) % 3
+    assert logme(features, labels.to(dtype), 3) == logme(features, labels, 3)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_logme_refuses_labels_out_of_range(label: int) -> None:
+    with pytest.raises(ValueError, match=r"labels must be integers in \[0, 3\)"):
+        logme(torch.randn(4, 2), torch.tensor([0, 1, 2, label]), 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "reason"),
+    [
+        (torch.zeros(10, 3), "the features are zero"),
+        (torch.zeros(10, 0), "the features are zero"),
+        (torch.full((10, 3), math.nan), "the features are not finite"),
+        (torch.eye(10, 3) * math.inf, "the features are not finite"),
+        (torch.eye(10, 3).double() * 1e-200, "too small or too large"),
+        (torch.eye(10).double() * 1e10, "too small or too large"),
+    ],
+)
+def test_logme_that_is_not_finite_is_nan_with_a_reason(features: Tensor, reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"LogME is undefined and reported as nan: .*{reason}"):
+        assert math.isnan(logme(features, torch.arange(10) % 2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*no samples of class 3")
+def test_a_class_without_images_leaves_scores_of_the_others() -> None:
+    features, labels = torch.randn(30, 4), torch.arange(30) % 3
+    found = score_features((features, labels), (features, labels), 4)
+    assert found["logme"] == logme(features, labels, 3)
+    assert found["probe_accuracy"] > 1 / 3
 
 
 def test_logme_needs_samples() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from nc_finetune._common.data_facts import told_by
 from nc_finetune.backbones import PENULTIMATE, NetworkLayers, Pooling, find_network_layers
+from nc_finetune.callbacks._collapse.averaged import averages_in_place, unknown_averages
 from nc_finetune.callbacks._collapse.history import LOADER_SUFFIX, Row, add_row, is_by_class
 from nc_finetune.callbacks._collapse.loop_ride import LoopRide
 from nc_finetune.callbacks._collapse.measurement import Measurement, MeasurementError
@@ -176,13 +177,15 @@ class CollapseCallback(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the training split if this epoch is due, or the last."""
         if self._is_wanted(trainer, "train"):
-            values = self._measure(trainer, pl_module, "train")
+            everybody: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            values = self._measure_averaged(trainer, pl_module, "train", everybody)
             self._log(pl_module, self._record(trainer, trainer.current_epoch, values))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure what was passed over in an epoch that nobody knew to be the last, as ``EarlyStopping`` makes it."""
+        to_come = self._around(trainer)[1]  # those that had their turn have left their average in the module
         for split in self._passed_over:
-            values = self._measure(trainer, pl_module, split)
+            values = self._measure_averaged(trainer, pl_module, split, to_come)
             values = self._record(trainer, trainer.current_epoch - 1, values)  # the trainer has counted it already
             for logger in trainer.loggers:
                 logger.log_metrics(_logged(values), step=trainer.global_step)
@@ -224,7 +227,9 @@ class CollapseCallback(L.Callback):
         if split is None:
             return
         if ride is None:
-            values = self._measure(trainer, pl_module, split)
+            # Those that had their turn have taken their average out again; no test puts one in.
+            gone = [] if split == "test" else self._around(trainer)[0]
+            values = self._measure_averaged(trainer, pl_module, split, gone)
         else:
             values = self._name(split, [(m, m.compute()) for m in ride.measurements])
         self._log(pl_module, self._record(trainer, trainer.current_epoch, values))
@@ -265,6 +270,8 @@ class CollapseCallback(L.Callback):
 
     def measure(self, trainer: L.Trainer, pl_module: L.LightningModule, split: Split = "train") -> dict[str, float]:
         """Pass a split through the network and return what would be logged; nothing is logged or kept.
+
+        It is of the weights that the module has at that moment, also where a callback averages them.
 
         Args:
             trainer: One that is fitting, validating or testing.
@@ -366,6 +373,32 @@ class CollapseCallback(L.Callback):
         measurements = [self._new_measurement(trainer, pl_module) for _ in loaders]
         pairs = enumerate(zip(measurements, loaders, strict=True))
         return self._name(split, [(m, own_pass.run(m, loader, split, number)) for number, (m, loader) in pairs])
+
+    def _measure_averaged(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, callbacks: Sequence[L.Callback]
+    ) -> dict[str, float]:
+        """Measure a split in a pass of its own, on the averages of the weights that callbacks would validate."""
+        if split != "test":
+            self._warn_of_averages(trainer, split)
+        with averages_in_place(trainer, pl_module, callbacks):
+            return self._measure(trainer, pl_module, split)
+
+    def _around(self, trainer: L.Trainer) -> tuple[list[L.Callback], list[L.Callback]]:
+        """Return the callbacks that have their turn before this one, and those that have it after."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        place = next((place for place, other in enumerate(callbacks) if other is self), len(callbacks))
+        return callbacks[:place], callbacks[place + 1 :]
+
+    def _warn_of_averages(self, trainer: L.Trainer, split: str) -> None:
+        names = unknown_averages(trainer.callbacks)  # type: ignore[attr-defined]
+        if new := [name for name in names if ("average", name) not in self._warned]:
+            self._warned |= {("average", name) for name in new}
+            warnings.warn(
+                f"{type(self).__name__} measures the {split} split on the weights that the module has at that moment,"
+                f" and {', '.join(new)} may validate an average of them: a row may then be of two models; Lightning's"
+                " WeightAveraging and AverageEpochs are known",
+                stacklevel=2,
+            )
 
     # Where to.
 

@@ -88,7 +88,8 @@ def _names_labels(table: Path) -> bool:
         names, _ = _read(table)
     except (ValueError, OSError):  # whatever else it is
         return False
-    return all(_has_column(names, None, usual) for usual in (FILE_COLUMNS, USUAL_LABELS))
+    predicted = "probability" in names  # by `nc-finetune predict`, whose labels nobody means to learn
+    return not predicted and all(_has_column(names, None, usual) for usual in (FILE_COLUMNS, USUAL_LABELS))
 
 
 def _read(table: Path) -> tuple[list[str], Lines]:
