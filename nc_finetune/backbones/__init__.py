@@ -43,5 +43,6 @@ from nc_finetune.backbones.pooling import hidden_state as hidden_state
 from nc_finetune.backbones.pooling import pool_features as pool_features
 from nc_finetune.backbones.preprocessing import Preprocessing as Preprocessing
 from nc_finetune.backbones.timm_backbone import TimmBackbone as TimmBackbone
+from nc_finetune.backbones.timm_backbone import check_tag as check_tag
 from nc_finetune.backbones.weights_origin import WeightsOrigin as WeightsOrigin
 from nc_finetune.backbones.weights_origin import weights_origin as weights_origin

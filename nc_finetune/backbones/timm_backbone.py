@@ -116,11 +116,23 @@ def _tags(architecture: str) -> list[str]:
     return [entry.partition(".")[2] for entry in timm.list_pretrained(f"{architecture}.*")]
 
 
-def _load_hub(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:
-    architecture = name.partition(".")[0]
-    tags = _tags(architecture)
+def check_tag(name: str, tag: str) -> None:
+    """Check that timm knows weights of a network by a tag.
+
+    Raises:
+        ValueError: If it does not.
+
+    Example:
+        >>> check_tag("resnet50", "a1_in1k")
+    """
+    tags = _tags(name.partition(".")[0])
     if tag != "default" and tag not in tags:
         raise unknown_name(f"weights of {name}", tag, ["default", "package", "a file or folder", *tags])
+
+
+def _load_hub(name: str, tag: str, options: Mapping[str, Any]) -> nn.Module:
+    architecture = name.partition(".")[0]
+    check_tag(name, tag)
     try:
         return _create(name if tag == "default" else f"{architecture}.{tag}", pretrained=True, num_classes=0, **options)
     except Exception as error:  # the hub client has many kinds

@@ -128,7 +128,7 @@ class Cell:
 
     def build_backbone(self) -> Backbone:
         """Load the pre-trained weights anew; or draw random ones, of a control."""
-        return self.backbone.build(self.backbone.weights if self.method.pretrained else None)
+        return self.backbone.build(self.backbone.weights_location if self.method.pretrained else None)
 
     def with_options(self, options: Mapping[str, Any]) -> Cell:
         """Return the cell with values of its candidates, instead of the candidates."""

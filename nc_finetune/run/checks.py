@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from nc_finetune.backbones import Backbone, local_path, packaged_weights
+from nc_finetune.backbones import Backbone, check_tag, local_path, packaged_weights
 from nc_finetune.data.sources.locations import BUILT_IN
 from nc_finetune.errors import check_name, unknown_name
 from nc_finetune.methods import LayerReadout
@@ -219,12 +219,17 @@ def _key_layer(layer: str, backbone: Backbone) -> list[str]:
 
 
 def _weights(spec: BackboneSpec) -> list[str]:
-    if spec.weights is None:
+    if unset := _attempt(lambda: spec.weights_location):
+        return unset
+    weights = spec.weights_location
+    if weights is None:
         return []
-    if spec.weights == "package":
+    if weights == "package":
         return _attempt(lambda: packaged_weights(spec.name))
-    path = local_path(spec.weights)
-    return [] if path is None or path.exists() else [f"no weights of {spec.name} at {path}"]
+    path = local_path(weights)
+    if path is None:  # a tag, which of timm's networks is known without a network
+        return [] if ":" in spec.name else _attempt(lambda: check_tag(spec.name, weights))
+    return [] if path.exists() else [f"no weights of {spec.name} at {path}"]
 
 
 def _losses_that_are_the_same(losses: Sequence[LossSpec]) -> Iterator[str]:

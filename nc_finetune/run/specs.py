@@ -42,13 +42,20 @@ def split_size(size: TrainingSize) -> tuple[int | None, float | None]:
     return (None, size) if isinstance(size, float) else (size, None)
 
 
+def _filled_in(text: str, what: str, example: str) -> str:
+    filled = os.path.expandvars(text)
+    if unset := re.search(r"\$\{\w+\}", filled):
+        raise ValueError(f"{what} needs {unset[0]}; export it, e.g. {example}")
+    return filled
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """A backbone of the grid.
 
     Attributes:
         name: As for :func:`~nc_finetune.backbones.create_backbone`.
-        weights: Likewise.
+        weights: Likewise; ``${NAME}`` in it stands for a variable of the environment.
         key_layer: The block that layer FT, SCL-FT and side FT tune; ``None`` is the middle one, ``"auto"`` the one that
             short trials choose on the validation split or by folds (:mod:`nc_finetune.selection`), ``"a+b"`` a span of
             adjacent blocks (not of side FT). A list makes a cell of each; ``"all"``, alone or in a list, is every
@@ -62,6 +69,15 @@ class BackboneSpec:
     key_layer: str | list[str] | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights_location(self) -> str | None:
+        """The weights with the variables of the environment filled in.
+
+        Raises:
+            ValueError: If one of them is not set.
+        """
+        return None if self.weights is None else _filled_in(self.weights, f"the backbone {self.name!r}", "weights")
 
     def build(self, weights: str | None) -> Backbone:
         """Build the network with the weights that are named."""
@@ -148,10 +164,7 @@ class DatasetSpec:
         Raises:
             ValueError: If one of them is not set.
         """
-        source = os.path.expandvars(self.source)
-        if unset := re.search(r"\$\{\w+\}", source):
-            raise ValueError(f"the data set {(self.name or self.source)!r} needs {unset[0]}; export it, e.g. a folder")
-        return source
+        return _filled_in(self.source, f"the data set {(self.name or self.source)!r}", "a folder")
 
     def build(self, training_size: TrainingSize, seed: int, batch_size: int, num_workers: int) -> ImageData:
         """Build the data module of a training sample; it augments where something is said of that."""

