@@ -91,3 +91,13 @@ def test_no_two_variants_of_a_group_share_a_name() -> None:
     odd = [{"loss": "cross_entropy"}, {"loss": "cross_entropy_loss"}, {"key_layer": None}, {"key_layer": "a+b"}]
     odd += [{"key_layer": "a + b"}, {"options": {"a b": 1}}, {"options": {"a_b": 1}}]
     assert len(set(labels(*odd))) == len(odd) - 1  # the first and the third are the same
+
+
+def test_what_folds_chose_from_is_named_where_nothing_else_tells_two_apart() -> None:
+    lists = [{"key_layer": ["layer3.0", "layer4.0"]}, {"key_layer": ["layer1.0", "layer2.0"]}]
+    first, second = ({"config": {"method": {"candidates": values}}} for values in lists)
+    fixed = {"key_layer": "layer3.0", "config": {"method": {"candidates": None}}}
+    assert labels(fixed, {"key_layer": "layer4.0", **first}) == ["SCL-FT, layer3.0", "SCL-FT, layer4.0"]
+    alike = labels(first, second)
+    assert len(set(alike)) == 2
+    assert all("layer" in name for name in alike)

@@ -42,7 +42,7 @@ _PHRASES_OF = {"readout": {"method": "under it {}"}}
 _HEADS = {"simplex_etf_head": "ETF head", "SimplexETFHead": "ETF head", "bottleneck_head": "bottleneck"}
 _VALUES = {"canonical": "the axes", "random": "random directions", "lbfgs": "L-BFGS"}
 # Told only where nothing else sets two variants apart: what was chosen from, and arguments left at their defaults.
-_LAST_SETTINGS = ("method.learning_rates", "method.augmentation")
+_LAST_SETTINGS = ("method.learning_rates", "method.candidates", "method.augmentation")
 Choices = tuple[tuple[str, str], ...]
 
 
@@ -120,7 +120,7 @@ class _Namer:
         inner = [(name, value) for name, value in variant.options if name == "head" and of_head]
         yield from itertools.starmap(partial(_option_phrase, variant.method), dict.fromkeys((*inner, *named)))
         for path, value in variant.settings:
-            if path in self._settings and path not in _LAST_SETTINGS and ".defaults." not in path:
+            if path in self._settings and not path.startswith(_LAST_SETTINGS) and ".defaults." not in path:
                 yield setting_words(path, value)
 
     def label(self, variant: Variant) -> str:
