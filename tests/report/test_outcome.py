@@ -5,7 +5,8 @@ import pytest
 
 from nc_finetune.report._tables.summary import summarize
 from nc_finetune.report._tables.tables import group_table
-from nc_finetune.report.outcome import edge_words, outcome, recommendation_words
+from nc_finetune.report.outcome import edge_words, outcome
+from nc_finetune.report.recommendation import recommendation_words
 from nc_finetune.results.result import Result
 
 TUNED = {"linear_probe": 0.4, "norm_tuning": 1.6, "adapter": 5.1, "scl_ft": 5.4, "layer_ft": 12.0, "full_ft": 100.0}

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nc_finetune.report._tables.comparison import Difference, difference
+from nc_finetune.report._tables.comparison import CONFIDENCE, Difference, _half_interval, difference
 from nc_finetune.report._tables.standings import (
     Standing,
     alternatives,
@@ -378,6 +379,44 @@ def test_over_data_sets_it_is_students_t_of_their_means_however_many_settings_ea
         [make_run(name, value, **size) for size in sizes] for name, value in (("scl_ft", 90), ("full_ft", 80))
     )
     assert compare(ours, theirs).over_sets is None  # one data set, in three sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [[1] * 7, [4, 4, 1, 1, 1, 1, 1], [4, 1, 1]])
+def test_over_data_sets_one_interval_of_twenty_misses_however_many_settings_a_set_has(settings: list[int]) -> None:
+    chance, missed, number = np.random.default_rng(0), 0, 400
+    for _ in range(number):
+        of_sets = chance.normal(0, 1, len(settings))  # the true mean over all sets is 0
+        runs = [
+            make_run(method, 80 + lead * (method == "scl_ft"), dataset=f"{place} {size}", config=config)
+            for place, (lead, sizes) in enumerate(zip(of_sets.tolist(), settings, strict=True))
+            for size in range(sizes)
+            for method in ("scl_ft", "full_ft")
+            for config in [{"dataset": {"name": str(place), "image_size": size}}]
+        ]
+        found = compare([run for run in runs if run.method == "scl_ft"], [r for r in runs if r.method == "full_ft"])
+        assert found.over_sets is not None
+        low, high = found.over_sets
+        missed += not low <= 0 <= high
+    assert 0.025 < missed / number < 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spreads", "least", "most"), [([1.0] * 3, 0.0, 0.05), ([3.0, 1.0, 0.3], 0.04, 0.16)])
+def test_the_intervals_of_all_pairs_hold_together_as_often_as_the_report_says(
+    spreads: list[float], least: float, most: float
+) -> None:
+    chance, methods, seeds, number = np.random.default_rng(0), 16, 5, 150
+    pairs = math.comb(methods, 2)
+    false = 0
+    for _ in range(number):
+        runs = chance.normal(0, 1, (methods, len(spreads), seeds)) * np.array(spreads)[:, None]
+        false += any(
+            abs((runs[one] - runs[other]).mean())
+            > _half_interval(list(runs[one] - runs[other]), 1 - (1 - CONFIDENCE) / pairs)
+            for one, other in itertools.combinations(range(methods), 2)
+        )
+    assert least <= false / number < most
 
 
 LEADS = (("a", 6.0), ("b", -4.0), ("c", 4.0))

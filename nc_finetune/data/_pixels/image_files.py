@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from nc_finetune.errors import DataWarning
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -76,7 +78,8 @@ def _prepare_pillow() -> None:
             if function is not None:
                 getattr(module, function)()
         except Exception as error:  # of a library that it was built for
-            warnings.warn(f"the plug-in {package} of Pillow is installed and fails: {error}", stacklevel=2)
+            said = f"the plug-in {package} of Pillow is installed and fails: {error}"
+            warnings.warn(said, DataWarning, stacklevel=2)
 
 
 def is_image_file(file: PurePath) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nc_finetune.cache import GrowingStore, RowLayout
+from nc_finetune.errors import DataWarning
 
 
 class PixelStore:
@@ -79,4 +80,5 @@ class PixelStore:
         return self._store
 
     def _warn(self, error: OSError) -> None:
-        warnings.warn(f"decoded images cannot be kept in {self.path.parent}: {error}", stacklevel=4)
+        said = f"decoded images cannot be kept in {self.path.parent}: {error}"
+        warnings.warn(said, DataWarning, stacklevel=4)

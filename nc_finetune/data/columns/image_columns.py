@@ -55,7 +55,10 @@ def one_column(kind: str, rows: datasets.Dataset, given: str | None, candidates:
     if given is not None:
         check_name(f"{kind} column", given, rows.column_names)
     if given is None and len(candidates) != 1:
-        raise ValueError(f"cannot tell the {kind} column among {', '.join(rows.column_names)}; pass {kind}_column=")
+        raise ValueError(
+            f"cannot tell the {kind} column among {', '.join(rows.column_names)}; pass {kind}_column=, which is"
+            f" --{kind}-column on the command line"
+        )
     return given or candidates[0]
 
 

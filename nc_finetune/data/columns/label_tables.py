@@ -257,7 +257,7 @@ def _column(table: Path, names: Sequence[str], given: str | None, usual: Sequenc
     if found is None:
         raise ValueError(
             f"cannot tell the {kind} column of {table} among {', '.join(names)}; call it {usual[0]!r}"
-            f" or pass {kind}_column="
+            f" or pass {kind}_column=, which is --{kind}-column on the command line"
         )
     return found
 

@@ -43,7 +43,10 @@ def _image_rows(rows: datasets.Dataset, image: str) -> datasets.Dataset:
         return rows.select_columns([image]).cast_column(image, hf.Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:  # Arrow's errors are of these kinds
         found = rows.features[image]
-        raise ValueError(f"column {image!r} must hold images, it holds {found}; pass image_column=") from error
+        raise ValueError(
+            f"column {image!r} must hold images, it holds {found}; pass image_column=, which is --image-column on the"
+            " command line"
+        ) from error
 
 
 def _from_datasets(found: dict[str, datasets.Dataset], image: str | None, label: str | None) -> Source:

@@ -43,6 +43,7 @@ _HEADS = {"simplex_etf_head": "ETF head", "SimplexETFHead": "ETF head", "bottlen
 _VALUES = {"canonical": "the axes", "random": "random directions", "lbfgs": "L-BFGS"}
 # Told only where nothing else sets two variants apart: what was chosen from, and arguments left at their defaults.
 _LAST_SETTINGS = ("method.learning_rates", "method.candidates", "method.augmentation")
+_MOST_NAMES = 4
 Choices = tuple[tuple[str, str], ...]
 
 
@@ -55,6 +56,27 @@ def plain_words(name: str) -> str:
     """
     parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).replace("_", " ").split()
     return " ".join(_ACRONYMS.get(part.lower(), part.lower()) for part in parts)
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    Example:
+        >>> count(1, "run"), count(2, "run")
+        ('1 run', '2 runs')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name a few, and count the rest; names have commas of their own.
+
+    Example:
+        >>> listed(["a", "b", "c", "d", "e, f", "g"])
+        'a; b; c; d; 2 more'
+    """
+    rest = len(names) - _MOST_NAMES
+    return "; ".join([*names[:_MOST_NAMES], *([f"{rest} more"] if rest > 0 else [])])
 
 
 def _option_phrase(method: str, name: str, value: str) -> str:
