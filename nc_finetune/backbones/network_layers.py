@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nc_finetune.backbones._layers.block_finder import (
     CONTAINERS,
     find_block_names,
+    is_plain_layer,
     named_layers,
     parts_of_other_networks,
 )
@@ -117,7 +118,8 @@ def find_network_layers(
     The network is a :class:`~nc_finetune.backbones.Backbone`, or the one child of the module that holds blocks (see
     :func:`~nc_finetune.backbones.find_block_names`), or the module itself. The classifier is ``module.head`` beside
     a ``Backbone``, and otherwise the last ``nn.Linear`` outside the blocks, with ``num_classes`` rows where that is
-    known. What ``torch.compile`` wrapped is looked at itself.
+    known; where each layer of weights is a block, the last one of these. What ``torch.compile`` wrapped is looked at
+    itself.
 
     Args:
         module: Any module, such as a ``LightningModule``.
@@ -148,6 +150,9 @@ def find_network_layers(
         layout = find_layout(inner, module)
     if classifier is not None or not isinstance(head, nn.Module):
         head = _find_classifier(module, inner, layout.block_names, classifier, num_classes)
+        layers = named_layers(inner)
+        blocks = tuple(name for name in layout.block_names if layers[name] is not head)
+        layout = replace(layout, block_names=blocks)
     return NetworkLayers(module, inner, head, layout)
 
 
@@ -161,7 +166,10 @@ def _submodule(module: nn.Module, network: nn.Module, name: str, kind: str) -> n
 
 def _find_network(module: nn.Module) -> nn.Module:
     layers = named_layers(module)
-    heads = {block.partition(".")[0] for block in find_block_names(module)}
+    blocks = find_block_names(module)
+    if any("." not in block for block in blocks):
+        return module  # its own children are the blocks
+    heads = {block.partition(".")[0] for block in blocks}
     # A container at the top is a part of the network, not a network.
     networks = sorted(name for name in heads if not isinstance(layers[name], CONTAINERS))
     if not networks:
@@ -180,11 +188,14 @@ def _find_classifier(
     if name is not None:
         return _submodule(module, network, name, "classifier")
     layers = named_layers(network)
-    inside = {part for block in blocks for part in layers[block].modules()}
+    inside = {part for block in blocks if not is_plain_layer(layers[block]) for part in layers[block].modules()}
     elsewhere = inside | parts_of_other_networks(module, network)
     linear = [part for part in module.modules() if isinstance(part, nn.Linear) and part not in elsewhere]
     rows = (1, 2) if num_classes == 2 else (num_classes,)  # one logit tells two classes apart
     fitting = [part for part in linear if num_classes is None or part.out_features in rows]
+    if any(is_plain_layer(layers[block]) for block in blocks):  # a second such network looks like a head
+        inner = set(network.modules())
+        fitting = [part for part in fitting if part in inner] or fitting
     return _first_of_equals(module, fitting) if fitting else _convolution_as_classifier(network, num_classes)
 
 

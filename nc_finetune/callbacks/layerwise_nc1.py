@@ -20,9 +20,10 @@ class LayerwiseNC1(CollapseCallback):
     """Measure how far the data have collapsed in every layer, epoch by epoch.
 
     Works on any ``LightningModule``: ``Trainer(callbacks=[LayerwiseNC1()])``. It finds the blocks of timm, torchvision
-    and open_clip networks, and of others that keep their blocks in an ``nn.Sequential`` or ``nn.ModuleList``; the
-    penultimate feature is what the last ``nn.Linear`` outside the blocks sees. Where it cannot know, it asks, before
-    anything runs.
+    and open_clip networks, and of others that keep their blocks in an ``nn.Sequential`` or ``nn.ModuleList``, or beside
+    each other; of a network without blocks, such as a VGG, every linear and convolution layer is measured, before its
+    activation. The penultimate feature is what the last ``nn.Linear`` outside the blocks sees. Where it cannot know, it
+    asks, before anything runs.
 
     Logs, for every chosen layer:
 

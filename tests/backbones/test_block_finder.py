@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import open_clip
 import pytest
@@ -28,12 +29,58 @@ def kinds(model: nn.Module) -> Counter[str]:
         ("mobilenet_v3_small", {"InvertedResidual": 11}),
         ("efficientnet_v2_s", {"FusedMBConv": 10, "MBConv": 30}),
         ("maxvit_t", {"MBConv": 11, "PartitionAttentionLayer": 22}),
-        ("vgg11", {}),
+        ("vgg11", {"Conv2d": 8, "Linear": 3}),
+        ("googlenet", {"Inception": 9}),
+        ("inception_v3", {"InceptionA": 3, "InceptionC": 4, "InceptionE": 2}),
     ],
 )
 def test_blocks_of_torchvision(name: str, expected: dict[str, int]) -> None:
     with torch.device("meta"):
         assert kinds(getattr(torchvision.models, name)(weights=None)) == expected
+
+
+def convolutions(*widths: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            layer
+            for before, after in pairwise(widths)
+            for layer in (nn.Conv2d(before, after, 3), nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+        )
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.body = convolutions(before, after, after)
+        self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1), nn.BatchNorm2d(after))
+
+
+class Holder(nn.Module):
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (nn.Sequential(convolutions(3, 8, 8), convolutions(8, 8, 8), nn.Linear(8, 2)), ("0", "1")),
+        (Holder(conv=nn.Conv2d(3, 8, 3), a=Residual(8, 8), b=Residual(8, 8), fc=nn.Linear(8, 2)), ("a", "b")),
+        (Holder(features=convolutions(3, 8, 8), a=Residual(8, 8), fc=nn.Linear(8, 2)), None),
+        (Holder(stages=nn.Sequential(convolutions(3, 8), convolutions(8, 8)), fc=nn.Linear(8, 2)), None),
+        (Holder(conv1=nn.Conv2d(3, 8, 3), conv2=nn.Conv2d(8, 8, 3), fc=nn.Linear(8, 2)), None),
+    ],
+)
+def test_blocks_of_home_made_networks(net: nn.Module, expected: tuple[str, ...] | None) -> None:
+    """Parts of one kind that stand beside each other, and where there are none, all layers of weights."""
+    weights = tuple(name for name, part in net.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear)))
+    assert find_block_names(net) == (expected or weights)
+
+
+def test_what_attention_reads_itself_is_no_layer() -> None:
+    assert find_block_names(Holder(attention=nn.MultiheadAttention(4, 2), after=nn.Linear(4, 4))) == ("after",)
 
 
 def test_layers_of_densenet_are_its_blocks() -> None:

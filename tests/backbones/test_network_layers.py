@@ -52,6 +52,33 @@ def test_a_named_classifier_is_taken() -> None:
     assert find_network_layers(module, classifier="net.fc").classifier is module.net.fc  # type: ignore[union-attr]
 
 
+def plain() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def test_layers_of_a_plain_network_are_all_but_the_classifier() -> None:
+    whole, parts = find_network_layers(plain()), find_network_layers(Holder(net=plain()[:3], head=nn.Linear(4, 3)))
+    assert whole.layer_names == ("stem", "1", "penultimate")
+    assert parts.layer_names == ("stem", "net.1", "penultimate")
+
+
+def test_a_projector_beside_blocks_is_no_network() -> None:
+    layers = find_network_layers(Holder(net=resnet(3), projector=plain()), num_classes=3)
+    assert layers.block_names[0] == "layer1.0"
+    assert layers.classifier is layers.root.projector[-1]
+
+
+def test_several_plain_networks_need_a_name() -> None:
+    class Net(Holder):
+        def __init__(self) -> None:
+            super().__init__(conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 3))
+
+    module = Holder(student=Net(), teacher=Net())
+    with pytest.raises(ValueError, match=r"several parts of Holder: student, teacher; .* network='student'"):
+        find_network_layers(module)
+    assert find_network_layers(module, network="student").layer_names == ("stem", "conv", "penultimate")
+
+
 def test_several_networks_need_a_name() -> None:
     module = Holder(student=resnet(), teacher=resnet())
     with pytest.raises(ValueError, match=r"several parts of Holder: student, teacher; .* network='student'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from torch import nn
@@ -58,14 +59,17 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
     transitions between them. In others, such as those of torchvision, transformers and open_clip, a block is a member
     of an ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict`` that is no such container itself and has two or
     more layers of weights; of nested ones, the outermost that is no stage. A stage is a container of blocks, with at
-    most one layer of weights beside them, such as a downsampling. Where there is no such block, as in a MobileNetV1,
-    members with one layer of weights and a norm are taken. Of a CLIP model, only the visual tower is looked at.
+    most one layer of weights beside them, such as a downsampling. Of a CLIP model, only the visual tower is looked at.
+
+    Where there is no such block, the first of these is taken that there is: parts with two or more layers of weights
+    of which the same module has several of one class, as in a GoogLeNet, other than classifiers; members with one
+    layer of weights and a norm, as in a MobileNetV1; every linear and convolution layer, as in a VGG.
 
     Args:
         model: The network.
 
     Returns:
-        Names in the order in which they were registered; empty if there are none.
+        Names in the order in which they were registered; empty if it has no layer of weights.
 
     Example:
         >>> import timm, torchvision
@@ -73,9 +77,12 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
         ('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5')
         >>> find_block_names(torchvision.models.resnet18())[:3]
         ('layer1.0', 'layer1.1', 'layer2.0')
+        >>> find_block_names(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)))
+        ('0', '2')
     """
     if not (surely := tuple(_blocks(model, _is_block))):
-        return tuple(_blocks(model, _is_layer))
+        tried = (_siblings(model, _rows_of_last(model)), _blocks(model, _is_layer), _plain_layers(model))
+        return next(filter(None, map(tuple, tried)), ())
     layers = named_layers(model)
     kinds = {type(layers[name]) for name in surely}  # of one kind, some may have a single layer of weights
     return tuple(_blocks(model, lambda part: _is_block(part) or (type(part) in kinds and _is_layer(part))))
@@ -85,7 +92,19 @@ def parts_of_other_networks(root: nn.Module, network: nn.Module) -> set[nn.Modul
     """Return all modules of those children of a module that hold blocks and have no part in common with a network."""
     inner = set(network.modules())
     others = (child for child in root.children() if not inner & set(child.modules()))
-    return {part for child in others if find_block_names(child) for part in child.modules()}
+    return {part for child in others if _has_blocks(child) for part in child.modules()}
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    """Tell whether a module has blocks, rather than layers of weights alone, as a head has."""
+    return any(name for wanted in (_is_block, _is_layer) for name in _blocks(module, wanted))
+
+
+def is_plain_layer(module: nn.Module) -> bool:
+    """Tell whether a module is a linear or convolution layer that is run as such."""
+    # The projection of an nn.MultiheadAttention is read by it, and never called.
+    is_read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not is_read
 
 
 def _blocks(
@@ -100,6 +119,37 @@ def _blocks(
             yield f"{prefix}{name}"
         else:
             yield from _blocks(child, wanted, f"{prefix}{name}.", container)
+
+
+def _siblings(module: nn.Module, rows: int | None, prefix: str = "") -> Iterator[str]:
+    """Name parts of one class beside each other; of an ``nn.Sequential``, those inside rather than itself."""
+    children = list(_image_children(module))
+    able = {name for name, child in children if _can_be_block(child, rows)}
+    kinds = Counter(type(child) for name, child in children if name in able)
+    for name, child in children:
+        is_one = name in able and kinds[type(child)] > 1
+        inner = () if is_one and not _is_container(child) else tuple(_siblings(child, rows, f"{prefix}{name}."))
+        yield from inner or ((f"{prefix}{name}",) if is_one else ())
+
+
+def _can_be_block(module: nn.Module, rows: int | None) -> bool:
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)) or not _is_block(module):
+        return False
+    last = [part for part in module.modules() if is_plain_layer(part)][-1:]
+    return not (last and isinstance(last[0], nn.Linear) and last[0].out_features == rows)  # or it is a classifier
+
+
+def _rows_of_last(model: nn.Module) -> int | None:
+    linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    return linear[-1].out_features if linear else None
+
+
+def _plain_layers(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    for name, child in _image_children(module):
+        if is_plain_layer(child):
+            yield f"{prefix}{name}"
+        else:
+            yield from _plain_layers(child, f"{prefix}{name}.")
 
 
 def _image_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
