@@ -84,7 +84,8 @@ def check_labels(labels: Tensor | Iterable[Any]) -> Tensor:
     """Return labels as int64 of shape ``(N,)``; how large they are is not looked at.
 
     Args:
-        labels: Integers of shape ``(N,)`` or ``(N, 1)``, a tensor or a list.
+        labels: Integers of shape ``(N,)`` or ``(N, 1)``, a tensor or a list; for two classes also 0 and 1 as floats or
+            booleans; or one-hot rows of any dtype, shape ``(N, K)``.
 
     Returns:
         The labels.
@@ -94,23 +95,33 @@ def check_labels(labels: Tensor | Iterable[Any]) -> Tensor:
         ValueError: If they have another shape.
 
     Example:
-        >>> check_labels([[1], [0]])
-        tensor([1, 0])
+        >>> check_labels([[1], [0]]), check_labels([[0.0, 1.0], [1.0, 0.0]])
+        (tensor([1, 0]), tensor([1, 0]))
     """
     labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    is_other = not _is_integer(labels) or labels.ndim == 2
+    if (
+        is_other and labels.ndim in (1, 2) and bool(((labels == 0) | (labels == 1)).all())
+    ):  # integers are not waited for
+        one_hot = labels.ndim == 2 and bool((labels.sum(dim=1) == 1).all())
+        labels = labels.to(torch.int64).argmax(dim=1) if one_hot else labels.to(torch.int64)
+    if not _is_integer(labels):
         raise TypeError(
             f"labels must be integers, one a sample, got {labels.dtype} of shape {tuple(labels.shape)}; pass unpack=, a"
             " function that takes the batch and returns (inputs, labels)"
         )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(
             f"labels must have shape (N,), got {tuple(labels.shape)}; pass unpack=, a function that takes the batch and"
             " returns (inputs, labels)"
         )
     return labels.to(torch.int64)
+
+
+def _is_integer(labels: Tensor) -> bool:
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
 
 
 def count_unrepeated(loader: Any, seen: int, size: int) -> int:

@@ -252,3 +252,44 @@ def test_lists_of_validation_loaders(make_trainer: TrainerFactory, number: int) 
     cache = PrefixCache()
     assert run(cache) == pytest.approx(run(), rel=1e-6)
     assert cache.stored_bytes.keys() == {"train", "val"}
+
+
+class PlainNet(L.LightningModule):
+    """No residual block anywhere, and one that knows nothing of us."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv2d(8, 8, 3, stride=2)
+        self.fc = torch.nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv2(self.conv1(images).relu()).relu().mean((2, 3)))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0].float()), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def test_a_plain_network_and_one_hot_labels_are_measured(make_trainer: TrainerFactory) -> None:
+    images, labels = make_samples().tensors
+    histories = []
+    for given in (labels, torch.nn.functional.one_hot(labels, 3).float()):
+        callback = LayerwiseNC1(strict=True)
+        loader = DataLoader(TensorDataset(images.float(), given), batch_size=6)
+        make_trainer(callback, max_epochs=1).fit(PlainNet(), loader)
+        histories.append({name: value for name, value in callback.history[-1].items() if name.startswith("nc1/")})
+    assert list(histories[0]) == ["nc1/stem", "nc1/conv1", "nc1/conv2", "nc1/penultimate"]
+    assert histories[0] == histories[1]
+    with torch.no_grad():
+        features = PlainNet().conv1(images.float()).mean((2, 3))
+    assert histories[0]["nc1/conv1"] == pytest.approx(float(nc1(features, labels)), rel=1e-4)
+
+
+def test_what_steps_do_to_a_batch_is_asked_for(make_trainer: TrainerFactory) -> None:
+    loader = DataLoader(make_samples(), batch_size=6)
+    with pytest.warns(UserWarning, match="should be the same.*pass unpack=, a function that does so"):
+        make_trainer(LayerwiseNC1(), max_epochs=1).fit(PlainNet(), loader)

@@ -119,11 +119,31 @@ def test_batches_without_labels_are_refused(batch: Any, error: type[Exception], 
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, 1],
+        [[0], [1], [1]],
+        [False, True, True],
+        [0.0, 1.0, 1.0],
+        [[0.0], [1.0], [1.0]],
+        [[1, 0], [0, 1], [0, 1]],
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]],
+    ],
+)
+def test_labels_that_leave_no_doubt_are_taken(labels: Any) -> None:
+    found = check_labels(labels)
+    assert found.dtype is torch.int64
+    assert found.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
     ("labels", "error", "match"),
     [
         ([0.5, 1.0], TypeError, "labels must be integers"),
-        ([True], TypeError, "labels must be integers"),
-        ([[0, 1], [1, 0]], ValueError, r"labels must have shape \(N,\), got \(2, 2\)"),
+        ([0.0, 2.0], TypeError, "labels must be integers"),  # it may be a regression
+        ([[0.9, 0.1], [0.0, 1.0]], TypeError, "labels must be integers"),
+        ([[0, 1], [1, 1]], ValueError, r"labels must have shape \(N,\), got \(2, 2\)"),
+        ([[[0, 1], [1, 0]]], ValueError, r"labels must have shape \(N,\), got \(1, 2, 2\)"),
     ],
 )
 def test_labels_of_other_kinds_are_refused(labels: Any, error: type[Exception], match: str) -> None:

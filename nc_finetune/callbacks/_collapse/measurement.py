@@ -118,7 +118,8 @@ class Measurement:
 
     def fail_at(self, batch: int, error: Exception) -> None:
         """Give up all layers because of what a batch brought."""
-        self.fail(_at(batch, error), error)
+        hint = "; where steps change what a batch has for inputs or labels, pass unpack=, a function that does so, too"
+        self.fail(_at(batch, error) + ("" if "unpack=" in str(error) else hint), error)
 
     def watch(self, take: Callable[[str, Any], None]) -> ExitStack:
         """Register the hooks of all layers; they are gone when the returned stack is closed."""
