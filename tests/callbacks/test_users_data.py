@@ -293,3 +293,24 @@ def test_what_steps_do_to_a_batch_is_asked_for(make_trainer: TrainerFactory) -> 
     loader = DataLoader(make_samples(), batch_size=6)
     with pytest.warns(UserWarning, match="should be the same.*pass unpack=, a function that does so"):
         make_trainer(LayerwiseNC1(), max_epochs=1).fit(PlainNet(), loader)
+
+
+def test_a_head_that_only_steps_run_is_named_as_the_reason(make_trainer: TrainerFactory) -> None:
+    class InSteps(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            net = PlainNet()
+            self.encoder = torch.nn.Sequential(net.conv1, net.conv2, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+            self.head = net.fc
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return torch.nn.functional.cross_entropy(self.head(self.encoder(batch[0].float())), batch[1])
+
+        configure_optimizers = PlainNet.configure_optimizers
+
+    images, labels = make_samples().tensors
+    loader = DataLoader(TensorDataset(images.float(), labels), batch_size=6)
+    callback = LayerwiseNC1(network="encoder")
+    with pytest.warns(UserWarning, match=r"layer penultimate: .* InSteps has no forward\(\), so its network"):
+        make_trainer(callback, max_epochs=1).fit(InSteps(), loader)
+    assert callback.history[-1]["nc1/0"] > 0

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -166,13 +167,21 @@ class Measurement:
             if any_failed:
                 sums.fail("it failed in another process")
             elif largest == 0:
-                sums.fail("it gave nothing: it did not run in the forward pass of any batch")
+                root = self.network.root
+                reason = "it gave nothing: it did not run in the forward pass of any batch"
+                without = f"; {type(root).__name__} has no forward(), so its network alone is run"
+                sums.fail(reason if has_forward(root) else reason + without)
             elif largest != -smallest:
                 sums.fail(f"its width differs between processes: {-smallest} to {largest}")
             else:
                 sums.ensure_metric(largest, self.device)
                 if any_folded:
                     sums.fold()
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Tell whether a module can be called: a LightningModule may do all in its steps."""
+    return type(module).forward is not L.LightningModule.forward
 
 
 def _at(batch: int, error: Exception) -> str:

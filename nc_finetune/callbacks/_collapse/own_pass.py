@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from nc_finetune.backbones import NetworkLayers
-from nc_finetune.callbacks._collapse.measurement import Measurement
+from nc_finetune.callbacks._collapse.measurement import Measurement, has_forward
 from nc_finetune.passes.batches import ClassCap, Unpack, check_labels, prepare_batch
 from nc_finetune.passes.evaluation import evaluating
 from nc_finetune.passes.measured_data import PlainPass
@@ -92,8 +92,7 @@ class OwnPass:
 
 def _forward(module: L.LightningModule, network: NetworkLayers, inputs: Any) -> None:
     """Run the module, or its network where it has no ``forward`` of its own."""
-    has_forward = type(module).forward is not L.LightningModule.forward
-    if has_forward or network.network is module:
+    if has_forward(module) or network.network is module:
         module(inputs)
     else:
         network.network(inputs)
