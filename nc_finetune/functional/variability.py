@@ -204,7 +204,7 @@ def _unexplained(statistics: ClassStatistics) -> Tensor:
     By the Schur complement it is ``tr(E (I + E)^-1)``, where E is the within-class covariance along the directions of
     Sigma_B, each in units of its own spread of the class means, as far as the other directions do not predict it.
     """
-    factor, _ = between_class_factor(statistics, "samples")
+    factor, single = between_class_factor(statistics, "samples")
     projector = whitener(statistics, "samples")
     within = within_class_scatter(statistics) / statistics.counts.sum()
     across = within @ projector
@@ -212,7 +212,7 @@ def _unexplained(statistics: ClassStatistics) -> Tensor:
     # (I - V V^T) Sigma_W (I - V V^T), the directions V of Sigma_B taken out on both sides.
     half = within - projector @ (factor @ within)
     rest = half - (half @ projector) @ factor
-    rounding = torch.finfo(rest.dtype).eps * len(rest) * within.diagonal().sum().detach()
+    rounding = torch.finfo(rest.dtype).eps * len(rest) * within.diagonal().sum().detach() + single.square()
     predicted = others.T @ torch.linalg.pinv((rest + rest.T) / 2, atol=rounding, rtol=0.0, hermitian=True) @ others
     remaining = projector.T @ across - predicted
     identity = torch.eye(len(remaining), dtype=remaining.dtype, device=remaining.device)

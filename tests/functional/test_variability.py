@@ -186,6 +186,23 @@ def test_undefined_is_nan_with_a_reason(measure: Measure, target: list[int], cla
     assert value.isnan()
 
 
+@pytest.mark.parametrize("measure", [nc1, vci, h_score])
+def test_rounding_of_single_precision_is_no_direction(measure: Measure) -> None:
+    """A convolution of grey images on black sees their ink alone: its eight means are one direction, and rounding."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(200) % 10
+    images = torch.rand(200, 1, 12, 12, generator=generator, dtype=torch.float64) * (1 + target.view(-1, 1, 1, 1) / 10)
+    kernels = torch.randn(8, 1, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(8, generator=generator, dtype=torch.float64)
+
+    def features(dtype: torch.dtype) -> Tensor:
+        padded = torch.nn.functional.pad(images.to(dtype), (2, 2, 2, 2))
+        return torch.nn.functional.conv2d(padded, kernels.to(dtype), bias.to(dtype)).mean((2, 3))
+
+    expected = measure(features(torch.float64), target)
+    assert measure(features(torch.float32), target).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_rounding_of_equal_means_does_not_pass_for_a_difference() -> None:
     features = torch.full((3000, 4), 0.1, dtype=torch.float64)
     sums = statistics_module(features[:7], torch.arange(7), 7)
