@@ -52,7 +52,7 @@ def _check_found(network: NetworkLayers) -> None:
     if not network.block_names:
         children = ", ".join(name for name, _ in network.root.named_children()) or "none"
         raise ValueError(
-            f"no block and no layer of weights was found in {kind}, so layers=None has none to measure; pass layers="
+            f"no blocks were found in {kind}, so layers=None has none to measure; pass layers="
             f" with names of submodules (its children: {children}), or with 'penultimate'"
         )
     _check_classifier(network)

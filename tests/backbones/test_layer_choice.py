@@ -49,7 +49,7 @@ def test_what_is_not_there_is_an_error(layers: Any, match: str) -> None:
 
 def test_a_net_without_blocks_asks_for_names() -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Bilinear(4, 4, 4), nn.Linear(4, 3))
-    with pytest.raises(ValueError, match=r"no block and no layer of weights was found in Sequential.* 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"no blocks were found in Sequential.* 0, 1, 2"):
         choose(None, plain)
     assert choose(["1", "penultimate"], plain) == ("penultimate", "1")
 

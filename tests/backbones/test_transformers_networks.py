@@ -195,6 +195,9 @@ def test_features_are_those_of_the_hidden_states(family: Family) -> None:
 @every_family
 def test_they_are_measured_in_a_training(family: Family) -> None:
     net = family.build()
+    for part in net.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.momentum = 1.0  # statistics of two batches alone shrink what tells images apart to rounding
     data = TensorDataset(torch.randn(9, 3, family.size, family.size), torch.arange(9) % 3)
     callback = LayerwiseNC1(strict=True, num_classes=3)
     trainer = L.Trainer(

@@ -61,15 +61,16 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
     more layers of weights; of nested ones, the outermost that is no stage. A stage is a container of blocks, with at
     most one layer of weights beside them, such as a downsampling. Of a CLIP model, only the visual tower is looked at.
 
-    Where there is no such block, the first of these is taken that there is: parts with two or more layers of weights
-    of which the same module has several of one class, as in a GoogLeNet, other than classifiers; members with one
-    layer of weights and a norm, as in a MobileNetV1; every linear and convolution layer, as in a VGG.
+    Where there is no such block, nor a network of timm, the first of these is taken that there is: parts with two or
+    more layers of weights of which the same module has several of one class, as in a GoogLeNet, other than classifiers;
+    members with one layer of weights and a norm, as in a MobileNetV1; every linear and convolution layer, as in a VGG.
 
     Args:
         model: The network.
 
     Returns:
-        Names in the order in which they were registered; empty if it has no layer of weights.
+        Names in the order in which they were registered; empty if it has no layer of weights, or is one of timm
+            without blocks.
 
     Example:
         >>> import timm, torchvision
@@ -81,6 +82,8 @@ def find_block_names(model: nn.Module) -> tuple[str, ...]:
         ('0', '2')
     """
     if not (surely := tuple(_blocks(model, _is_block))):
+        if holds_timm_network(model):
+            return ()  # timm says that it has none
         tried = (_siblings(model, _rows_of_last(model)), _blocks(model, _is_layer), _plain_layers(model))
         return next(filter(None, map(tuple, tried)), ())
     layers = named_layers(model)
