@@ -11,8 +11,8 @@ from nc_finetune.functional.class_statistics import ClassStatistics
 from nc_finetune.functional.undefined import named, warn_undefined
 
 Between = Literal["classes", "samples"]
-# Of means of features in single precision, relative to their length. Differences that are features, and no rounding,
-# are hundreds of times larger in every layer of the networks that were looked at.
+# Of means of features in single precision, relative to their length. The smallest singular value of any layer of
+# EfficientNet-Lite0 on CIFAR-100 and on digits is hundreds of times larger.
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 
@@ -54,7 +54,7 @@ def undefined_reason(statistics: ClassStatistics) -> str | None:
 
     Returns:
         Fewer than two classes, classes without samples (named), features that are not finite, or class means that
-        coincide.
+        coincide up to the rounding of single precision.
 
     Example:
         >>> from nc_finetune.functional import empty_class_statistics
@@ -70,7 +70,7 @@ def undefined_reason(statistics: ClassStatistics) -> str | None:
         return "the features are not finite"
     factor, rounding = between_class_factor(statistics)
     if torch.linalg.vector_norm(factor) <= rounding:
-        return "all class means coincide (Sigma_B = 0)"
+        return "all class means coincide, up to the rounding of single precision (Sigma_B = 0)"
     return None
 
 

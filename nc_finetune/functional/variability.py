@@ -85,6 +85,9 @@ def nc1(
     (``between="classes"``), or ``1/N sum_k n_k (m_k - m_G)(m_k - m_G)^T`` around the sample mean
     (``between="samples"``, the convention of linear discriminant analysis).
 
+    Directions along which class means differ by less than single precision rounds, 5e-7 of their size, are left out,
+    also of features in double precision.
+
     Differentiable in ``features``. NC1 depends on the number of samples: compare values at equal N only. Features
     wider than 8,192 are projected in a second pass, in memory O(K D).
 

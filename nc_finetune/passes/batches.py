@@ -101,12 +101,11 @@ def check_labels(labels: Tensor | Iterable[Any]) -> Tensor:
     labels = torch.as_tensor(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    is_other = not _is_integer(labels) or labels.ndim == 2
-    if (
-        is_other and labels.ndim in (1, 2) and bool(((labels == 0) | (labels == 1)).all())
-    ):  # integers are not waited for
-        one_hot = labels.ndim == 2 and bool((labels.sum(dim=1) == 1).all())
-        labels = labels.to(torch.int64).argmax(dim=1) if one_hot else labels.to(torch.int64)
+    if labels.ndim == 2 or (labels.ndim == 1 and not _is_integer(labels)):  # of plain integers no value is waited for
+        known = ((labels == 0) | (labels == 1)).all()
+        if known if labels.ndim == 1 else known & (labels.sum(dim=1) == 1).all():
+            labels = labels.to(torch.int64)
+            labels = labels if labels.ndim == 1 else labels.argmax(dim=1)
     if not _is_integer(labels):
         raise TypeError(
             f"labels must be integers, one a sample, got {labels.dtype} of shape {tuple(labels.shape)}; pass unpack=, a"

@@ -56,6 +56,9 @@ class Residual(nn.Module):
         self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1), nn.BatchNorm2d(after))
 
 
+DEEP = ("0.0", "0.1", "1.0", "1.1")  # not the two stages
+
+
 class Holder(nn.Module):
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
@@ -67,6 +70,7 @@ class Holder(nn.Module):
     ("net", "expected"),
     [
         (nn.Sequential(convolutions(3, 8, 8), convolutions(8, 8, 8), nn.Linear(8, 2)), ("0", "1")),
+        (nn.Sequential(*(nn.Sequential(convolutions(3, 8, 8), convolutions(8, 8, 8)) for _ in "ab")), DEEP),
         (Holder(conv=nn.Conv2d(3, 8, 3), a=Residual(8, 8), b=Residual(8, 8), fc=nn.Linear(8, 2)), ("a", "b")),
         (Holder(features=convolutions(3, 8, 8), a=Residual(8, 8), fc=nn.Linear(8, 2)), None),
         (Holder(stages=nn.Sequential(convolutions(3, 8), convolutions(8, 8)), fc=nn.Linear(8, 2)), None),
